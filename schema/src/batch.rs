@@ -40,8 +40,8 @@ pub const CRC_START: usize = at::ATTRIBUTES;
 pub const MAGIC: i8 = 2;
 /// Bytes that the length field does not count: base offset and the field itself.
 pub const LENGTH_EXCLUDES_BYTES: usize = at::LEADER_EPOCH;
-/// The largest batch whose length its own length field can state.
-pub const MAX_BATCH_BYTES: usize = i32::MAX as usize;
+/// The largest batch that the layout allows: lengths are 32 bits with a sign.
+pub const FORMAT_MAX_BYTES: usize = i32::MAX as usize;
 
 /// Where each field begins.
 pub(crate) mod at {
@@ -376,7 +376,7 @@ impl Header {
         let batch_bytes = usize::try_from(length)
             .ok()
             .map(|length| length.saturating_add(LENGTH_EXCLUDES_BYTES))
-            .filter(|bytes| (HEADER_BYTES..=MAX_BATCH_BYTES).contains(bytes))
+            .filter(|bytes| (HEADER_BYTES..=FORMAT_MAX_BYTES).contains(bytes))
             .ok_or(BatchError::BadLength { found: length })?;
         let base = i64::from_be_bytes(field(header, at::BASE_OFFSET));
         let last_delta = i32::from_be_bytes(field(header, at::LAST_OFFSET_DELTA));

@@ -20,8 +20,8 @@
 use std::iter::FusedIterator;
 
 use crate::batch::{
-    self, Attributes, BatchError, HEADER_BYTES, Header, LENGTH_EXCLUDES_BYTES, MAGIC,
-    MAX_BATCH_BYTES, TimestampType, at,
+    self, Attributes, BatchError, FORMAT_MAX_BYTES, HEADER_BYTES, Header, LENGTH_EXCLUDES_BYTES,
+    MAGIC, TimestampType, at,
 };
 use crate::compress::{self, Codec};
 
@@ -596,10 +596,10 @@ impl BatchBuilder {
         }
         // Compressed or not: a reader must be able to hold the records as well.
         let bytes = HEADER_BYTES + self.records.len();
-        if bytes > MAX_BATCH_BYTES {
+        if bytes > FORMAT_MAX_BYTES {
             return Err(BatchError::TooLarge {
                 bytes,
-                limit: MAX_BATCH_BYTES,
+                limit: FORMAT_MAX_BYTES,
             });
         }
         let start = out.len();
@@ -611,10 +611,10 @@ impl BatchBuilder {
         let bytes = batch.len();
         let length = i32::try_from(bytes - LENGTH_EXCLUDES_BYTES)
             .ok()
-            .filter(|_| bytes <= MAX_BATCH_BYTES)
+            .filter(|_| bytes <= FORMAT_MAX_BYTES)
             .ok_or(BatchError::TooLarge {
                 bytes,
-                limit: MAX_BATCH_BYTES,
+                limit: FORMAT_MAX_BYTES,
             })?;
         put(batch, at::LENGTH, length.to_be_bytes());
         put(batch, at::LEADER_EPOCH, (-1_i32).to_be_bytes());

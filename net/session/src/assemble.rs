@@ -1,0 +1,178 @@
+//! Cutting a stream of bytes into frames. A frame that arrives whole is handed on where it lies;
+//! only one that arrives in pieces is copied, into memory that its own header has bounded.
+
+use ringtide_schema::frame::{FrameError, FrameHeader, HEADER_BYTES};
+
+/// One whole frame, its lengths checked, its envelope not yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame<'a> {
+    /// The checked header.
+    pub header: FrameHeader,
+    /// The FlatBuffers envelope, not yet verified.
+    pub envelope: &'a [u8],
+    /// Record batches, not yet checked.
+    pub payload: &'a [u8],
+}
+
+/// Why a stream cannot be trusted any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SessionError {
+    /// A header that is none.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// Collects what arrives of a frame until it is whole.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    /// The beginning of a frame whose rest has not arrived; empty between frames.
+    partial: Vec<u8>,
+    /// Bytes of that frame, once its header has been read.
+    want: Option<usize>,
+}
+
+/// A buffer larger than this is given back as soon as its frame was handled.
+const KEPT_BYTES: usize = 4 << 10;
+
+impl Assembler {
+    /// An assembler at the start of a stream.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes held for a frame that is not whole yet.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
+    /// Whether a frame has begun to arrive but is not whole.
+    pub fn is_mid_frame(&self) -> bool {
+        !self.partial.is_empty()
+    }
+
+    /// Takes what arrived and calls `each` for every frame that is whole now, in order.
+    pub fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        mut each: impl FnMut(Frame<'_>),
+    ) -> Result<(), SessionError> {
+        if !self.partial.is_empty() {
+            let Some(rest) = self.complete_partial(bytes)? else { return Ok(()) };
+            bytes = rest;
+            let mut whole = std::mem::take(&mut self.partial);
+            if let Some(header) = FrameHeader::decode(&whole)? {
+                each(split(header, &whole));
+            }
+            whole.clear();
+            if whole.capacity() <= KEPT_BYTES {
+                self.partial = whole;
+            }
+        }
+        loop {
+            let Some(header) = FrameHeader::decode(bytes)? else { break };
+            if bytes.len() < header.frame_bytes() {
+                self.want = Some(header.frame_bytes());
+                self.partial.reserve_exact(header.frame_bytes());
+                break;
+            }
+            each(split(header, bytes));
+            bytes = &bytes[header.frame_bytes()..];
+        }
+        self.partial.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// Moves bytes to the partial frame; when it is whole, what follows it.
+    fn complete_partial<'a>(
+        &mut self,
+        mut bytes: &'a [u8],
+    ) -> Result<Option<&'a [u8]>, SessionError> {
+        if self.want.is_none() {
+            let take = bytes.len().min(HEADER_BYTES - self.partial.len());
+            self.partial.extend_from_slice(&bytes[..take]);
+            bytes = &bytes[take..];
+            match FrameHeader::decode(&self.partial)? {
+                None => return Ok(None),
+                Some(header) => {
+                    self.want = Some(header.frame_bytes());
+                    self.partial.reserve_exact(header.frame_bytes() - self.partial.len());
+                }
+            }
+        }
+        let want = self.want.unwrap_or(HEADER_BYTES);
+        let take = bytes.len().min(want - self.partial.len());
+        self.partial.extend_from_slice(&bytes[..take]);
+        if self.partial.len() < want {
+            return Ok(None);
+        }
+        self.want = None;
+        Ok(Some(&bytes[take..]))
+    }
+}
+
+fn split(header: FrameHeader, frame: &[u8]) -> Frame<'_> {
+    let payload_at = HEADER_BYTES + header.envelope_bytes as usize;
+    Frame {
+        header,
+        envelope: &frame[HEADER_BYTES..payload_at],
+        payload: &frame[payload_at..header.frame_bytes()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use ringtide_schema::frame::Op;
+
+    fn frame(correlation: u64, envelope: &[u8], payload: &[u8]) -> Vec<u8> {
+        let header = FrameHeader::new(Op::Ping, 0, correlation, envelope.len(), payload.len());
+        [&header.encode()[..], envelope, payload].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn any_cutting_of_a_stream_gives_the_same_frames(
+            bodies in prop::collection::vec((0..200usize, 0..9000usize), 1..6),
+            cuts in prop::collection::vec(1..700usize, 1..60),
+        ) {
+            let mut stream = Vec::new();
+            for (i, &(e, p)) in bodies.iter().enumerate() {
+                stream.extend(frame(i as u64, &vec![1; e], &vec![2; p]));
+            }
+            let mut assembler = Assembler::new();
+            let mut seen = Vec::new();
+            let mut at = 0;
+            for cut in cuts.iter().cycle() {
+                if at == stream.len() { break; }
+                let end = (at + cut).min(stream.len());
+                assembler.feed(&stream[at..end], |f| {
+                    seen.push((f.header.correlation, f.envelope.len(), f.payload.len()));
+                }).expect("good frames");
+                at = end;
+            }
+            let want: Vec<_> =
+                bodies.iter().enumerate().map(|(i, &(e, p))| (i as u64, e, p)).collect();
+            prop_assert_eq!(seen, want);
+            prop_assert!(!assembler.is_mid_frame());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let mut assembler = Assembler::new();
+            let _ = assembler.feed(&bytes, |_| ());
+        }
+    }
+
+    #[test]
+    fn a_large_frame_leaves_no_large_buffer_behind() {
+        let bytes = frame(1, &[], &vec![0; 1 << 20]);
+        let mut assembler = Assembler::new();
+        let mut frames = 0;
+        for piece in bytes.chunks(100_000) {
+            assembler.feed(piece, |_| frames += 1).expect("a good frame");
+        }
+        assert_eq!(frames, 1);
+        assert!(assembler.held_bytes() <= KEPT_BYTES, "{}", assembler.held_bytes());
+    }
+}

@@ -1,0 +1,173 @@
+//! Offset and time index of a segment: derived data, rebuilt when missing or wrong.
+//!
+//! One file per segment, `<base offset>.index`:
+//!
+//! ```text
+//!  0          8        10      12       16            24              28       32     36     40
+//!  +----------+--------+-------+--------+-------------+---------------+--------+------+------+-----------
+//!  | magic    | format | 0 u16 | count  | base offset | covered bytes | 0 u32  | crc  | 0 u32| entries
+//!  | RTINDEX1 | u16    |       | u32    | u64         | u32           |        | u32  |      | count x 24
+//!  +----------+--------+-------+--------+-------------+---------------+--------+------+------+-----------
+//! entry
+//!  0            4          8                16               24
+//!  +------------+----------+----------------+----------------+
+//!  | offset -   | position | first timestamp| largest time-  |
+//!  | base u32   | u32      | of batch i64   | stamp before   |
+//!  +------------+----------+----------------+----------------+
+//! ```
+//!
+//! All little endian; `crc` is CRC-32C over bytes 0..32 followed by the entries. An entry stands for
+//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart. `largest
+//! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
+//! first): it only grows, so that a binary search finds where records at or after a time begin.
+
+use crate::{le, put_le};
+
+/// Bytes before the entries.
+pub const HEADER_BYTES: usize = 40;
+/// Bytes of an entry.
+pub const ENTRY_BYTES: usize = 24;
+/// The version of this format.
+pub const FORMAT: u16 = 1;
+/// The least distance in bytes of two entries' batches.
+pub const INTERVAL_BYTES: u32 = 32 << 10;
+const MAGIC: [u8; 8] = *b"RTINDEX1";
+
+/// One batch of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexEntry {
+    /// Base offset of the batch less that of the segment.
+    pub relative_offset: u32,
+    /// Where the batch begins in the segment, in bytes.
+    pub position: u32,
+    /// The batch's base timestamp, ms since 1970.
+    pub timestamp_ms: i64,
+    /// The largest timestamp of the records before the batch.
+    pub max_timestamp_before_ms: i64,
+}
+
+/// Why an index is not believed; it is then rebuilt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IndexError {
+    /// Some other file, or another version's.
+    #[error("not an index of this version")]
+    Magic,
+    /// Longer or shorter than it says.
+    #[error("the index is {have} bytes long instead of {want}")]
+    Length {
+        /// By its header.
+        want: usize,
+        /// Of the file.
+        have: usize,
+    },
+    /// Damaged.
+    #[error("index checksum is {stored:#010x}, computed {computed:#010x}")]
+    Checksum {
+        /// As read.
+        stored: u32,
+        /// Over what was read.
+        computed: u32,
+    },
+}
+
+/// The index as the bytes of its file. `covered_bytes`: how much of the segment it knows.
+pub fn encode(base_offset: u64, covered_bytes: u32, entries: &[IndexEntry]) -> Vec<u8> {
+    let mut out = vec![0; HEADER_BYTES + entries.len() * ENTRY_BYTES];
+    out[..8].copy_from_slice(&MAGIC);
+    put_le!(out, 8, FORMAT);
+    put_le!(out, 12, entries.len() as u32);
+    put_le!(out, 16, base_offset);
+    put_le!(out, 24, covered_bytes);
+    for (entry, at) in entries.iter().zip((HEADER_BYTES..).step_by(ENTRY_BYTES)) {
+        put_le!(out, at, entry.relative_offset);
+        put_le!(out, at + 4, entry.position);
+        put_le!(out, at + 8, entry.timestamp_ms);
+        put_le!(out, at + 16, entry.max_timestamp_before_ms);
+    }
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&out[..32]), &out[HEADER_BYTES..]);
+    put_le!(out, 32, crc);
+    out
+}
+
+/// A checked index over the bytes of its file (a mapping, usually).
+#[derive(Clone, Copy, Debug)]
+pub struct IndexView<'a> {
+    /// Base offset of the segment.
+    pub base_offset: u64,
+    /// How much of the segment the index knows.
+    pub covered_bytes: u32,
+    entries: &'a [u8],
+}
+
+impl<'a> IndexView<'a> {
+    /// Checks the bytes of an index file.
+    pub fn check(bytes: &'a [u8]) -> Result<Self, IndexError> {
+        if bytes.len() < HEADER_BYTES || bytes[..8] != MAGIC || le!(u16, bytes, 8) != FORMAT {
+            return Err(IndexError::Magic);
+        }
+        let want = HEADER_BYTES + le!(u32, bytes, 12) as usize * ENTRY_BYTES;
+        if bytes.len() != want {
+            return Err(IndexError::Length { want, have: bytes.len() });
+        }
+        let stored = le!(u32, bytes, 32);
+        let computed = crc32c::crc32c_append(crc32c::crc32c(&bytes[..32]), &bytes[HEADER_BYTES..]);
+        if stored != computed || le!(u32, bytes, 36) != 0 {
+            return Err(IndexError::Checksum { stored, computed });
+        }
+        Ok(Self::trusted(bytes))
+    }
+
+    /// A view of bytes that [`Self::check`] accepted before.
+    pub fn trusted(bytes: &'a [u8]) -> Self {
+        Self {
+            base_offset: le!(u64, bytes, 16),
+            covered_bytes: le!(u32, bytes, 24),
+            entries: &bytes[HEADER_BYTES..],
+        }
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len() / ENTRY_BYTES
+    }
+
+    /// Whether there is no entry.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The entry with this number.
+    pub fn get(&self, i: usize) -> IndexEntry {
+        let at = i * ENTRY_BYTES;
+        IndexEntry {
+            relative_offset: le!(u32, self.entries, at),
+            position: le!(u32, self.entries, at + 4),
+            timestamp_ms: le!(i64, self.entries, at + 8),
+            max_timestamp_before_ms: le!(i64, self.entries, at + 16),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_round_trips_and_every_bit_flip_is_detected() {
+        let entry = IndexEntry {
+            relative_offset: 7,
+            position: 32768,
+            timestamp_ms: 1_700_000_000_000,
+            max_timestamp_before_ms: i64::MIN,
+        };
+        let bytes = encode(1000, 40_000, &[entry, entry]);
+        let view = IndexView::check(&bytes).expect("just written");
+        assert_eq!((view.base_offset, view.covered_bytes, view.len()), (1000, 40_000, 2));
+        assert_eq!(view.get(1), entry);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(IndexView::check(&flipped).is_err(), "bit {bit}");
+        }
+    }
+}
