@@ -483,6 +483,10 @@ fn xxh32(bytes: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+
+    use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
+
     use super::*;
 
     #[test]
@@ -496,10 +500,202 @@ mod tests {
         );
     }
 
+    /// Text that compresses, noise that does not, and repetition, across several blocks.
+    fn sample(bytes: usize) -> Vec<u8> {
+        let mut state = 1_u32;
+        (0..bytes)
+            .map(|index| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                match (index >> 13) % 3 {
+                    0 => b"tide and time "[index % 14],
+                    1 => (state >> 24) as u8,
+                    _ => 0,
+                }
+            })
+            .collect()
+    }
+
+    const SIZES: [usize; 8] = [0, 1, 12, 1000, 65_535, 65_536, 65_537, 300_000];
+
+    fn inflated(codec: Codec, input: &[u8]) -> Result<Vec<u8>, CodecError> {
+        let mut out = vec![1, 2, 3];
+        inflate(codec, input, &mut out, 1 << 20).map(|()| out)
+    }
+
+    #[test]
+    fn what_was_compressed_inflates_within_the_bound_and_leaves_what_was_there() {
+        for (codec, size) in [Codec::None, Codec::Lz4, Codec::Zstd]
+            .into_iter()
+            .flat_map(|codec| SIZES.map(|size| (codec, size)))
+        {
+            let input = sample(size);
+            let mut out = vec![7; 3];
+            compress(codec, &input, &mut out).expect("it is spoken");
+            assert_eq!(out[..3], [7; 3]);
+            assert!(
+                out.len() - 3 <= compressed_bound(codec, size),
+                "{codec} {size}"
+            );
+            assert_eq!(inflated(codec, &out[3..]), Ok(input));
+        }
+    }
+
+    #[test]
+    fn noise_grows_no_further_than_the_bound() {
+        let mut state = 7_u64;
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(200_000)
+        .collect();
+        for codec in [Codec::Lz4, Codec::Zstd] {
+            let mut out = Vec::new();
+            compress(codec, &noise, &mut out).expect("it is spoken");
+            assert!(out.len() > noise.len() && out.len() <= compressed_bound(codec, noise.len()));
+            assert_eq!(inflated(codec, &out), Ok(noise.clone()));
+        }
+    }
+
     #[test]
     fn a_frame_opens_as_kafka_producers_open_it() {
         let mut out = Vec::new();
         compress(Codec::Lz4, b"", &mut out).expect("lz4 is supported");
         assert_eq!(out, [0x04, 0x22, 0x4d, 0x18, 0x60, 0x40, 0x82, 0, 0, 0, 0]);
+    }
+
+    /// Every shape of LZ4 frame that another writer makes of `input`.
+    fn foreign_frames(input: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        for block_mode in [BlockMode::Independent, BlockMode::Linked] {
+            for block_size in [
+                BlockSize::Max64KB,
+                BlockSize::Max256KB,
+                BlockSize::Max1MB,
+                BlockSize::Max4MB,
+            ] {
+                for checks in 0..8 {
+                    let info = FrameInfo::new()
+                        .block_mode(block_mode)
+                        .block_size(block_size)
+                        .block_checksums(checks & 1 != 0)
+                        .content_checksum(checks & 2 != 0)
+                        .content_size((checks & 4 != 0).then_some(input.len() as u64));
+                    let mut writer = FrameEncoder::with_frame_info(info, Vec::new());
+                    writer.write_all(input).expect("memory takes it all");
+                    frames.push(writer.finish().expect("memory takes it all"));
+                }
+            }
+        }
+        frames
+    }
+
+    #[test]
+    fn every_shape_of_lz4_frame_is_read() {
+        for input in SIZES.map(sample) {
+            for frame in foreign_frames(&input) {
+                assert!(
+                    inflated(Codec::Lz4, &frame).as_ref() == Ok(&input),
+                    "{:x?}",
+                    &frame[..7]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn our_lz4_frames_are_read_elsewhere() {
+        for input in SIZES.map(sample) {
+            let mut frame = Vec::new();
+            compress(Codec::Lz4, &input, &mut frame).expect("lz4 is supported");
+            let mut read = Vec::new();
+            FrameDecoder::new(&frame[..])
+                .read_to_end(&mut read)
+                .expect("it is a frame");
+            assert!(read == input);
+        }
+    }
+
+    #[test]
+    fn a_frame_cut_short_or_followed_by_more_is_corrupt() {
+        let input = sample(1000);
+        let mut frames = foreign_frames(&input);
+        let mut ours = Vec::new();
+        compress(Codec::Lz4, &input, &mut ours).expect("lz4 is supported");
+        frames.push(ours);
+        for frame in frames {
+            for end in 0..frame.len() {
+                assert_eq!(
+                    inflated(Codec::Lz4, &frame[..end]),
+                    Err(LZ4_CUT_SHORT),
+                    "at {end}"
+                );
+            }
+            let more = [&frame[..], &[0]].concat();
+            assert!(matches!(
+                inflated(Codec::Lz4, &more),
+                Err(CodecError::Corrupt { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn a_zstd_frame_cut_short_or_followed_by_noise_is_corrupt_and_by_another_is_not() {
+        let mut frame = Vec::new();
+        compress(Codec::Zstd, b"one two three", &mut frame).expect("zstd is supported");
+        for end in 0..frame.len() {
+            let cut = inflated(Codec::Zstd, &frame[..end]);
+            assert!(matches!(cut, Err(CodecError::Corrupt { .. })), "at {end}");
+        }
+        let noise = inflated(Codec::Zstd, &[&frame[..], &[0]].concat());
+        assert!(matches!(noise, Err(CodecError::Corrupt { .. })));
+        let twice = inflated(Codec::Zstd, &[&frame[..], &frame].concat());
+        assert_eq!(twice.as_deref(), Ok(&b"one two threeone two three"[..]));
+    }
+
+    #[test]
+    fn checksums_of_header_block_and_content_are_each_checked() {
+        let info = FrameInfo::new()
+            .block_checksums(true)
+            .content_checksum(true);
+        let mut writer = FrameEncoder::with_frame_info(info, Vec::new());
+        writer.write_all(b"abc").expect("memory takes it all");
+        let frame = writer.finish().expect("memory takes it all");
+        let why = |at: usize| {
+            let mut frame = frame.clone();
+            frame[at] ^= 1;
+            match inflated(Codec::Lz4, &frame) {
+                Err(CodecError::Corrupt { why, .. }) => why,
+                other => panic!("not found to be corrupt: {other:?}"),
+            }
+        };
+        assert_eq!(why(6), "the frame header fails its checksum");
+        let block = LZ4_HEADER_BYTES + 4;
+        assert_eq!(why(block), "a block fails its checksum");
+        assert_eq!(why(frame.len() - 1), "the content fails its checksum");
+    }
+
+    #[test]
+    fn a_claimed_size_allocates_nothing_beyond_the_limit() {
+        let info = FrameInfo::new()
+            .content_size(Some(1 << 40))
+            .block_size(BlockSize::Max4MB);
+        let mut writer = FrameEncoder::with_frame_info(info, Vec::new());
+        writer.write_all(b"abc").expect("memory takes it all");
+        let lz4 = writer.into_inner();
+        // A Zstandard header: magic, eight bytes of content size follow, single segment; the size.
+        let zstd = [
+            &[0x28, 0xb5, 0x2f, 0xfd, 0xe0][..],
+            &(1_u64 << 40).to_le_bytes(),
+        ]
+        .concat();
+        for (codec, input) in [(Codec::Lz4, lz4), (Codec::Zstd, zstd)] {
+            let mut out = Vec::new();
+            let error = inflate(codec, &input, &mut out, 5000).map(|()| out.len());
+            assert_eq!(error, Err(CodecError::TooLarge { limit: 5000 }), "{codec}");
+            assert_eq!(out.capacity(), 0);
+        }
     }
 }

@@ -42,3 +42,34 @@ pub fn partition_for_key(key: &[u8], partitions: u32) -> u32 {
     assert!(partitions > 0, "a topic has at least one partition");
     (murmur2(key) & i32::MAX).cast_unsigned() % partitions
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The vectors of Kafka's `UtilsTest.testMurmur2`.
+    const KAFKA: [(&[u8], i32); 6] = [
+        (b"21", -973_932_308),
+        (b"foobar", -790_332_482),
+        (b"a-little-bit-long-string", -985_981_536),
+        (b"a-little-bit-longer-string", -1_486_304_829),
+        (
+            b"lkjh234lh9fiuh90y23oiuhsafujhadof229phr9h19h89h8",
+            -58_897_971,
+        ),
+        (b"abc", 479_470_107),
+    ];
+
+    #[test]
+    fn hashes_as_kafka_does() {
+        for (key, hash) in KAFKA {
+            assert_eq!(murmur2(key), hash, "{}", key.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_negative_hash_loses_its_sign_bit_rather_than_its_sign() {
+        assert_eq!(partition_for_key(b"21", 1000), 0x45f2_f8ec % 1000);
+        assert_ne!(partition_for_key(b"21", 1000), 973_932_308 % 1000);
+    }
+}
