@@ -81,46 +81,51 @@ pub enum RecordFault {
 }
 
 /// Reads a varint of 32 bits.
-#[inline]
+#[inline(always)]
 fn take_varint(input: &mut &[u8]) -> Result<i32, RecordFault> {
-    if let [first @ 0..0x80, rest @ ..] = *input {
-        *input = rest;
-        return Ok(unzigzag32(u32::from(*first)));
-    }
-    take_long_varint(input)
-}
-
-fn take_long_varint(input: &mut &[u8]) -> Result<i32, RecordFault> {
-    let mut value = 0_u32;
-    for index in 0..VARINT_MAX_BYTES {
-        let (&byte, rest) = input.split_first().ok_or(RecordFault::Truncated)?;
-        *input = rest;
-        value |= u32::from(byte & 0x7f) << (7 * index);
-        if byte < 0x80 {
-            // The last byte has room for the four bits that are left.
-            if index == VARINT_MAX_BYTES - 1 && byte > 0x0f {
-                break;
-            }
-            return Ok(unzigzag32(value));
-        }
-    }
-    Err(RecordFault::VarintTooLong)
+    let value = take_unsigned(input, VARINT_MAX_BYTES)?;
+    let value = u32::try_from(value).map_err(|_| RecordFault::VarintTooLong)?;
+    Ok(unzigzag32(value))
 }
 
 /// Reads a varint of 64 bits.
-#[inline]
+#[inline(always)]
 fn take_varlong(input: &mut &[u8]) -> Result<i64, RecordFault> {
+    take_unsigned(input, VARLONG_MAX_BYTES).map(unzigzag64)
+}
+
+/// Reads a varint of at most `max_bytes`, zigzag not yet undone.
+///
+/// One and two bytes, nearly all there are, are told apart by branches. Those are predicted well, so
+/// that the next field need not wait until the length of this one is computed.
+#[inline(always)]
+fn take_unsigned(input: &mut &[u8], max_bytes: usize) -> Result<u64, RecordFault> {
+    match *input {
+        [first @ 0..0x80, rest @ ..] => {
+            *input = rest;
+            Ok(u64::from(*first))
+        }
+        [first, second @ 0..0x80, rest @ ..] => {
+            *input = rest;
+            Ok(u64::from(first & 0x7f) | u64::from(*second) << 7)
+        }
+        _ => take_long(input, max_bytes),
+    }
+}
+
+/// The rest: three bytes and more, and whatever is wrong.
+fn take_long(input: &mut &[u8], max_bytes: usize) -> Result<u64, RecordFault> {
     let mut value = 0_u64;
-    for index in 0..VARLONG_MAX_BYTES {
+    for index in 0..max_bytes {
         let (&byte, rest) = input.split_first().ok_or(RecordFault::Truncated)?;
         *input = rest;
         value |= u64::from(byte & 0x7f) << (7 * index);
         if byte < 0x80 {
-            // The last byte has room for the one bit that is left.
+            // A tenth byte has room for the one bit that is left.
             if index == VARLONG_MAX_BYTES - 1 && byte > 0x01 {
                 break;
             }
-            return Ok(unzigzag64(value));
+            return Ok(value);
         }
     }
     Err(RecordFault::VarintTooLong)
@@ -156,7 +161,7 @@ fn put_varint(out: &mut Vec<u8>, value: i64) {
 }
 
 /// Takes a length and as many bytes; -1 is nothing at all.
-#[inline]
+#[inline(always)]
 fn take_field<'a>(input: &mut &'a [u8]) -> Result<Option<&'a [u8]>, RecordFault> {
     let length = take_varint(input)?;
     if length == -1 {
@@ -170,7 +175,7 @@ fn take_field<'a>(input: &mut &'a [u8]) -> Result<Option<&'a [u8]>, RecordFault>
     Ok(Some(field))
 }
 
-#[inline]
+#[inline(always)]
 fn take_header<'a>(input: &mut &'a [u8]) -> Result<RecordHeader<'a>, RecordFault> {
     let key = take_field(input)?.ok_or(RecordFault::BadFieldLength(-1))?;
     Ok(RecordHeader {
@@ -189,7 +194,7 @@ struct RawRecord<'a> {
     headers: RecordHeaders<'a>,
 }
 
-#[inline]
+#[inline(always)]
 fn take_record<'a>(input: &mut &'a [u8]) -> Result<RawRecord<'a>, RecordFault> {
     let length = take_varint(input)?;
     let (mut body, rest) = usize::try_from(length)
@@ -219,7 +224,7 @@ fn take_record<'a>(input: &mut &'a [u8]) -> Result<RawRecord<'a>, RecordFault> {
 }
 
 /// Walks the headers, which must fill the rest of the record.
-#[inline]
+#[inline(always)]
 fn check_headers(headers: RecordHeaders<'_>, utf8_keys: bool) -> Result<(), RecordFault> {
     let mut bytes = headers.bytes;
     for _ in 0..headers.left {
@@ -261,7 +266,7 @@ pub(crate) fn check_published(header: &Header, records: &[u8]) -> Result<(), Bat
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn check_published_record(header: &Header, due: u32, rest: &mut &[u8]) -> Result<i64, RecordFault> {
     let record = take_record(rest)?;
     if record.attributes != 0 {
@@ -298,7 +303,7 @@ fn check_stored(header: &Header, records: &[u8]) -> Result<(), BatchError> {
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn check_stored_record(header: &Header, due: u32, rest: &mut &[u8]) -> Result<u32, RecordFault> {
     let record = take_record(rest)?;
     let delta = u32::try_from(record.offset_delta)
