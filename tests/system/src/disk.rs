@@ -1,0 +1,113 @@
+//! File systems made for one test: a small one to fill, and one that cannot do direct I/O.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::broker::data_root;
+
+/// Whether this process may do anything.
+#[must_use]
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// A file system mounted for a test, unmounted when this is dropped.
+#[derive(Debug)]
+pub struct MountedDisk {
+    mount_point: PathBuf,
+    _dir: TempDir,
+}
+
+impl MountedDisk {
+    /// An ext4 of this size, in a file.
+    ///
+    /// # Errors
+    /// Why it cannot be had here.
+    pub fn ext4(bytes: u64) -> Result<Self, String> {
+        let dir = prepare()?;
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).map_err(|e| format!("no image: {e}"))?;
+        file.set_len(bytes).map_err(|e| format!("no image: {e}"))?;
+        let image_arg = image.display().to_string();
+        run(
+            "mkfs.ext4",
+            &[
+                "-q",
+                "-F",
+                "-b",
+                "4096",
+                "-m",
+                "0",
+                "-O",
+                "^has_journal",
+                &image_arg,
+            ],
+        )?;
+        Self::mount(dir, &["-o", "loop", &image_arg])
+    }
+
+    /// A file system in memory that refuses direct I/O.
+    ///
+    /// # Errors
+    /// Why it cannot be had here.
+    pub fn ramfs() -> Result<Self, String> {
+        Self::mount(prepare()?, &["-t", "ramfs", "ramfs"])
+    }
+
+    fn mount(dir: TempDir, args: &[&str]) -> Result<Self, String> {
+        let mount_point = dir.path().join("mnt");
+        std::fs::create_dir(&mount_point).map_err(|e| format!("no mount point: {e}"))?;
+        let mount_arg = mount_point.display().to_string();
+        run("mount", &[args, &[&mount_arg]].concat())?;
+        Ok(Self {
+            mount_point,
+            _dir: dir,
+        })
+    }
+
+    /// Where it is mounted.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.mount_point
+    }
+
+    /// Bytes that can still be written.
+    ///
+    /// # Panics
+    /// When the file system cannot be asked.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        let stat = rustix::fs::statvfs(&self.mount_point).expect("a mounted file system");
+        stat.f_bavail * stat.f_frsize
+    }
+}
+
+impl Drop for MountedDisk {
+    fn drop(&mut self) {
+        // Lazy: a broker that a failing test left behind must not keep the loop device for ever.
+        let _ = run("umount", &["-l", &self.mount_point.display().to_string()]);
+    }
+}
+
+fn prepare() -> Result<TempDir, String> {
+    if !is_root() {
+        return Err("mounting a file system needs root".into());
+    }
+    TempDir::new_in(data_root()).map_err(|e| format!("no folder to mount at: {e}"))
+}
+
+fn run(program: &str, args: &[&str]) -> Result<(), String> {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .map_err(|e| format!("{program} cannot be run: {e}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(format!(
+        "{program} failed: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    ))
+}
