@@ -739,7 +739,6 @@ impl ::core::fmt::Debug for TopicConfig<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopicConfigT {
   pub retention_ms: i64,
@@ -955,7 +954,6 @@ impl ::core::fmt::Debug for Topic<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopicT {
   pub id: Option<IdT>,
@@ -1143,7 +1141,6 @@ impl ::core::fmt::Debug for MetaEntry<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetaEntryT {
   pub created: Option<alloc::boxed::Box<TopicT>>,
@@ -1284,7 +1281,6 @@ impl ::core::fmt::Debug for DeleteTopic<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeleteTopicT {
   pub id: Option<IdT>,
@@ -1471,7 +1467,6 @@ impl ::core::fmt::Debug for CommitOffset<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommitOffsetT {
   pub consumer: alloc::string::String,
@@ -1744,7 +1739,6 @@ impl ::core::fmt::Debug for Segment<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SegmentT {
   pub base_offset: u64,
@@ -1937,7 +1931,6 @@ impl ::core::fmt::Debug for Producer<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ProducerT {
   pub id: i64,
@@ -2133,7 +2126,6 @@ impl ::core::fmt::Debug for Committed<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommittedT {
   pub consumer: alloc::string::String,
@@ -2437,7 +2429,6 @@ impl ::core::fmt::Debug for Partition<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PartitionT {
   pub topic: Option<IdT>,
@@ -2723,7 +2714,6 @@ impl ::core::fmt::Debug for GroupSnapshot<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupSnapshotT {
   pub group: u16,

@@ -869,7 +869,6 @@ impl ::core::fmt::Debug for HelloRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HelloRequestT {
   pub min_version: u8,
@@ -1166,7 +1165,6 @@ impl ::core::fmt::Debug for HelloResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct HelloResponseT {
   pub version: u8,
@@ -1306,7 +1304,6 @@ impl ::core::fmt::Debug for PingRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingRequestT {
 }
@@ -1407,7 +1404,6 @@ impl ::core::fmt::Debug for PingResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PingResponseT {
 }
@@ -1627,7 +1623,6 @@ impl ::core::fmt::Debug for ErrorResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ErrorResponseT {
   pub code: u16,
@@ -1890,7 +1885,6 @@ impl ::core::fmt::Debug for TopicSettings<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopicSettingsT {
   pub retention_ms: Option<i64>,
@@ -2079,7 +2073,6 @@ impl ::core::fmt::Debug for ShardAddress<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShardAddressT {
   pub shard: u16,
@@ -2298,7 +2291,6 @@ impl ::core::fmt::Debug for TopicMetadata<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct TopicMetadataT {
   pub error: u16,
@@ -2448,7 +2440,6 @@ impl ::core::fmt::Debug for MetadataRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataRequestT {
   pub topics: Option<alloc::vec::Vec<alloc::string::String>>,
@@ -2598,7 +2589,6 @@ impl ::core::fmt::Debug for MetadataResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataResponseT {
   pub shards: Option<alloc::vec::Vec<ShardAddressT>>,
@@ -2773,7 +2763,6 @@ impl ::core::fmt::Debug for CreateTopicRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CreateTopicRequestT {
   pub name: Option<alloc::string::String>,
@@ -2912,7 +2901,6 @@ impl ::core::fmt::Debug for CreateTopicResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CreateTopicResponseT {
   pub topic: Option<alloc::boxed::Box<TopicMetadataT>>,
@@ -3081,7 +3069,6 @@ impl ::core::fmt::Debug for AlterTopicRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlterTopicRequestT {
   pub name: Option<alloc::string::String>,
@@ -3220,7 +3207,6 @@ impl ::core::fmt::Debug for AlterTopicResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct AlterTopicResponseT {
   pub topic: Option<alloc::boxed::Box<TopicMetadataT>>,
@@ -3349,7 +3335,6 @@ impl ::core::fmt::Debug for DeleteTopicRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeleteTopicRequestT {
   pub name: Option<alloc::string::String>,
@@ -3456,7 +3441,6 @@ impl ::core::fmt::Debug for DeleteTopicResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeleteTopicResponseT {
 }
@@ -3579,7 +3563,6 @@ impl ::core::fmt::Debug for DescribePartitionRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DescribePartitionRequestT {
   pub partition: Option<PartitionRefT>,
@@ -3857,7 +3840,6 @@ impl ::core::fmt::Debug for DescribePartitionResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct DescribePartitionResponseT {
   pub earliest: u64,
@@ -3994,7 +3976,6 @@ impl ::core::fmt::Debug for InitProducerRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct InitProducerRequestT {
 }
@@ -4134,7 +4115,6 @@ impl ::core::fmt::Debug for InitProducerResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct InitProducerResponseT {
   pub producer_id: i64,
@@ -4284,7 +4264,6 @@ impl ::core::fmt::Debug for PublishRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PublishRequestT {
   pub acks: u8,
@@ -4438,7 +4417,6 @@ impl ::core::fmt::Debug for PublishResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PublishResponseT {
   pub results: Option<alloc::vec::Vec<PublishResultT>>,
@@ -4649,7 +4627,6 @@ impl ::core::fmt::Debug for FetchRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FetchRequestT {
   pub partition: Option<PartitionRefT>,
@@ -4829,7 +4806,6 @@ impl ::core::fmt::Debug for FetchResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct FetchResponseT {
   pub earliest: u64,
@@ -5002,7 +4978,6 @@ impl ::core::fmt::Debug for SubscribeRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubscribeRequestT {
   pub partition: Option<PartitionRefT>,
@@ -5136,7 +5111,6 @@ impl ::core::fmt::Debug for SubscribeResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubscribeResponseT {
   pub offset: u64,
@@ -5261,7 +5235,6 @@ impl ::core::fmt::Debug for Push<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct PushT {
   pub visible: u64,
@@ -5405,7 +5378,6 @@ impl ::core::fmt::Debug for Credit<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CreditT {
   pub subscription: u64,
@@ -5534,7 +5506,6 @@ impl ::core::fmt::Debug for UnsubscribeRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnsubscribeRequestT {
   pub subscription: u64,
@@ -5639,7 +5610,6 @@ impl ::core::fmt::Debug for UnsubscribeResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnsubscribeResponseT {
 }
@@ -5781,7 +5751,6 @@ impl ::core::fmt::Debug for ListOffsetsRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListOffsetsRequestT {
   pub partition: Option<PartitionRefT>,
@@ -5949,7 +5918,6 @@ impl ::core::fmt::Debug for ListOffsetsResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ListOffsetsResponseT {
   pub offset: u64,
@@ -6143,7 +6111,6 @@ impl ::core::fmt::Debug for CommitOffsetRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommitOffsetRequestT {
   pub consumer: Option<alloc::string::String>,
@@ -6263,7 +6230,6 @@ impl ::core::fmt::Debug for CommitOffsetResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct CommitOffsetResponseT {
 }
@@ -6407,7 +6373,6 @@ impl ::core::fmt::Debug for ReadOffsetRequest<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadOffsetRequestT {
   pub consumer: Option<alloc::string::String>,
@@ -6558,7 +6523,6 @@ impl ::core::fmt::Debug for ReadOffsetResponse<'_> {
       ds.finish()
   }
 }
-#[non_exhaustive]
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadOffsetResponseT {
   pub offset: i64,
