@@ -25,6 +25,12 @@ const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
 #[derive(Clone)]
 pub struct Pool(Rc<PoolMemory>);
 
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} of {} chunks free)", self.free_chunks(), self.chunks())
+    }
+}
+
 struct PoolMemory {
     base: NonNull<u8>,
     chunks: usize,

@@ -29,6 +29,17 @@ pub struct Assembler {
     partial: Vec<u8>,
     /// Bytes of that frame, once its header has been read.
     want: Option<usize>,
+    /// The first frame in `partial` was refused.
+    blocked: bool,
+}
+
+/// Whether a frame was taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It was.
+    Yes,
+    /// Not now: offer it again later.
+    No,
 }
 
 /// A buffer larger than this is given back as soon as its frame was handled.
@@ -53,15 +64,37 @@ impl Assembler {
     /// Takes what arrived and calls `each` for every frame that is whole now, in order.
     pub fn feed(
         &mut self,
-        mut bytes: &[u8],
+        bytes: &[u8],
         mut each: impl FnMut(Frame<'_>),
     ) -> Result<(), SessionError> {
+        self.feed_until(bytes, |frame| {
+            each(frame);
+            Taken::Yes
+        })
+    }
+
+    /// As [`Self::feed`], but `each` may refuse a frame for now: it and all that follows is kept
+    /// for [`Self::retry`]. The caller stops receiving, which bounds what is kept.
+    pub fn feed_until(
+        &mut self,
+        mut bytes: &[u8],
+        mut each: impl FnMut(Frame<'_>) -> Taken,
+    ) -> Result<(), SessionError> {
+        if self.blocked {
+            self.partial.extend_from_slice(bytes);
+            return Ok(());
+        }
         if !self.partial.is_empty() {
             let Some(rest) = self.complete_partial(bytes)? else { return Ok(()) };
             bytes = rest;
             let mut whole = std::mem::take(&mut self.partial);
-            if let Some(header) = FrameHeader::decode(&whole)? {
-                each(split(header, &whole));
+            if let Some(header) = FrameHeader::decode(&whole)?
+                && each(split(header, &whole)) == Taken::No
+            {
+                whole.extend_from_slice(bytes);
+                self.partial = whole;
+                self.blocked = true;
+                return Ok(());
             }
             whole.clear();
             if whole.capacity() <= KEPT_BYTES {
@@ -75,11 +108,27 @@ impl Assembler {
                 self.partial.reserve_exact(header.frame_bytes());
                 break;
             }
-            each(split(header, bytes));
+            if each(split(header, bytes)) == Taken::No {
+                self.blocked = true;
+                break;
+            }
             bytes = &bytes[header.frame_bytes()..];
         }
         self.partial.extend_from_slice(bytes);
         Ok(())
+    }
+
+    /// Whether a frame was refused and waits for [`Self::retry`].
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Offers what was kept once more.
+    pub fn retry(&mut self, each: impl FnMut(Frame<'_>) -> Taken) -> Result<(), SessionError> {
+        let kept = std::mem::take(&mut self.partial);
+        self.blocked = false;
+        self.want = None;
+        self.feed_until(&kept, each)
     }
 
     /// Moves bytes to the partial frame; when it is whole, what follows it.
@@ -161,6 +210,38 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
             let mut assembler = Assembler::new();
             let _ = assembler.feed(&bytes, |_| ());
+        }
+    }
+
+    #[test]
+    fn a_refused_frame_and_all_after_it_are_offered_again() {
+        let stream: Vec<u8> = (0..6).flat_map(|i| frame(i, &[1; 10], &[2; 100])).collect();
+        for cut in 1..stream.len() {
+            let mut assembler = Assembler::new();
+            let mut seen = Vec::new();
+            let mut refuse = true;
+            for piece in [&stream[..cut], &stream[cut..]] {
+                assembler
+                    .feed_until(piece, |f| {
+                        if f.header.correlation == 3 && refuse {
+                            return Taken::No;
+                        }
+                        seen.push(f.header.correlation);
+                        Taken::Yes
+                    })
+                    .expect("good frames");
+            }
+            assert!(assembler.is_blocked());
+            assert_eq!(seen, [0, 1, 2]);
+            refuse = false;
+            assembler
+                .retry(|f| {
+                    assert!(!refuse);
+                    seen.push(f.header.correlation);
+                    Taken::Yes
+                })
+                .expect("good frames");
+            assert_eq!(seen, [0, 1, 2, 3, 4, 5], "cut at {cut}");
         }
     }
 

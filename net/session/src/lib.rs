@@ -8,6 +8,6 @@ mod assemble;
 mod encode;
 mod hello;
 
-pub use assemble::{Assembler, Frame, SessionError};
+pub use assemble::{Assembler, Frame, SessionError, Taken};
 pub use encode::{Encoder, envelope};
 pub use hello::{HelloError, negotiate};

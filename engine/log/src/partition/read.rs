@@ -1,0 +1,227 @@
+//! Where a reader finds an offset or a time: in memory, or in a range of a segment's file.
+
+use ringtide_io::{DiskOp, FileId, OpenMode, Slice};
+
+use super::{Ops, Partition, PartitionOp};
+use crate::segment::{Index, Reader, index_path, log_path};
+
+/// The most slices of a plan.
+const MAX_SLICES: usize = ringtide_io::net::MAX_SLICES;
+
+/// How to serve a read.
+#[derive(Debug)]
+pub enum Plan {
+    /// Below the first or past the last offset.
+    OutOfRange,
+    /// Nothing visible at this offset yet.
+    AtEnd,
+    /// From memory. The first batch holds the offset.
+    Memory {
+        /// Whole batches.
+        slices: Vec<Slice>,
+        /// Their bytes.
+        bytes: usize,
+        /// The first offset after them.
+        next_offset: u64,
+    },
+    /// From a file. The offset is in the range, which may begin with earlier batches.
+    File {
+        /// Opened for reading.
+        file: FileId,
+        /// First byte.
+        position: u64,
+        /// Number of bytes, whole batches.
+        bytes: usize,
+        /// The first offset after the range.
+        next_offset: u64,
+    },
+    /// An index or a file has been asked for, or the partition must be written out first: try
+    /// again after [`super::WriteProgress::readable`].
+    Wait,
+}
+
+/// Where the first record at or after a time is.
+#[derive(Debug)]
+pub enum TimePlan {
+    /// There is none: the answer is the end.
+    None,
+    /// In this batch, the first whose largest timestamp is late enough.
+    Batch(Slice),
+    /// In this file range if anywhere before `otherwise`, an offset to go on from.
+    File {
+        /// Opened for reading.
+        file: FileId,
+        /// First byte.
+        position: u64,
+        /// Number of bytes, whole batches.
+        bytes: usize,
+        /// Where to go on if it is not in the range.
+        otherwise: u64,
+    },
+    /// As [`Plan::Wait`].
+    Wait,
+}
+
+impl Partition {
+    /// Plans a read of about `max_bytes` from `offset` (at least one batch).
+    pub fn plan(&mut self, offset: u64, max_bytes: usize, turn: u64, ops: &mut Ops<'_>) -> Plan {
+        if offset < self.log_start || offset > self.next_offset {
+            return Plan::OutOfRange;
+        }
+        if offset >= self.visible() {
+            return Plan::AtEnd;
+        }
+        if self.tail.front().is_some_and(|b| b.base_offset <= offset) {
+            return self.plan_memory(offset, max_bytes);
+        }
+        let found = self.segments.partition_point(|s| s.meta.base_offset <= offset);
+        let Some(i) = found.checked_sub(1) else { return Plan::OutOfRange };
+        if !self.segments[i].meta.sealed && self.writer.needs_flush {
+            return Plan::Wait;
+        }
+        let Some(file) = self.reader(i, turn, ops) else { return Plan::Wait };
+        let end = self.file_end(i);
+        let range = self.segments[i].range(offset, max_bytes as u64, end);
+        if range.bytes == 0 || range.next_offset <= offset {
+            return Plan::OutOfRange;
+        }
+        Plan::File {
+            file,
+            position: range.position,
+            bytes: range.bytes as usize,
+            next_offset: range.next_offset,
+        }
+    }
+
+    fn plan_memory(&self, offset: u64, max_bytes: usize) -> Plan {
+        let first = self.tail.partition_point(|b| b.next_offset <= offset);
+        let visible = self.visible();
+        let mut slices: Vec<Slice> = Vec::new();
+        let (mut bytes, mut next_offset) = (0, offset);
+        for batch in self.tail.range(first..) {
+            let full = bytes > 0 && bytes + batch.bytes.len() > max_bytes;
+            if full || batch.next_offset > visible {
+                break;
+            }
+            let full = slices.len() == MAX_SLICES;
+            match slices.last_mut() {
+                Some(last) if last.is_followed_by(&batch.bytes) => {
+                    *last = last.joined(&batch.bytes);
+                }
+                _ if full => break,
+                _ => slices.push(batch.bytes.clone()),
+            }
+            bytes += batch.bytes.len();
+            next_offset = batch.next_offset;
+        }
+        if bytes == 0 {
+            return Plan::AtEnd;
+        }
+        Plan::Memory { slices, bytes, next_offset }
+    }
+
+    /// How far a segment may be read from its file: a position between batches, and the offset
+    /// there. What lies further is in memory.
+    fn file_end(&self, i: usize) -> (u64, u64) {
+        let segment = &self.segments[i];
+        let base = segment.meta.base_offset;
+        match self.tail.iter().find_map(|b| b.place.map(|place| (b, place))) {
+            Some((batch, (in_segment, end))) if in_segment == base => {
+                (end - batch.bytes.len() as u64, batch.base_offset)
+            }
+            _ => (self.segment_bytes(segment), segment.meta.next_offset),
+        }
+    }
+
+    /// The segment's file for reading, if it is open and its index is loaded; asks for what is not.
+    fn reader(&mut self, i: usize, turn: u64, ops: &mut Ops<'_>) -> Option<FileId> {
+        let bytes = match self.segments[i].meta.sealed {
+            true => self.segments[i].meta.bytes,
+            false => self.writer.readable,
+        };
+        let segment = &mut self.segments[i];
+        let base = segment.meta.base_offset;
+        if matches!(segment.index, Index::Unloaded) {
+            segment.index = Index::Loading;
+            ops.out.push((
+                PartitionOp::LoadIndex(base),
+                DiskOp::LoadIndex {
+                    index_path: index_path(&self.dir, base),
+                    log_path: log_path(&self.dir, base),
+                    base_offset: base,
+                    bytes,
+                },
+            ));
+        }
+        match segment.reader {
+            Reader::Closed => {
+                let file = ops.file();
+                segment.reader = Reader::Opening(file);
+                let path = log_path(&self.dir, base);
+                let open = DiskOp::Open { file, path, mode: OpenMode::Read };
+                ops.out.push((PartitionOp::OpenRead(base), open));
+                None
+            }
+            Reader::Opening(_) => None,
+            Reader::Open(file, _) => {
+                segment.reader = Reader::Open(file, turn);
+                segment.has_index().then_some(file)
+            }
+        }
+    }
+
+    /// Files open for reading that were not used since `before` (a turn), closed by this.
+    pub fn close_readers(&mut self, before: u64) -> Vec<FileId> {
+        let mut closed = Vec::new();
+        for segment in &mut self.segments {
+            if let Reader::Open(file, used) = segment.reader
+                && used < before
+            {
+                segment.reader = Reader::Closed;
+                closed.push(file);
+            }
+        }
+        closed
+    }
+
+    /// Plans the search for the first record at or after a time, from `offset` on.
+    pub fn plan_time(
+        &mut self,
+        timestamp_ms: i64,
+        offset: u64,
+        turn: u64,
+        ops: &mut Ops<'_>,
+    ) -> TimePlan {
+        let visible = self.visible();
+        let in_memory = self.tail.front().map_or(self.next_offset, |b| b.base_offset);
+        for i in 0..self.segments.len() {
+            let (end_position, end_offset) = self.file_end(i);
+            let segment = &self.segments[i];
+            let before = end_offset <= offset.max(self.log_start) || end_position == 0;
+            // The active segment's largest timestamp includes what is still in memory.
+            if before || segment.meta.max_timestamp_ms < timestamp_ms {
+                continue;
+            }
+            if !segment.meta.sealed && self.writer.needs_flush {
+                return TimePlan::Wait;
+            }
+            let Some(file) = self.reader(i, turn, ops) else { return TimePlan::Wait };
+            let range = self.segments[i].range_of_time(timestamp_ms, (end_position, end_offset));
+            if range.bytes > 0 && range.next_offset > offset {
+                return TimePlan::File {
+                    file,
+                    position: range.position,
+                    bytes: range.bytes as usize,
+                    otherwise: range.next_offset,
+                };
+            }
+        }
+        let from = offset.max(in_memory);
+        self.tail
+            .iter()
+            .filter(|b| b.next_offset > from && b.next_offset <= visible)
+            .find(|b| b.max_timestamp_ms >= timestamp_ms)
+            .map_or(TimePlan::None, |b| TimePlan::Batch(b.bytes.clone()))
+    }
+}
+

@@ -1,0 +1,529 @@
+//! The way of committed batches into segments: rounds of whole blocks, one sync for many rounds.
+//!
+//! A round copies what is committed behind the bytes that did not fill a block the last time
+//! (`carry`), writes the whole blocks in pieces, and keeps the rest. What a snapshot may claim
+//! (`synced`) is what was written at the last sync, with the carry of that moment. A round that
+//! meets a full disk is undone and tried again; every other failure is final.
+
+use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes};
+use ringtide_schema::batch::Header;
+use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::store::SegmentT;
+
+use super::{Ops, Partition, PartitionOp};
+use crate::segment::{Index, Reader, Segment, index_path, log_path};
+
+/// A piece of a segment that is written at once.
+pub const PIECE_BYTES: usize = 256 << 10;
+/// What a round takes at the most, unless one batch is larger.
+const ROUND_BYTES: usize = 1 << 20;
+const BLOCK: u64 = BLOCK_BYTES as u64;
+/// The part of a batch outside its checksum, which the manifest's `prefix_crc` covers.
+const PREFIX_BYTES: usize = 21;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    /// No file is open for append.
+    #[default]
+    Closed,
+    /// Waits for the index or the file.
+    Opening,
+    /// Nothing under way.
+    Ready,
+    /// This many pieces are under way.
+    Writing(usize),
+    /// A sync is under way.
+    Syncing,
+    /// The seal is under way.
+    Sealing,
+}
+
+/// What a snapshot may claim of the active segment.
+#[derive(Debug, Default)]
+pub(super) struct Synced {
+    /// Its line in the manifest, `bytes` being whole blocks.
+    pub(super) active: Option<SegmentT>,
+    /// What follows those blocks.
+    pub(super) tail: Vec<u8>,
+}
+
+/// How to undo the round under way.
+#[derive(Debug)]
+struct Undo {
+    carry: Vec<u8>,
+    aligned: u64,
+    assigned: u64,
+    given: usize,
+    index_entries: usize,
+    meta: SegmentT,
+}
+
+/// The writer of a partition's active segment.
+#[derive(Debug, Default)]
+pub(super) struct Writer {
+    state: State,
+    pub(super) file: Option<FileId>,
+    /// Bytes of the active segment that were given to the writer, carry included.
+    pub(super) assigned: u64,
+    /// Whole blocks written or under way.
+    aligned: u64,
+    /// The bytes from `aligned` to `assigned`.
+    carry: Vec<u8>,
+    /// Readers of the active segment find whole batches up to here in the file, synced.
+    pub(super) readable: u64,
+    /// Blocks were written since the last sync.
+    unsynced: u64,
+    /// The carry is not in the file yet although no memory holds its batches.
+    pub(super) needs_flush: bool,
+    /// This round wrote the last, partial block too.
+    flushing: bool,
+    /// The round under way is the segment's last.
+    seal_next: bool,
+    /// The segment is to be sealed although it is not full.
+    seal_asked: bool,
+    errors: usize,
+    undo: Option<Undo>,
+    pub(super) synced: Synced,
+    /// What `synced` becomes when the sync under way completes.
+    syncing: Option<(SegmentT, Vec<u8>, u64)>,
+}
+
+/// A failure that the shard must act on.
+#[derive(Debug)]
+pub enum WriteError {
+    /// The disk is full; nothing is lost, the round is to be tried again later.
+    DiskFull(String),
+    /// A reader's file could not be opened or its index not be loaded; appending goes on.
+    Unreadable(String),
+    /// Final.
+    Fatal(String),
+}
+
+/// What became possible by a completion.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteProgress {
+    /// Batches became synced: memory can be given up, a snapshot can go further.
+    pub synced: bool,
+    /// A reader that waited for an index or a file can go on.
+    pub readable: bool,
+}
+
+impl Writer {
+    /// As a snapshot has it: whole blocks of the active segment, and what follows them.
+    pub(super) fn load(active_bytes: Option<u64>, tail: Vec<u8>) -> Self {
+        let aligned = active_bytes.unwrap_or(0);
+        assert!(aligned.is_multiple_of(BLOCK), "the synced position {aligned} is within a block");
+        Self {
+            assigned: aligned + tail.len() as u64,
+            aligned,
+            readable: aligned,
+            needs_flush: !tail.is_empty(),
+            synced: Synced { active: None, tail: tail.clone() },
+            carry: tail,
+            ..Self::default()
+        }
+    }
+}
+
+impl Partition {
+    /// Completes what `load` began, once the segments are known.
+    pub(super) fn loaded(mut self) -> Self {
+        let bytes = self.writer.aligned;
+        self.writer.synced.active = self.active().map(|s| SegmentT { bytes, ..s.meta.clone() });
+        self
+    }
+
+    /// Bytes that are committed and not given to the writer.
+    pub fn pending_bytes(&self) -> usize {
+        self.tail
+            .iter()
+            .skip(self.given)
+            .take_while(|b| b.next_offset <= self.committed)
+            .map(|b| b.bytes.len())
+            .sum()
+    }
+
+    /// Whether an operation of the writer is under way.
+    pub fn is_writing(&self) -> bool {
+        !matches!(self.writer.state, State::Closed | State::Ready)
+    }
+
+    /// Bytes written since the last sync, and bytes that the writer holds back.
+    pub fn unsynced_bytes(&self) -> u64 {
+        self.writer.unsynced
+    }
+
+    /// Whether a snapshot taken now holds everything up to `offset`.
+    pub fn is_synced_to(&self, offset: u64) -> bool {
+        self.synced_offset() >= offset
+    }
+
+    /// Whether readers wait for the partial block of a partition that was just loaded.
+    pub fn needs_flush(&self) -> bool {
+        self.writer.needs_flush
+    }
+
+    /// Starts a round if none is under way: opens the segment first if need be. `sync` also syncs
+    /// when there is nothing (more) to write. Returns whether anything was started.
+    pub fn write_out(&mut self, sync: bool, ops: &mut Ops<'_>) -> bool {
+        match self.writer.state {
+            State::Closed => self.open_append(sync, ops),
+            State::Ready if self.writer.seal_next => self.seal(ops),
+            State::Ready => self.round(ops) || (sync && self.sync(ops)),
+            _ => false,
+        }
+    }
+
+    fn has_work(&self, sync: bool) -> bool {
+        let pending = self.tail.get(self.given).is_some_and(|b| b.next_offset <= self.committed);
+        pending
+            || self.writer.needs_flush
+            || self.writer.seal_asked
+            || (sync && self.writer.unsynced > 0)
+    }
+
+    fn open_append(&mut self, sync: bool, ops: &mut Ops<'_>) -> bool {
+        if !self.has_work(sync) {
+            return false;
+        }
+        if self.active().is_none() {
+            let Some(first) = self.tail.get(self.given) else { return false };
+            let segment = Segment::create(first.base_offset, self.incarnation);
+            self.segments.push(segment);
+            self.writer = Writer { state: State::Closed, ..Writer::default() };
+        }
+        let (aligned, assigned) = (self.writer.aligned, self.writer.assigned);
+        let dir = self.dir.clone();
+        let Some(active) = self.segments.last_mut() else { return false };
+        let base = active.meta.base_offset;
+        match active.index {
+            Index::Memory(_) | Index::File(_) => {
+                let file = ops.file();
+                self.writer.file = Some(file);
+                let mode = ringtide_io::OpenMode::Append { keep_bytes: aligned };
+                let path = log_path(&dir, base);
+                ops.out.push((PartitionOp::OpenAppend, DiskOp::Open { file, path, mode }));
+            }
+            Index::Unloaded if aligned == 0 => {
+                active.index = Index::Memory(Vec::new());
+                let carry = self.writer.carry.clone();
+                self.reindex_carry(&carry);
+                return self.open_append(sync, ops);
+            }
+            Index::Unloaded => {
+                active.index = Index::Loading;
+                ops.out.push((
+                    PartitionOp::LoadIndex(base),
+                    DiskOp::LoadIndex {
+                        index_path: index_path(&dir, base),
+                        log_path: log_path(&dir, base),
+                        base_offset: base,
+                        bytes: aligned.min(assigned),
+                    },
+                ));
+            }
+            Index::Loading => {}
+        }
+        self.writer.state = State::Opening;
+        true
+    }
+
+    /// A segment that is all carry has its batches in `carry`: they are indexed from there.
+    fn reindex_carry(&mut self, carry: &[u8]) {
+        let Some(active) = self.segments.last_mut() else { return };
+        if let Ok(header) = Header::peek(carry) {
+            active.index_batch(header.base_offset, 0, header.base_timestamp_ms);
+        }
+    }
+
+    /// Copies committed batches, writes whole blocks.
+    fn round(&mut self, ops: &mut Ops<'_>) -> bool {
+        if !self.has_work(false) {
+            return false;
+        }
+        let Some(file) = self.writer.file else { return false };
+        let Some(mut chunk) = ops.pool.take() else { return false };
+        let Some(active) = self.segments.last_mut() else { return false };
+        let w = &mut self.writer;
+        let index_entries = match &active.index {
+            Index::Memory(entries) => entries.len(),
+            _ => 0,
+        };
+        let undo = Undo {
+            carry: w.carry.clone(),
+            aligned: w.aligned,
+            assigned: w.assigned,
+            given: self.given,
+            index_entries,
+            meta: active.meta.clone(),
+        };
+        chunk.append(&w.carry);
+        let mut seal = w.seal_asked;
+        while !seal
+            && let Some(batch) = self.tail.get_mut(self.given)
+        {
+            let bytes = batch.bytes.len();
+            if batch.next_offset > self.committed || chunk.len() >= ROUND_BYTES {
+                break;
+            }
+            // The last block is padded, so a block of room must stay.
+            if chunk.room() < bytes + BLOCK_BYTES {
+                break;
+            }
+            let too_far = batch.next_offset - active.meta.base_offset > u64::from(u32::MAX);
+            let too_large = w.assigned + bytes as u64 > u64::from(self.config.segment_bytes);
+            if w.assigned > 0 && (too_large || too_far) {
+                seal = true;
+                break;
+            }
+            chunk.append(&batch.bytes);
+            let first_timestamp_ms =
+                Header::peek(&batch.bytes).map_or(batch.max_timestamp_ms, |h| h.base_timestamp_ms);
+            active.index_batch(batch.base_offset, w.assigned, first_timestamp_ms);
+            w.assigned += bytes as u64;
+            batch.place = Some((active.meta.base_offset, w.assigned));
+            let meta = &mut active.meta;
+            meta.prefix_crc =
+                crc32c::crc32c_append(meta.prefix_crc, &batch.bytes[..PREFIX_BYTES]);
+            meta.max_timestamp_ms = meta.max_timestamp_ms.max(batch.max_timestamp_ms);
+            meta.next_offset = batch.next_offset;
+            self.given += 1;
+        }
+        let flush = seal || w.needs_flush;
+        let whole = chunk.len() / BLOCK_BYTES * BLOCK_BYTES;
+        w.carry.clear();
+        if chunk.len() > whole {
+            w.carry.extend_from_slice(&chunk.slice(whole..chunk.len()));
+        }
+        let mut end = whole;
+        if flush && chunk.len() > whole {
+            chunk.pad_to(BLOCK_BYTES);
+            end = chunk.len();
+        }
+        w.seal_next = seal;
+        w.flushing = flush;
+        let mut pieces = 0;
+        for start in (0..end).step_by(PIECE_BYTES) {
+            let data = chunk.slice(start..end.min(start + PIECE_BYTES));
+            let position = w.aligned + start as u64;
+            ops.out.push((PartitionOp::Write, DiskOp::Write { file, position, data }));
+            pieces += 1;
+        }
+        w.aligned += whole as u64;
+        w.errors = 0;
+        if pieces == 0 {
+            w.needs_flush &= !flush;
+            if seal {
+                return self.seal(ops);
+            }
+            // All of it fits into the carry: a snapshot can hold it, and memory does.
+            return false;
+        }
+        w.undo = Some(undo);
+        w.state = State::Writing(pieces);
+        true
+    }
+
+    fn sync(&mut self, ops: &mut Ops<'_>) -> bool {
+        let (Some(file), Some(active)) = (self.writer.file, self.active()) else { return false };
+        let w = &self.writer;
+        if w.unsynced == 0 && !self.claims_less_than_given() {
+            return false;
+        }
+        let meta = SegmentT { bytes: w.aligned, ..active.meta.clone() };
+        if w.unsynced == 0 {
+            // Nothing new in the file: the snapshot holds the carry.
+            let tail = w.carry.clone();
+            self.writer.synced = Synced { active: Some(meta), tail };
+            return false;
+        }
+        let readable = if w.flushing { w.assigned } else { w.aligned };
+        self.writer.syncing = Some((meta, w.carry.clone(), readable));
+        self.writer.state = State::Syncing;
+        ops.out.push((PartitionOp::Sync, DiskOp::Sync { file }));
+        true
+    }
+
+    /// Whether the writer has batches that `synced` does not claim.
+    fn claims_less_than_given(&self) -> bool {
+        let given = self.active().map_or(0, |s| s.meta.next_offset);
+        self.writer.synced.active.as_ref().is_none_or(|s| s.next_offset < given)
+    }
+
+    fn seal(&mut self, ops: &mut Ops<'_>) -> bool {
+        let dir = self.dir.clone();
+        let bytes = self.writer.assigned;
+        let (Some(file), Some(active)) = (self.writer.file, self.active()) else { return false };
+        let base = active.meta.base_offset;
+        let index =
+            ringtide_schema::index::encode(base, bytes as u32, &active.index.entries());
+        let index_path = index_path(&dir, base);
+        ops.out.push((PartitionOp::Seal, DiskOp::Seal { file, bytes, index_path, index }));
+        self.writer.seal_next = true;
+        self.writer.state = State::Sealing;
+        true
+    }
+
+    /// Asks that the active segment be sealed as soon as possible although it is not full.
+    pub fn roll(&mut self) {
+        self.writer.seal_asked = self.writer.assigned > 0 && self.active().is_some();
+    }
+
+    /// An operation of this partition ended.
+    pub fn completed(
+        &mut self,
+        op: PartitionOp,
+        result: Result<DiskDone, DiskError>,
+        turn: u64,
+    ) -> Result<WriteProgress, WriteError> {
+        let mut progress = WriteProgress::default();
+        match (op, result) {
+            (PartitionOp::OpenAppend, Ok(_)) => self.writer.state = State::Ready,
+            (PartitionOp::Write, Ok(_)) => self.piece_written(0)?,
+            (PartitionOp::Write, Err(e)) if e.kind == DiskErrorKind::Full => {
+                self.piece_written(1)?;
+                return Err(WriteError::DiskFull(e.message));
+            }
+            (PartitionOp::Sync, Ok(_)) => {
+                if let Some((meta, tail, readable)) = self.writer.syncing.take() {
+                    assert!(readable >= self.writer.readable, "{}: synced goes back", self.id);
+                    self.writer.readable = readable;
+                    self.writer.synced = Synced { active: Some(meta), tail };
+                }
+                self.writer.unsynced = 0;
+                self.writer.state = State::Ready;
+                progress.synced = true;
+            }
+            (PartitionOp::Seal, Ok(_)) => {
+                self.sealed();
+                progress = WriteProgress { synced: true, readable: true };
+            }
+            (PartitionOp::Seal, Err(e)) if e.kind == DiskErrorKind::Full => {
+                self.writer.state = State::Ready;
+                return Err(WriteError::DiskFull(e.message));
+            }
+            (PartitionOp::OpenAppend, Err(e)) if e.kind == DiskErrorKind::Full => {
+                self.writer.file = None;
+                self.writer.state = State::Closed;
+                return Err(WriteError::DiskFull(e.message));
+            }
+            (PartitionOp::LoadIndex(base), result) => {
+                self.index_loaded(base, result)?;
+                progress.readable = true;
+            }
+            (PartitionOp::OpenRead(base), result) => {
+                self.read_opened(base, result, turn)?;
+                progress.readable = true;
+            }
+            // A file that could not be removed is found and removed at the next start.
+            (PartitionOp::Remove, _) => {}
+            (_, Err(e)) => return Err(WriteError::Fatal(e.message)),
+        }
+        Ok(progress)
+    }
+
+    fn piece_written(&mut self, errors: usize) -> Result<(), WriteError> {
+        let State::Writing(left) = self.writer.state else {
+            return Err(WriteError::Fatal(format!("{}: a write nobody asked for", self.id)));
+        };
+        let w = &mut self.writer;
+        w.errors += errors;
+        if left > 1 {
+            w.state = State::Writing(left - 1);
+            return Ok(());
+        }
+        w.state = State::Ready;
+        let undo = w.undo.take();
+        if w.errors == 0 {
+            if let Some(undo) = undo {
+                w.unsynced += w.aligned - undo.aligned + u64::from(w.flushing);
+            }
+            if w.flushing {
+                w.needs_flush = false;
+                // Not synced, but in the file: a reader finds it there, and no acknowledgement
+                // rests on it (the snapshot or the log holds the bytes).
+                w.readable = w.readable.max(w.assigned);
+            }
+        } else if let Some(undo) = undo {
+            w.carry = undo.carry;
+            w.aligned = undo.aligned;
+            w.assigned = undo.assigned;
+            w.seal_next = false;
+            for batch in self.tail.range_mut(undo.given..self.given) {
+                batch.place = None;
+            }
+            self.given = undo.given;
+            if let Some(active) = self.segments.last_mut() {
+                active.meta = undo.meta;
+                if let Index::Memory(entries) = &mut active.index {
+                    entries.truncate(undo.index_entries);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn sealed(&mut self) {
+        let bytes = self.writer.assigned;
+        if let Some(active) = self.segments.last_mut() {
+            active.meta.sealed = true;
+            active.meta.bytes = bytes;
+            let entries = active.index.entries();
+            active.index = Index::File(IndexBytes::Built { entries, covered_bytes: bytes });
+        }
+        // The file stays with its number; the shard closes it.
+        self.writer = Writer { file: self.writer.file, ..Writer::default() };
+    }
+
+    /// The file that is not written any more after a seal.
+    pub fn take_sealed_file(&mut self) -> Option<FileId> {
+        if self.writer.state == State::Closed { self.writer.file.take() } else { None }
+    }
+
+    fn index_loaded(
+        &mut self,
+        base: u64,
+        result: Result<DiskDone, DiskError>,
+    ) -> Result<(), WriteError> {
+        let id = self.id;
+        let opening = self.writer.state == State::Opening;
+        let Some(segment) = self.segments.iter_mut().find(|s| s.meta.base_offset == base) else {
+            return Ok(());
+        };
+        match result {
+            Ok(DiskDone::Index(index)) => segment.set_index(index),
+            Ok(_) => return Err(WriteError::Fatal(format!("{id}: no index in the answer"))),
+            Err(e) => {
+                segment.index = Index::Unloaded;
+                return Err(match opening {
+                    true => WriteError::Fatal(e.message),
+                    false => WriteError::Unreadable(e.message),
+                });
+            }
+        }
+        if !segment.meta.sealed && opening {
+            self.writer.state = State::Closed;
+        }
+        Ok(())
+    }
+
+    fn read_opened(
+        &mut self,
+        base: u64,
+        result: Result<DiskDone, DiskError>,
+        turn: u64,
+    ) -> Result<(), WriteError> {
+        let Some(segment) = self.segments.iter_mut().find(|s| s.meta.base_offset == base) else {
+            return Ok(());
+        };
+        segment.reader = match (segment.reader, result) {
+            (Reader::Opening(file), Ok(_)) => Reader::Open(file, turn),
+            (_, Ok(_)) => Reader::Closed,
+            (_, Err(e)) => {
+                segment.reader = Reader::Closed;
+                return Err(WriteError::Unreadable(e.message));
+            }
+        };
+        Ok(())
+    }
+}

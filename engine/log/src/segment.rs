@@ -1,0 +1,238 @@
+//! One segment of a partition: its line in the manifest, its index, its open files.
+
+use std::path::{Path, PathBuf};
+
+use ringtide_io::{FileId, IndexBytes};
+use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry, IndexView};
+use ringtide_schema::store::SegmentT;
+
+/// The file of a segment's batches.
+pub fn log_path(dir: &Path, base_offset: u64) -> PathBuf {
+    dir.join(format!("{base_offset:020}.log"))
+}
+
+/// The file of a segment's index.
+pub fn index_path(dir: &Path, base_offset: u64) -> PathBuf {
+    dir.join(format!("{base_offset:020}.index"))
+}
+
+/// What is in memory of a segment's index.
+#[derive(Debug)]
+pub enum Index {
+    /// Nothing yet.
+    Unloaded,
+    /// Asked for.
+    Loading,
+    /// Of a sealed segment, as its file has it.
+    File(IndexBytes),
+    /// Of the segment being written, or one whose file was wrong.
+    Memory(Vec<IndexEntry>),
+}
+
+impl Index {
+    fn len(&self) -> usize {
+        match self {
+            Self::Unloaded | Self::Loading => 0,
+            Self::File(IndexBytes::File(bytes)) => IndexView::trusted((**bytes).as_ref()).len(),
+            Self::File(IndexBytes::Built { entries, .. }) => entries.len(),
+            Self::Memory(entries) => entries.len(),
+        }
+    }
+
+    fn get(&self, i: usize) -> IndexEntry {
+        match self {
+            Self::Unloaded | Self::Loading => unreachable!("an index without entries has none"),
+            Self::File(IndexBytes::File(bytes)) => IndexView::trusted((**bytes).as_ref()).get(i),
+            Self::File(IndexBytes::Built { entries, .. }) => entries[i],
+            Self::Memory(entries) => entries[i],
+        }
+    }
+
+    /// Number of entries that `is_before` holds for; it must hold for a prefix of them.
+    fn partition_point(&self, is_before: impl Fn(&IndexEntry) -> bool) -> usize {
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            if is_before(&self.get(middle)) { low = middle + 1 } else { high = middle }
+        }
+        low
+    }
+
+    /// All entries, for writing them to a file.
+    pub fn entries(&self) -> Vec<IndexEntry> {
+        (0..self.len()).map(|i| self.get(i)).collect()
+    }
+}
+
+/// The open file of a segment's readers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// Not open.
+    Closed,
+    /// Asked for.
+    Opening(FileId),
+    /// Open; when it was last used, in turns.
+    Open(FileId, u64),
+}
+
+/// A segment.
+#[derive(Debug)]
+pub struct Segment {
+    /// Its line in the manifest. Of the segment being written: what was given to the writer.
+    pub meta: SegmentT,
+    /// Its index.
+    pub index: Index,
+    /// For readers.
+    pub reader: Reader,
+}
+
+/// A range of a segment that begins and ends with whole batches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub position: u64,
+    /// Number of bytes.
+    pub bytes: u64,
+    /// The first offset after the range.
+    pub next_offset: u64,
+}
+
+impl Segment {
+    /// A segment as the manifest has it.
+    pub fn load(meta: SegmentT) -> Self {
+        Self { meta, index: Index::Unloaded, reader: Reader::Closed }
+    }
+
+    /// A segment without a record.
+    pub fn create(base_offset: u64, incarnation: u64) -> Self {
+        let meta = SegmentT {
+            base_offset,
+            next_offset: base_offset,
+            incarnation,
+            ..SegmentT::default()
+        };
+        Self { meta, index: Index::Memory(Vec::new()), reader: Reader::Closed }
+    }
+
+    /// Whether positions can be looked up.
+    pub fn has_index(&self) -> bool {
+        matches!(self.index, Index::File(_) | Index::Memory(_))
+    }
+
+    /// Takes the index that was loaded.
+    pub fn set_index(&mut self, loaded: IndexBytes) {
+        self.index = if self.meta.sealed {
+            Index::File(loaded)
+        } else {
+            Index::Memory(Index::File(loaded).entries())
+        };
+    }
+
+    /// Adds a batch that begins at `position` to the index, unless the last entry is too near.
+    pub fn index_batch(&mut self, offset: u64, position: u64, first_timestamp_ms: i64) {
+        let Index::Memory(entries) = &mut self.index else { return };
+        let near = |last: &IndexEntry| position < u64::from(last.position + INTERVAL_BYTES);
+        if entries.last().is_some_and(near) {
+            return;
+        }
+        let before = if position == 0 { i64::MIN } else { self.meta.max_timestamp_ms };
+        entries.push(IndexEntry {
+            relative_offset: (offset - self.meta.base_offset) as u32,
+            position: position as u32,
+            timestamp_ms: first_timestamp_ms,
+            max_timestamp_before_ms: before,
+        });
+    }
+
+    /// The range that holds `offset`, of about `max_bytes`, ending at `end` at the latest
+    /// (a position between batches and the offset there). It may begin with earlier batches.
+    pub fn range(&self, offset: u64, max_bytes: u64, end: (u64, u64)) -> Range {
+        let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
+        let first = self.index.partition_point(|e| relative(e) <= offset).saturating_sub(1);
+        let at = |i: usize| match i < self.index.len() {
+            true => {
+                let e = self.index.get(i);
+                (u64::from(e.position), relative(&e))
+            }
+            false => end,
+        };
+        let (position, _) = if self.index.len() == 0 { (0, 0) } else { at(first) };
+        let limit = position + max_bytes;
+        let last = self.index.partition_point(|e| u64::from(e.position) <= limit);
+        // `last` is the first entry past the limit: end before it, but after `first`.
+        let mut stop = last.saturating_sub(1).max(first + 1);
+        if last == self.index.len() && end.0 <= limit {
+            stop = self.index.len();
+        }
+        let (stop_position, next_offset) = match at(stop) {
+            (p, _) if p >= end.0 => end,
+            within => within,
+        };
+        Range { position, bytes: stop_position - position, next_offset }
+    }
+
+    /// The range in which the first record at or after a time must be, if any before `end` is.
+    pub fn range_of_time(&self, timestamp_ms: i64, end: (u64, u64)) -> Range {
+        let before =
+            self.index.partition_point(|e| e.max_timestamp_before_ms < timestamp_ms).max(1);
+        if self.index.len() == 0 {
+            return Range { position: 0, bytes: end.0, next_offset: end.1 };
+        }
+        let first = self.index.get(before - 1);
+        let (stop, next_offset) = if before < self.index.len() {
+            let e = self.index.get(before);
+            (u64::from(e.position), self.meta.base_offset + u64::from(e.relative_offset))
+        } else {
+            end
+        };
+        let position = u64::from(first.position);
+        Range { position, bytes: stop.saturating_sub(position), next_offset }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches of 10 records every 40,000 bytes; timestamps equal offsets.
+    fn segment(batches: u64) -> (Segment, (u64, u64)) {
+        let mut s = Segment::create(1000, 1);
+        for i in 0..batches {
+            s.index_batch(1000 + i * 10, i * 40_000, (1000 + i * 10) as i64);
+            s.meta.max_timestamp_ms = (1000 + i * 10 + 9) as i64;
+        }
+        (s, (batches * 40_000, 1000 + batches * 10))
+    }
+
+    #[test]
+    fn a_range_holds_its_offset_and_ends_between_batches() {
+        let (s, end) = segment(100);
+        for offset in 1000..2000 {
+            for max in [1, 40_000, 100_000, 1 << 20, 1 << 30] {
+                let r = s.range(offset, max, end);
+                assert!(r.position <= (offset - 1000) / 10 * 40_000, "{offset} {max} {r:?}");
+                assert!(r.next_offset > offset, "{offset} {max} {r:?}");
+                assert!(r.bytes > 0 && r.bytes.is_multiple_of(40_000), "{r:?}");
+                assert!(r.bytes <= max.max(40_000), "{offset} {max} {r:?}");
+                assert_eq!(r.next_offset, 1000 + (r.position + r.bytes) / 40_000 * 10);
+            }
+        }
+    }
+
+    #[test]
+    fn a_range_never_passes_the_end_it_was_given() {
+        let (s, _) = segment(100);
+        let r = s.range(1005, 1 << 30, (80_000, 1020));
+        assert_eq!(r, Range { position: 0, bytes: 80_000, next_offset: 1020 });
+    }
+
+    #[test]
+    fn a_range_of_time_holds_the_first_record_at_or_after_it() {
+        let (s, end) = segment(100);
+        for time in 1000..2000 {
+            let r = s.range_of_time(time, end);
+            let at = (time as u64 - 1000) / 10 * 40_000;
+            assert!(r.position <= at && at < r.position + r.bytes, "{time} {r:?}");
+        }
+    }
+}

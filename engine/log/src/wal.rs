@@ -1,0 +1,613 @@
+//! The write-ahead log of one shard: entries into frames, frames into slots, group commit.
+//!
+//! Greedy: a frame is sealed and written as soon as somebody waits for it and one of the few
+//! writes in flight is free; what arrives meanwhile is the next frame. What nobody waits for goes
+//! after [`FLUSH_AFTER_NS`] or [`FLUSH_BYTES`]. Invariant: `committed <= written <= appended`,
+//! each only grows; `committed` moves over whole frames in order, whatever order the writes
+//! complete in. Recovery (`recovery/`) is the reader of what is written here.
+
+use std::collections::VecDeque;
+
+use ringtide_io::{Chunk, DiskOp, FileId, OpId, Pool, Slice};
+use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
+use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::wal::{
+    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader,
+    SlotHeader, entry_padded,
+};
+
+/// Data that nobody waits for is written at this age.
+pub const FLUSH_AFTER_NS: u64 = 10_000_000;
+/// Data that nobody waits for is written at this size.
+pub const FLUSH_BYTES: usize = 256 << 10;
+/// A frame is sealed before it grows past this.
+pub const FRAME_BYTES: usize = 1 << 20;
+/// A shard that was idle this long writes a closing frame.
+pub const CLOSE_AFTER_NS: u64 = 200_000_000;
+
+/// What a writer must know of its log.
+#[derive(Clone, Debug)]
+pub struct WalConfig {
+    /// The shard.
+    pub shard: u16,
+    /// The data directory's identity.
+    pub data_directory: TopicId,
+    /// This start of the broker.
+    pub incarnation: u64,
+    /// Bytes of every slot.
+    pub slot_bytes: u64,
+    /// Most writes in flight.
+    pub max_in_flight: usize,
+}
+
+/// What an entry says beside its payload.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryMeta {
+    /// What the payload is.
+    pub kind: EntryKind,
+    /// The log group.
+    pub group: GroupId,
+    /// The group's own number of the entry.
+    pub group_index: u64,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Of the batch, or the new log start.
+    pub base_offset: u64,
+    /// When it was appended, ms since 1970.
+    pub append_time_ms: i64,
+}
+
+/// An appended entry.
+#[derive(Debug)]
+pub struct Appended {
+    /// Its number in the shard's log.
+    pub seq: u64,
+    /// The payload where it lies in the log's memory.
+    pub payload: Slice,
+}
+
+/// There is no room now: neither a free slot, nor memory, or all writes are in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WalBusy;
+
+#[derive(Debug)]
+struct OpenFrame {
+    start: usize,
+    first_seq: u64,
+    entries: u32,
+    opened_ns: u64,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    op: OpId,
+    /// The last entry that is on stable storage once this and all before it completed.
+    last_seq: u64,
+    done: bool,
+    /// Keeps the memory until the kernel is done with it.
+    _data: Slice,
+}
+
+#[derive(Debug)]
+struct UsedSlot {
+    file: FileId,
+    generation: u64,
+    /// Where the next frame goes.
+    position: u64,
+    /// The last entry in it.
+    last_seq: u64,
+}
+
+/// Counters of a log since its start.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WalStats {
+    /// Frames written.
+    pub frames: u64,
+    /// Bytes written, padding included.
+    pub bytes: u64,
+    /// Entries written.
+    pub entries: u64,
+}
+
+/// The writer of one shard's log.
+#[derive(Debug)]
+pub struct Wal {
+    config: WalConfig,
+    pool: Pool,
+    /// Headers of slots on their way to the disk.
+    headers: Chunk,
+    chunk: Option<Chunk>,
+    open: Option<OpenFrame>,
+    in_flight: VecDeque<InFlight>,
+    used: VecDeque<UsedSlot>,
+    free: Vec<FileId>,
+    next_seq: u64,
+    written: u64,
+    committed: u64,
+    /// Somebody waits for the durability of this entry.
+    wanted: u64,
+    next_frame: u64,
+    next_generation: u64,
+    next_op: u64,
+    previous_crc: u32,
+    closed: bool,
+    idle_since_ns: u64,
+    stats: WalStats,
+}
+
+/// The operations of the log carry this in the highest byte of their [`OpId`].
+pub const WAL_OP: u64 = 1 << 56;
+
+impl Wal {
+    /// A log whose slots are all free. `slots`: open files of `config.slot_bytes` bytes each.
+    ///
+    /// # Panics
+    /// If the pool has no chunk left.
+    pub fn new(config: WalConfig, pool: Pool, slots: Vec<FileId>) -> Self {
+        let headers = pool.take();
+        assert!(headers.is_some(), "the log is made before anything else takes memory");
+        let Some(headers) = headers else { unreachable!() };
+        Self {
+            config,
+            pool,
+            headers,
+            chunk: None,
+            open: None,
+            in_flight: VecDeque::new(),
+            used: VecDeque::new(),
+            free: slots,
+            next_seq: 1,
+            written: 0,
+            committed: 0,
+            wanted: 0,
+            next_frame: 1,
+            next_generation: 1,
+            next_op: 0,
+            previous_crc: 0,
+            closed: true,
+            idle_since_ns: 0,
+            stats: WalStats::default(),
+        }
+    }
+
+    /// The last entry appended.
+    pub fn appended(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    /// The last entry on stable storage, with all before it.
+    pub fn committed(&self) -> u64 {
+        self.committed
+    }
+
+    /// Counters since the start.
+    pub fn stats(&self) -> WalStats {
+        self.stats
+    }
+
+    /// Slots that hold no entry that is still needed, and all slots.
+    pub fn free_slots(&self) -> (usize, usize) {
+        (self.free.len(), self.free.len() + self.used.len())
+    }
+
+    /// Takes another empty slot.
+    pub fn add_slot(&mut self, file: FileId) {
+        self.free.push(file);
+    }
+
+    /// Whether an entry with this payload can be appended now, without appending it.
+    /// Accepting reserves its place on disk: the open frame always fits into the current slot or
+    /// into a free one.
+    pub fn has_room(&self, payload_bytes: usize) -> bool {
+        let entry = entry_padded(ENTRY_HEADER_BYTES + payload_bytes);
+        let open_bytes = |chunk: &Chunk, open: &OpenFrame| chunk.len() - open.start;
+        let (frame, fits_chunk) = match (&self.chunk, &self.open) {
+            (Some(chunk), Some(open)) => {
+                let frame = open_bytes(chunk, open) + entry;
+                (frame, chunk.room() >= entry && frame <= FRAME_BYTES.max(2 * entry))
+            }
+            (Some(chunk), None) => {
+                let frame = FRAME_HEADER_BYTES + entry;
+                (frame, chunk.room() >= frame)
+            }
+            (None, _) => (FRAME_HEADER_BYTES + entry, false),
+        };
+        if fits_chunk {
+            return self.fits_disk(frame);
+        }
+        // The open frame must be sealed first, and the new one started in a fresh chunk.
+        let must_seal = self.open.is_some();
+        (!must_seal || self.can_write())
+            && self.pool.free_chunks() > 0
+            && (if must_seal { self.free.len() >= 2 } else { self.fits_disk(frame) })
+    }
+
+    fn fits_disk(&self, frame: usize) -> bool {
+        let frame = frame.next_multiple_of(BLOCK_BYTES) as u64;
+        !self.free.is_empty()
+            || self.used.back().is_some_and(|s| s.position + frame <= self.config.slot_bytes)
+    }
+
+    fn can_write(&self) -> bool {
+        self.in_flight.len() < self.config.max_in_flight
+    }
+
+    /// Appends an entry. `fill` writes the payload where it will stay.
+    pub fn append(
+        &mut self,
+        meta: EntryMeta,
+        payload_bytes: usize,
+        fill: impl FnOnce(&mut [u8]),
+        now_ns: u64,
+        ops: &mut Vec<(OpId, DiskOp)>,
+    ) -> Result<Appended, WalBusy> {
+        if !self.has_room(payload_bytes) {
+            return Err(WalBusy);
+        }
+        let entry = ENTRY_HEADER_BYTES + payload_bytes;
+        let fits = |chunk: &Chunk, open: Option<&OpenFrame>| match open {
+            Some(open) => {
+                let frame = chunk.len() - open.start + entry_padded(entry);
+                chunk.room() >= entry_padded(entry)
+                    && frame <= FRAME_BYTES.max(2 * entry_padded(entry))
+            }
+            None => chunk.room() >= FRAME_HEADER_BYTES + entry_padded(entry),
+        };
+        if !self.chunk.as_ref().is_some_and(|c| fits(c, self.open.as_ref())) {
+            if self.open.is_some() {
+                self.write_frame(0, now_ns, ops);
+            }
+            if !self.chunk.as_ref().is_some_and(|c| fits(c, None)) {
+                self.chunk = Some(self.pool.take().ok_or(WalBusy)?);
+            }
+        }
+        let Some(chunk) = &mut self.chunk else { return Err(WalBusy) };
+        let open = self.open.get_or_insert_with(|| {
+            debug_assert!(chunk.len().is_multiple_of(BLOCK_BYTES));
+            let start = chunk.len();
+            chunk.leave_hole(FRAME_HEADER_BYTES);
+            OpenFrame { start, first_seq: self.next_seq, entries: 0, opened_ns: now_ns }
+        });
+        let at = chunk.len();
+        let seq = self.next_seq;
+        chunk.append_with(entry, |bytes| {
+            let (header, payload) = bytes.split_at_mut(ENTRY_HEADER_BYTES);
+            fill(payload);
+            EntryHeader {
+                kind: meta.kind,
+                group: meta.group,
+                seq,
+                group_index: meta.group_index,
+                term: 0,
+                partition: meta.partition,
+                base_offset: meta.base_offset,
+                append_time_ms: meta.append_time_ms,
+                payload_bytes: payload.len() as u32,
+                payload_crc: crc32c::crc32c(payload),
+            }
+            .encode(self.config.incarnation, header);
+        });
+        let payload = chunk.slice(at + ENTRY_HEADER_BYTES..at + entry);
+        chunk.pad_to(8);
+        open.entries += 1;
+        self.next_seq += 1;
+        self.closed = false;
+        Ok(Appended { seq, payload })
+    }
+
+    /// Somebody waits until `seq` is durable: it is written as soon as a write is free.
+    pub fn want(&mut self, seq: u64) {
+        assert!(seq < self.next_seq);
+        self.wanted = self.wanted.max(seq);
+    }
+
+    /// Writes what is due. Called at the end of every turn.
+    pub fn turn(&mut self, now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
+        if let Some(open) = &self.open {
+            let bytes = self.chunk.as_ref().map_or(0, |c| c.len() - open.start);
+            let due = self.wanted >= open.first_seq
+                || bytes >= FLUSH_BYTES
+                || now_ns >= open.opened_ns + FLUSH_AFTER_NS;
+            if due && self.can_write() {
+                self.write_frame(0, now_ns, ops);
+            }
+        } else if !self.closed
+            && self.in_flight.is_empty()
+            && now_ns >= self.idle_since_ns + CLOSE_AFTER_NS
+        {
+            self.write_closing(now_ns, ops);
+        }
+    }
+
+    /// When [`Self::turn`] is to be called at the latest.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        match &self.open {
+            Some(open) if self.can_write() => Some(open.opened_ns + FLUSH_AFTER_NS),
+            Some(_) => None,
+            None if !self.closed && self.in_flight.is_empty() => {
+                Some(self.idle_since_ns + CLOSE_AFTER_NS)
+            }
+            None => None,
+        }
+    }
+
+    /// An empty frame that says that all before it was committed, so that a damaged last frame
+    /// can be told from a torn one.
+    fn write_closing(&mut self, now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
+        self.closed = true;
+        let room = |s: &UsedSlot| s.position + BLOCK_BYTES as u64 <= self.config.slot_bytes;
+        if !self.used.back().is_some_and(room) {
+            return;
+        }
+        if !self.chunk.as_ref().is_some_and(|c| c.room() >= BLOCK_BYTES) {
+            let Some(chunk) = self.pool.take() else { return };
+            self.chunk = Some(chunk);
+        }
+        let Some(chunk) = &mut self.chunk else { return };
+        let start = chunk.len();
+        chunk.leave_hole(FRAME_HEADER_BYTES);
+        let first_seq = self.next_seq;
+        self.open = Some(OpenFrame { start, first_seq, entries: 0, opened_ns: now_ns });
+        self.write_frame(FRAME_CLOSING, now_ns, ops);
+        self.closed = true;
+    }
+
+    fn op(&mut self) -> OpId {
+        self.next_op += 1;
+        OpId(WAL_OP | self.next_op)
+    }
+
+    /// Seals the open frame and submits it.
+    fn write_frame(&mut self, flags: u8, _now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
+        let Some(open) = self.open.take() else { return };
+        let Some(mut chunk) = self.chunk.take() else { return };
+        let entries_bytes = chunk.len() - open.start - FRAME_HEADER_BYTES;
+        chunk.pad_to(BLOCK_BYTES);
+        let disk_bytes = (chunk.len() - open.start) as u64;
+        let room = |s: &UsedSlot| s.position + disk_bytes <= self.config.slot_bytes;
+        if !self.used.back().is_some_and(room) {
+            self.start_slot(ops);
+        }
+        let last_seq = open.first_seq + u64::from(open.entries) - 1;
+        let op = self.op();
+        let slot = self.used.back_mut();
+        assert!(slot.is_some(), "a slot was reserved when the entries were accepted");
+        let Some(slot) = slot else { return };
+        let header = FrameHeader {
+            flags,
+            shard: self.config.shard,
+            generation: slot.generation,
+            incarnation: self.config.incarnation,
+            frame_seq: self.next_frame,
+            committed: self.committed,
+            first_seq: open.first_seq,
+            entries_bytes: entries_bytes as u32,
+            entry_count: open.entries,
+            previous_crc: self.previous_crc,
+        };
+        self.previous_crc = chunk.fill_hole(|h| header.encode(h));
+        self.next_frame += 1;
+        let data = chunk.slice(open.start..chunk.len());
+        ops.push((op, DiskOp::Write { file: slot.file, position: slot.position, data: data.clone() }));
+        slot.position += disk_bytes;
+        slot.last_seq = last_seq;
+        self.in_flight.push_back(InFlight { op, last_seq, done: false, _data: data });
+        self.stats.frames += 1;
+        self.stats.bytes += disk_bytes;
+        self.stats.entries += u64::from(open.entries);
+        assert!(last_seq >= self.written, "frames are written in order");
+        self.written = last_seq;
+        if chunk.room() > 0 {
+            self.chunk = Some(chunk);
+        }
+    }
+
+    /// Takes a free slot and writes its header. The header counts as a write before the frames in
+    /// it: nothing in the slot is committed until its name is durable.
+    fn start_slot(&mut self, ops: &mut Vec<(OpId, DiskOp)>) {
+        let file = self.free.pop();
+        assert!(file.is_some(), "a slot was reserved when the entries were accepted");
+        let Some(file) = file else { return };
+        let header = SlotHeader {
+            data_directory: self.config.data_directory,
+            shard: self.config.shard,
+            generation: self.next_generation,
+            incarnation: self.config.incarnation,
+            slot_bytes: self.config.slot_bytes,
+        };
+        if self.headers.room() < BLOCK_BYTES {
+            // As many headers as blocks in a chunk ago: none of them is in flight any more.
+            self.headers.clear();
+        }
+        let at = self.headers.len();
+        self.headers.append_with(BLOCK_BYTES, |block| header.encode(block));
+        let data = self.headers.slice(at..at + BLOCK_BYTES);
+        let op = self.op();
+        ops.push((op, DiskOp::Write { file, position: 0, data: data.clone() }));
+        self.in_flight.push_back(InFlight { op, last_seq: self.written, done: false, _data: data });
+        self.used.push_back(UsedSlot {
+            file,
+            generation: self.next_generation,
+            position: BLOCK_BYTES as u64,
+            last_seq: self.written,
+        });
+        self.next_generation += 1;
+    }
+
+    /// A write of this log completed. Returns whether `committed` moved.
+    pub fn completed(&mut self, op: OpId, now_ns: u64) -> bool {
+        if let Some(write) = self.in_flight.iter_mut().find(|w| w.op == op) {
+            write.done = true;
+        }
+        let before = self.committed;
+        while self.in_flight.front().is_some_and(|w| w.done) {
+            if let Some(write) = self.in_flight.pop_front() {
+                assert!(write.last_seq >= self.committed && write.last_seq <= self.written);
+                self.committed = write.last_seq;
+            }
+        }
+        if self.in_flight.is_empty() {
+            self.idle_since_ns = now_ns;
+        }
+        self.committed > before
+    }
+
+    /// Everything up to `seq` is held by snapshots: slots with nothing newer are free.
+    pub fn release_through(&mut self, seq: u64) {
+        assert!(seq <= self.committed, "only committed entries can be in snapshots");
+        while self.used.len() > 1 && self.used.front().is_some_and(|s| s.last_seq <= seq) {
+            if let Some(slot) = self.used.pop_front() {
+                self.free.insert(0, slot.file);
+            }
+        }
+    }
+
+    /// Whether anything is open or in flight.
+    pub fn is_idle(&self) -> bool {
+        self.open.is_none() && self.in_flight.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SLOT: u64 = 4 << 20;
+
+    fn wal(slots: u64) -> Wal {
+        let config = WalConfig {
+            shard: 0,
+            data_directory: TopicId { hi: 1, lo: 2 },
+            incarnation: 1,
+            slot_bytes: SLOT,
+            max_in_flight: 2,
+        };
+        let pool = Pool::new(64 << 20).expect("memory");
+        Wal::new(config, pool, (0..slots).map(FileId).collect())
+    }
+
+    fn meta(index: u64) -> EntryMeta {
+        EntryMeta {
+            kind: EntryKind::Batch,
+            group: GroupId(0),
+            group_index: index,
+            partition: PartitionId::default(),
+            base_offset: index,
+            append_time_ms: 0,
+        }
+    }
+
+    fn append(wal: &mut Wal, bytes: usize, ops: &mut Vec<(OpId, DiskOp)>) -> Result<u64, WalBusy> {
+        wal.append(meta(wal.next_seq), bytes, |p| p.fill(7), 0, ops).map(|a| a.seq)
+    }
+
+    #[test]
+    fn nothing_is_written_before_somebody_waits_or_the_time_has_come() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        append(&mut wal, 100, &mut ops).expect("room");
+        wal.turn(FLUSH_AFTER_NS - 1, &mut ops);
+        assert!(ops.is_empty());
+        wal.turn(FLUSH_AFTER_NS, &mut ops);
+        assert_eq!(ops.len(), 2, "slot header and frame: {ops:?}");
+    }
+
+    #[test]
+    fn what_arrives_during_a_write_is_the_next_frame() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        let first = append(&mut wal, 100, &mut ops).expect("room");
+        wal.want(first);
+        wal.turn(0, &mut ops);
+        for op in std::mem::take(&mut ops) {
+            wal.completed(op.0, 0);
+        }
+        let mut last = 0;
+        for _ in 0..3 {
+            let seq = append(&mut wal, 100, &mut ops).expect("room");
+            wal.want(seq);
+            wal.turn(0, &mut ops);
+            last = seq;
+        }
+        // Two writes may be in flight; the third entry waits for one of them.
+        assert_eq!(ops.len(), 2);
+        assert!(wal.completed(ops[0].0, 0));
+        wal.turn(0, &mut ops);
+        assert_eq!(ops.len(), 3);
+        wal.completed(ops[1].0, 0);
+        wal.completed(ops[2].0, 0);
+        assert_eq!(wal.committed(), last);
+    }
+
+    #[test]
+    fn a_write_that_completes_early_commits_nothing_before_its_predecessors() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        let first = append(&mut wal, 100, &mut ops).expect("room");
+        wal.want(first);
+        wal.turn(0, &mut ops);
+        let (header, frame) = (ops[0].0, ops[1].0);
+        assert!(!wal.completed(frame, 0), "the slot's header is not durable yet");
+        assert_eq!(wal.committed(), 0);
+        assert!(wal.completed(header, 0));
+        assert_eq!(wal.committed(), first);
+    }
+
+    #[test]
+    fn accepted_entries_always_have_a_place_on_disk() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        let mut accepted = 0;
+        // No slot is ever released: the log must say "busy" before it runs out, never fail.
+        loop {
+            match append(&mut wal, 100_000, &mut ops) {
+                Ok(seq) => {
+                    accepted = seq;
+                    wal.want(seq);
+                    wal.turn(0, &mut ops);
+                    for op in std::mem::take(&mut ops) {
+                        wal.completed(op.0, 0);
+                    }
+                }
+                Err(WalBusy) => break,
+            }
+        }
+        assert_eq!(wal.committed(), accepted);
+        assert!(accepted > 60, "{accepted} of about 80 entries of 100 kB in 8 MiB");
+        wal.release_through(accepted);
+        assert!(append(&mut wal, 100_000, &mut ops).is_ok());
+    }
+
+    #[test]
+    fn an_idle_log_is_closed_by_an_empty_frame() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        let seq = append(&mut wal, 100, &mut ops).expect("room");
+        wal.want(seq);
+        wal.turn(0, &mut ops);
+        for op in std::mem::take(&mut ops) {
+            wal.completed(op.0, 5);
+        }
+        assert_eq!(wal.deadline_ns(), Some(5 + CLOSE_AFTER_NS));
+        wal.turn(5 + CLOSE_AFTER_NS, &mut ops);
+        let [(op, DiskOp::Write { data, .. })] = &ops[..] else { panic!("{ops:?}") };
+        let (header, _) = FrameHeader::decode(data).expect("a frame");
+        assert_eq!((header.flags, header.committed, header.entry_count), (FRAME_CLOSING, seq, 0));
+        wal.completed(*op, 6);
+        assert_eq!(wal.deadline_ns(), None);
+    }
+
+    #[test]
+    fn frames_are_a_chain() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        let mut crc = 0;
+        for _ in 0..3 {
+            let seq = append(&mut wal, 100, &mut ops).expect("room");
+            wal.want(seq);
+            wal.turn(0, &mut ops);
+            let writes = std::mem::take(&mut ops);
+            let Some((_, DiskOp::Write { data, .. })) = writes.last() else { panic!() };
+            let (header, own) = FrameHeader::decode(data).expect("a frame");
+            assert_eq!(header.previous_crc, crc);
+            crc = own;
+            for op in writes {
+                wal.completed(op.0, 0);
+            }
+        }
+    }
+}
