@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -218,7 +218,8 @@ impl Broker {
         args
     }
 
-    fn spawn(&mut self) -> Result<(), Refusal> {
+    /// Starts the process and gives where its log begins.
+    fn launch(&mut self) -> u64 {
         assert!(self.child.is_none(), "the broker runs already");
         let log = File::options()
             .create(true)
@@ -238,7 +239,11 @@ impl Broker {
             command.uid(uid).gid(uid);
         }
         self.child = Some(command.spawn().expect("the binary starts"));
+        from
+    }
 
+    fn spawn(&mut self) -> Result<(), Refusal> {
+        let from = self.launch();
         for shard in 0..self.setup.shards {
             let deadline = Instant::now() + PATIENCE;
             while !self.answers(shard) {
@@ -251,7 +256,7 @@ impl Broker {
                     "the broker neither serves nor ends: {}",
                     self.log()
                 );
-                std::thread::sleep(std::time::Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(2));
             }
         }
         Ok(())
@@ -343,6 +348,19 @@ impl Broker {
     pub fn restart_with(&mut self, shards: usize) {
         self.setup.shards = shards;
         self.restart();
+    }
+
+    /// Starts it again and kills it before it is ready, or soon after.
+    ///
+    /// # Panics
+    /// When it ended by itself.
+    pub fn start_and_kill_after(&mut self, delay: Duration) {
+        self.launch();
+        std::thread::sleep(delay);
+        if let Some(status) = self.ended() {
+            panic!("the broker ended by itself ({status}): {}", self.log());
+        }
+        self.kill();
     }
 
     /// Starts it again; it must refuse.
@@ -459,4 +477,11 @@ impl Drop for Broker {
 }
 
 /// Keeps a broker under test small on disk and in memory.
-const SMALL: &[&str] = &[];
+const SMALL: &[&str] = &[
+    "--wal-slot-bytes",
+    "4MiB",
+    "--wal-slots",
+    "4",
+    "--memory-bytes",
+    "64MiB",
+];

@@ -150,6 +150,20 @@ impl Cli {
         running.finish()
     }
 
+    /// Starts a command in a folder and leaves it running.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn start_in(&self, folder: &Path, args: &[&str]) -> Running {
+        let child = self
+            .command(args)
+            .current_dir(folder)
+            .spawn()
+            .expect("the binary starts");
+        Running::new(child)
+    }
+
     /// Runs a command in a folder.
     ///
     /// # Panics

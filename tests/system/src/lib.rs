@@ -22,6 +22,7 @@ mod ports;
 mod random;
 mod skip;
 
+pub mod exit;
 pub mod feed;
 pub mod wait;
 

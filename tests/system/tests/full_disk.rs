@@ -1,0 +1,139 @@
+//! A full disk: publishes are refused with a typed error, reads go on, and service resumes by itself
+//! when space returns. Nothing that was acknowledged is lost over it.
+
+use std::fs;
+
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_system_tests::{Broker, MountedDisk, Setup, Topic, skip, table, wait};
+
+const BLOCK: usize = 256 << 10;
+
+/// Publishes until the disk is full; gives how many blocks were acknowledged.
+fn fill(broker: &Broker, topic: &Topic) -> u64 {
+    let mut peer = broker.peer();
+    let mut acknowledged = 0;
+    loop {
+        match peer.publish(
+            topic.partition(0),
+            ringtide_system_tests::single(block(acknowledged)),
+        ) {
+            Ok(published) => {
+                assert_eq!(published.base_offset, acknowledged);
+                acknowledged += 1;
+                assert!(acknowledged < 4096, "the disk is never full");
+            }
+            Err(fault) => {
+                assert_eq!(fault.code(), ErrorCode::DiskFull, "{fault:?}");
+                return acknowledged;
+            }
+        }
+    }
+}
+
+fn block(number: u64) -> Vec<u8> {
+    let mut bytes = vec![b'x'; BLOCK];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes
+}
+
+fn holds_all(broker: &Broker, topic: &Topic, blocks: u64) {
+    let records = broker.peer().fetch_to(topic.partition(0), 0, blocks);
+    assert_eq!(records.len() as u64, blocks);
+    for (number, record) in records.iter().enumerate() {
+        assert!(
+            record.value.as_deref() == Some(&block(number as u64)),
+            "record {number}"
+        );
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself() {
+    let disk = match MountedDisk::ext4(96 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            return skip(
+                "a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself",
+                &reason,
+            );
+        }
+    };
+    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let mut peer = broker.peer();
+    let settings = table!(TopicSettingsT {
+        segment_bytes: Some(8 << 20)
+    });
+    let topic = peer
+        .create_topic_with("full", 1, settings)
+        .expect("a topic");
+
+    // Something else than the broker takes the space, so that it can also give it back.
+    let ballast = disk.path().join("ballast");
+    wait::for_it("all slots of the log written", || {
+        let free = disk.free_bytes();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        free == disk.free_bytes()
+    });
+    let file = fs::File::create(&ballast).expect("a writable disk");
+    let take = disk.free_bytes() - (24 << 20);
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).expect("space");
+
+    let acknowledged = fill(&broker, &topic);
+    assert!(
+        acknowledged > 32,
+        "only {acknowledged} blocks before the disk was full"
+    );
+    broker.logs(&["full"]);
+
+    holds_all(&broker, &topic, acknowledged);
+    peer.ping().expect("the broker serves");
+    peer.topic("full").expect("metadata is served");
+
+    fs::remove_file(&ballast).expect("a file");
+    let bytes = ringtide_system_tests::single(block(acknowledged));
+    let published = wait::until("publishes to be taken again", || {
+        match peer.publish(topic.partition(0), bytes.clone()) {
+            Ok(published) => Some(published),
+            Err(fault) => {
+                assert_eq!(fault.code(), ErrorCode::DiskFull, "{fault:?}");
+                None
+            }
+        }
+    });
+    assert_eq!(
+        published.base_offset, acknowledged,
+        "what was refused was not appended"
+    );
+    holds_all(&broker, &topic, acknowledged + 1);
+    assert_eq!(broker.stop(), 0);
+    broker.restart();
+    holds_all(&broker, &topic, acknowledged + 1);
+}
+
+#[test]
+fn a_broker_killed_on_a_full_disk_loses_nothing() {
+    let disk = match MountedDisk::ext4(64 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip("a_broker_killed_on_a_full_disk_loses_nothing", &reason),
+    };
+    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let settings = table!(TopicSettingsT {
+        segment_bytes: Some(8 << 20)
+    });
+    let topic = broker
+        .peer()
+        .create_topic_with("full", 1, settings)
+        .expect("a topic");
+    let ballast = disk.path().join("ballast");
+    fs::write(&ballast, vec![1; 8 << 20]).expect("space");
+    let acknowledged = fill(&broker, &topic);
+    broker.kill();
+    fs::remove_file(&ballast).expect("a file");
+    broker.restart();
+    holds_all(&broker, &topic, acknowledged);
+    let mut peer = broker.peer();
+    wait::for_it("publishes to be taken again", || {
+        peer.publish(topic.partition(0), ringtide_system_tests::single("after"))
+            .is_ok()
+    });
+}

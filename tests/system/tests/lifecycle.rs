@@ -1,0 +1,517 @@
+//! From start to end of a broker: settings, signals, restarts, and the commands for a stopped one.
+
+use std::fs;
+
+use ringtide_schema::identity::Identity;
+use ringtide_system_tests::{Broker, Cli, Fault, Setup, exit, single, table, wait};
+use rustix::process::Signal;
+
+// ---- stopping ---------------------------------------------------------------------------------
+
+#[test]
+fn sigterm_and_sigint_end_the_broker_with_success() {
+    let mut broker = Broker::start();
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut peer = broker.peer();
+        broker.signal(signal);
+        assert_eq!(
+            broker.wait_end().code(),
+            Some(exit::DONE),
+            "{}",
+            broker.log()
+        );
+        assert_eq!(peer.ping(), Err(Fault::Closed));
+        assert!(
+            identity(&broker).clean,
+            "a stop by {signal:?} is a clean one"
+        );
+        broker.restart();
+    }
+}
+
+#[test]
+fn what_was_in_flight_at_a_stop_is_answered_and_kept_or_refused() {
+    let mut broker = Broker::start();
+    let mut peer = broker.peer();
+    let partition = peer.create_topic("drained", 1).partition(0);
+    let sent: Vec<u64> = (0..200)
+        .map(|n| peer.send_publish(2, &[(partition, single(format!("{n}")))]))
+        .collect();
+    let first = peer
+        .published(sent[0], 1)
+        .expect("an answer")
+        .remove(0)
+        .expect("accepted");
+    assert_eq!(first.base_offset, 0);
+    broker.signal(Signal::TERM);
+    let mut acknowledged = vec![0];
+    for &correlation in &sent[1..] {
+        match peer.published(correlation, 1) {
+            Ok(mut results) => {
+                if let Ok(published) = results.remove(0) {
+                    acknowledged.push(published.base_offset);
+                }
+            }
+            Err(Fault::Closed) => break,
+            Err(fault) => assert!(matches!(fault, Fault::Refused(_)), "{fault:?}"),
+        }
+    }
+    assert_eq!(broker.wait_end().code(), Some(exit::DONE));
+    broker.restart();
+    let mut peer = broker.peer();
+    let end = peer.describe(partition).expect("a partition").latest;
+    let records = peer.fetch_to(partition, 0, end);
+    for offset in acknowledged {
+        assert_eq!(records[offset as usize].text(), offset.to_string());
+    }
+}
+
+#[test]
+fn accepted_records_survive_a_clean_stop() {
+    let mut broker = Broker::start();
+    let mut peer = broker.peer();
+    let partition = peer.create_topic("accepted", 1).partition(0);
+    for n in 0..50 {
+        peer.publish_with(1, partition, single(format!("{n}")))
+            .expect("accepted");
+    }
+    assert_eq!(broker.stop(), exit::DONE);
+    broker.restart();
+    assert_eq!(broker.peer().fetch_to(partition, 0, 50).len(), 50);
+}
+
+// ---- settings ---------------------------------------------------------------------------------
+
+/// `serve` with this configuration file must refuse, in these words.
+#[track_caller]
+fn file_refused(content: &str, words: &[&str]) {
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let path = home.path().join("ringtide.toml");
+    fs::write(&path, content).expect("a writable folder");
+    let path = path.to_str().expect("a path of text");
+    let finished = Cli::without_server()
+        .run_in(home.path(), &["serve", "--config", path])
+        .failed();
+    assert_eq!(finished.code(), exit::USAGE, "{finished:?}");
+    for word in words.iter().chain(&[path]) {
+        assert!(
+            finished.stderr.contains(word),
+            "{word:?} is not in: {}",
+            finished.stderr
+        );
+    }
+    let left: Vec<_> = fs::read_dir(home.path()).expect("a folder").collect();
+    assert_eq!(left.len(), 1, "nothing was made: {left:?}");
+}
+
+#[test]
+fn an_unknown_key_of_the_file_is_refused_by_name() {
+    file_refused("cpus = [0]\nwal-slotz = 4\n", &["wal-slotz", "wal-slots"]);
+    file_refused("[section]\nidle = \"park\"\n", &["section"]);
+}
+
+#[test]
+fn an_impossible_value_is_refused_with_key_value_and_what_would_do() {
+    file_refused("idle = \"sleepy\"\n", &["idle", "sleepy", "adaptive"]);
+    file_refused("wal-slots = 0\n", &["wal-slots", "0"]);
+    file_refused("cpus = [9999]\n", &["cpus", "9999"]);
+}
+
+#[test]
+fn a_file_that_is_no_toml_is_refused() {
+    file_refused("idle: park\n", &["TOML"]);
+}
+
+#[test]
+fn an_impossible_flag_is_refused_with_flag_value_and_what_would_do() {
+    for (args, words) in [
+        (
+            &["--idle", "sleepy"][..],
+            &["idle", "sleepy", "adaptive"][..],
+        ),
+        (&["--cpus", "9999"], &["cpus", "9999"]),
+        (&["--wal-slot-bytes", "1"], &["wal-slot-bytes", "1", "MiB"]),
+        (&["--listen", "nowhere"], &["listen", "nowhere"]),
+        (&["--no-such-flag"], &["--no-such-flag"]),
+    ] {
+        let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+        let args = [&["serve"], args].concat();
+        let finished = Cli::without_server().run_in(home.path(), &args).failed();
+        assert_eq!(finished.code(), exit::USAGE, "{finished:?}");
+        for word in words {
+            assert!(
+                finished.stderr.contains(word),
+                "{word:?} is not in: {}",
+                finished.stderr
+            );
+        }
+    }
+}
+
+#[test]
+fn flags_win_over_the_file_and_the_file_over_the_defaults() {
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let path = home.path().join("ringtide.toml");
+    let text = "max-in-flight-requests = 77\nadvertise = \"file.example\"\nwal-slots = 4\n";
+    fs::write(&path, text).expect("a writable folder");
+    let path = path.to_str().expect("a path of text");
+    let broker = Setup::new()
+        .args(&["--config", path, "--advertise", "flag.example"])
+        .start();
+    let mut peer = broker.stranger();
+    let hello = peer.hello().expect("hello");
+    assert_eq!(hello.max_in_flight_requests, 77, "of the file");
+    let shards = peer.metadata().expect("metadata").shards.expect("shards");
+    assert_eq!(
+        shards[0].host.as_deref(),
+        Some("flag.example"),
+        "of the flag"
+    );
+}
+
+#[test]
+fn the_data_directory_is_made_where_the_broker_is_started() {
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let ports = ringtide_system_tests::Ports::reserve();
+    let listen = format!("127.0.0.1:{}", ports.of_shard(0));
+    let cpus = ringtide_system_tests::cpu_list(1);
+    let args = [
+        "serve",
+        "--listen",
+        &listen,
+        "--cpus",
+        &cpus,
+        "--wal-slot-bytes",
+        "4MiB",
+    ];
+    let mut running = Cli::without_server().start_in(home.path(), &args);
+    let cli = Cli::new(listen.parse().expect("an address"));
+    wait::for_it("the broker to serve", || {
+        cli.run(&["topic", "list"]).status.success()
+    });
+    assert!(home.path().join("ringtide-data/identity").is_file());
+    running.signal(Signal::TERM);
+    assert_eq!(running.finish().code(), exit::DONE);
+}
+
+#[test]
+fn a_port_in_use_is_refused_by_name() {
+    let first = Broker::start();
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let listen = first.address(0).to_string();
+    let cpus = ringtide_system_tests::cpu_list(1);
+    let args = ["serve", "--listen", &listen, "--cpus", &cpus];
+    let finished = Cli::without_server().run_in(home.path(), &args).failed();
+    assert_eq!(finished.code(), exit::CANNOT_LISTEN, "{finished:?}");
+    let said = format!("{}{}", finished.stderr, finished.text());
+    assert!(said.contains(&listen), "{said}");
+}
+
+#[test]
+fn the_start_is_logged_with_what_it_found() {
+    let broker = Broker::start();
+    wait::for_it("the start-up line", || {
+        let log = broker.log();
+        ["park", "kernel", "fua", "recover"]
+            .iter()
+            .all(|w| log.to_lowercase().contains(w))
+    });
+    for line in broker.log().lines() {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
+        assert!(
+            parsed.is_ok_and(|v| v.is_object()),
+            "not a JSON object: {line}"
+        );
+    }
+}
+
+// ---- restarts ---------------------------------------------------------------------------------
+
+fn identity(broker: &Broker) -> Identity {
+    let bytes = fs::read(broker.data_dir().join("identity")).expect("an identity");
+    Identity::decode(&bytes).expect("a good identity")
+}
+
+#[test]
+fn data_survives_clean_and_unclean_restarts_with_any_number_of_shards() {
+    let mut broker = Setup::new().shards(2).start();
+    let mut peer = broker.peer();
+    let topic = peer.create_topic("kept", 4);
+    let mut next = 0_u64;
+    let mut expected = 0;
+    for round in 0..6_usize {
+        for n in 0..20 {
+            for partition in 0..4 {
+                let offset = peer.put(topic.partition(partition), format!("{round} {n}"));
+                assert_eq!(offset, next);
+            }
+            next += 1;
+        }
+        expected += 20;
+        if round % 2 == 0 {
+            broker.kill();
+        } else {
+            assert_eq!(broker.stop(), exit::DONE);
+        }
+        broker.restart_with(1 + (round / 2) % 2);
+        peer = broker.peer();
+        for partition in 0..4 {
+            let records = peer.fetch_to(topic.partition(partition), 0, expected);
+            let offsets: Vec<u64> = records.iter().map(|r| r.offset).collect();
+            assert_eq!(offsets, (0..expected).collect::<Vec<_>>());
+            assert_eq!(records[expected as usize - 1].text(), format!("{round} 19"));
+        }
+    }
+}
+
+#[test]
+fn the_leader_epoch_rises_with_an_unclean_start_and_only_then() {
+    let mut broker = Broker::start();
+    let partition = broker.peer().create_topic("epochs", 1).partition(0);
+    let publish = |broker: &Broker| {
+        let published = broker
+            .peer()
+            .publish(partition, single("x"))
+            .expect("acknowledged");
+        published.leader_epoch
+    };
+    assert_eq!(publish(&broker), 1);
+    assert_eq!(broker.stop(), exit::DONE);
+    broker.restart();
+    assert_eq!(publish(&broker), 1, "a clean start keeps the epoch");
+    broker.kill();
+    broker.restart();
+    assert_eq!(publish(&broker), 2, "an unclean one raises it");
+    let epochs: Vec<i32> = broker
+        .peer()
+        .fetch_to(partition, 0, 3)
+        .iter()
+        .map(|r| r.leader_epoch)
+        .collect();
+    assert_eq!(epochs, [1, 1, 2], "it is written into batches");
+    assert_eq!(
+        broker
+            .peer()
+            .describe(partition)
+            .expect("a partition")
+            .leader_epoch,
+        2
+    );
+}
+
+#[test]
+fn the_incarnation_rises_with_every_start() {
+    let mut broker = Broker::start();
+    let first = broker.stranger().hello().expect("hello");
+    assert_eq!(broker.stop(), exit::DONE);
+    broker.restart();
+    let second = broker.stranger().hello().expect("hello");
+    assert!(second.incarnation > first.incarnation);
+    assert_eq!(second.data_directory_id, first.data_directory_id);
+}
+
+#[test]
+fn a_broker_killed_while_it_starts_starts_again() {
+    let mut broker = Broker::start();
+    let partition = broker.peer().create_topic("kept", 1).partition(0);
+    for n in 0..100 {
+        broker.peer().put(partition, format!("{n}"));
+    }
+    broker.kill();
+    for delay_us in [0, 500, 2_000, 5_000, 10_000, 20_000, 40_000] {
+        broker.start_and_kill_after(std::time::Duration::from_micros(delay_us));
+    }
+    broker.restart();
+    assert_eq!(broker.peer().fetch_to(partition, 0, 100).len(), 100);
+}
+
+#[test]
+fn an_alteration_and_a_deletion_survive_a_kill() {
+    let mut broker = Broker::start();
+    let mut peer = broker.peer();
+    peer.create_topic("altered", 1);
+    let gone = peer.create_topic("gone", 1);
+    peer.put(gone.partition(0), "gone");
+    let settings = table!(TopicSettingsT {
+        retention_ms: Some(12_345)
+    });
+    let altered = peer
+        .alter_topic("altered", Some(3), settings)
+        .expect("altered");
+    peer.delete_topic("gone").expect("deleted");
+    broker.kill();
+    broker.restart();
+    let mut peer = broker.peer();
+    assert_eq!(peer.topic("altered").expect("a topic"), altered);
+    assert_eq!(altered.settings.retention_ms, Some(12_345));
+    assert_eq!(altered.shards.len(), 3);
+    assert!(peer.topic("gone").is_err());
+    let again = peer.create_topic("gone", 1);
+    assert_ne!(again.id, gone.id, "a new topic is not the old one");
+    assert_eq!(
+        peer.describe(again.partition(0))
+            .expect("a partition")
+            .latest,
+        0
+    );
+}
+
+// ---- inspect, verify, doctor ------------------------------------------------------------------
+
+/// A stopped broker with sealed segments, and one of its files of each kind.
+fn stopped() -> Broker {
+    let mut broker = Broker::start();
+    let mut peer = broker.peer();
+    let settings = table!(TopicSettingsT {
+        segment_bytes: Some(64 << 10)
+    });
+    let partition = peer
+        .create_topic_with("kept", 1, settings)
+        .expect("a topic")
+        .partition(0);
+    for _ in 0..40 {
+        peer.put(partition, [b'x'; 10_000]);
+    }
+    drop(peer);
+    assert_eq!(broker.stop(), exit::DONE);
+    broker
+}
+
+fn find(broker: &Broker, wanted: impl Fn(&str) -> bool) -> String {
+    let mut folders = vec![broker.data_dir().to_owned()];
+    let mut seen = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let text = path.to_str().expect("a path of text").to_owned();
+            if path.is_dir() {
+                folders.push(path);
+            } else if wanted(&text) && path.metadata().is_ok_and(|m| m.len() > 0) {
+                return text;
+            } else {
+                seen.push(text);
+            }
+        }
+    }
+    panic!("no such file among {seen:?}");
+}
+
+#[test]
+fn verify_finds_a_stopped_brokers_files_in_order() {
+    let broker = stopped();
+    let data_dir = broker.data_dir().to_str().expect("a path of text");
+    let verified = Cli::without_server()
+        .run(&["verify", "--data-dir", data_dir])
+        .ok();
+    assert!(!verified.text().is_empty());
+}
+
+#[test]
+fn verify_finds_damage_in_a_segment_and_names_it() {
+    let broker = stopped();
+    let data_dir = broker.data_dir().to_str().expect("a path of text");
+    let segment = find(&broker, |p| p.ends_with(".log") || p.ends_with(".segment"));
+    let mut bytes = fs::read(&segment).expect("a file");
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&segment, bytes).expect("a writable file");
+    let verified = Cli::without_server().run(&["verify", "--data-dir", data_dir]);
+    assert_eq!(verified.code(), exit::VERIFY_FOUND, "{verified:?}");
+    let name = segment.rsplit('/').next().expect("a name");
+    let said = format!("{}{}", verified.text(), verified.stderr);
+    assert!(said.contains(name), "{name} is not in: {said}");
+}
+
+#[test]
+fn verify_and_inspect_say_so_when_a_broker_runs() {
+    let mut broker = stopped();
+    broker.restart();
+    let data_dir = broker.data_dir().to_str().expect("a path of text");
+    let verified = Cli::without_server()
+        .run(&["verify", "--data-dir", data_dir])
+        .failed();
+    assert_eq!(verified.code(), exit::DIRECTORY_LOCKED, "{verified:?}");
+    assert!(verified.stderr.contains("running"), "{}", verified.stderr);
+    let snapshot = find(&broker, |p| p.ends_with(".snapshot"));
+    let inspected = Cli::without_server().run(&["inspect", "snapshot", &snapshot]);
+    let said = format!("{}{}", inspected.text(), inspected.stderr);
+    assert!(said.contains("running"), "{said}");
+}
+
+#[test]
+fn inspect_shows_each_kind_of_file() {
+    let broker = stopped();
+    let cli = Cli::without_server();
+    for (kind, wanted) in [
+        ("wal", &["wal"][..]),
+        ("segment", &[".log", ".segment"]),
+        ("index", &[".index", ".oidx", ".timeindex"]),
+        ("snapshot", &[".snapshot"]),
+    ] {
+        let path = find(&broker, |p| {
+            let p = p
+                .strip_prefix(broker.data_dir().to_str().expect("text"))
+                .expect("inside");
+            wanted.iter().any(|w| p.contains(w))
+        });
+        let shown = cli.run(&["inspect", kind, &path]).ok();
+        assert!(!shown.text().is_empty(), "inspect {kind} shows nothing");
+    }
+}
+
+#[test]
+fn inspect_refuses_a_file_of_another_kind() {
+    let broker = stopped();
+    let snapshot = find(&broker, |p| p.ends_with(".snapshot"));
+    let inspected = Cli::without_server()
+        .run(&["inspect", "wal", &snapshot])
+        .failed();
+    assert!(inspected.stderr.contains(&snapshot), "{}", inspected.stderr);
+}
+
+#[test]
+fn doctor_reports_each_check_as_json() {
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let path = home.path().join("data");
+    let args = [
+        "doctor",
+        "--data-dir",
+        path.to_str().expect("text"),
+        "--json",
+    ];
+    let finished = Cli::without_server().run(&args);
+    assert!(
+        [exit::DONE, exit::HOST_UNFIT].contains(&finished.code()),
+        "{finished:?}"
+    );
+    let report: serde_json::Value = serde_json::from_slice(&finished.stdout).expect("JSON");
+    let text = report.to_string().to_lowercase();
+    for check in [
+        "kernel",
+        "io_uring",
+        "memlock",
+        "o_direct",
+        "file system",
+        "space",
+        "governor",
+    ] {
+        assert!(text.contains(check), "{check:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn doctor_says_what_it_found_to_a_person() {
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let args = ["doctor", "--data-dir", home.path().to_str().expect("text")];
+    let finished = Cli::without_server().run(&args);
+    let text = finished.text().to_lowercase();
+    assert!(
+        text.contains("kernel") && text.contains("io_uring"),
+        "{text}"
+    );
+    assert_eq!(
+        fs::read_dir(home.path()).expect("a folder").count(),
+        0,
+        "it leaves nothing behind"
+    );
+}
