@@ -1,0 +1,431 @@
+//! Blocking access to the files of a data directory, for what runs before or beside the shards:
+//! recovery, verification and inspection.
+//!
+//! Every operating system error is typed here, where it enters, and carries the file and what was
+//! being done with it. Nothing here decides what an error means for the data.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use ringtide_schema::limits::BLOCK_BYTES;
+
+/// What was being done when it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Opening or creating a file.
+    Open,
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Forcing to stable storage.
+    Sync,
+    /// Cutting to a length.
+    Truncate,
+    /// Listing a directory or asking for a file's length.
+    List,
+    /// Making a directory.
+    MakeDirectory,
+    /// Renaming over the file it replaces.
+    Rename,
+    /// Removing.
+    Remove,
+    /// Taking the lock.
+    Lock,
+}
+
+impl Action {
+    const fn verb(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Sync => "sync",
+            Self::Truncate => "truncate",
+            Self::List => "list",
+            Self::MakeDirectory => "make directory",
+            Self::Rename => "rename a file to",
+            Self::Remove => "remove",
+            Self::Lock => "lock",
+        }
+    }
+}
+
+/// Why the operating system refused, as far as it matters to what one does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No such file or directory.
+    Missing,
+    /// The process may not.
+    Permission,
+    /// The disk or the quota is full.
+    Full,
+    /// The file system is mounted read-only.
+    ReadOnly,
+    /// The file system does not offer direct I/O.
+    NoDirectIo,
+    /// The device failed.
+    Device,
+    /// The limit of open files is reached.
+    TooManyOpen,
+    /// The file ended before it should.
+    Short,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    fn of(action: Action, direct: bool, error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::UnexpectedEof {
+            return Self::Short;
+        }
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => Self::Missing,
+            Some(libc::EACCES | libc::EPERM) => Self::Permission,
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::Full,
+            Some(libc::EROFS) => Self::ReadOnly,
+            Some(libc::EINVAL) if direct && action == Action::Open => Self::NoDirectIo,
+            Some(libc::EIO) => Self::Device,
+            Some(libc::EMFILE | libc::ENFILE) => Self::TooManyOpen,
+            _ => Self::Other,
+        }
+    }
+
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::Missing => "restore it from a copy of the data directory",
+            Self::Permission => "let the broker's user own the data directory",
+            Self::Full => "make room on that file system and start again",
+            Self::ReadOnly => "mount the file system writable",
+            Self::NoDirectIo => "use a file system with direct I/O, or turn it off in the settings",
+            Self::Device => "see the kernel log; the disk may be failing",
+            Self::TooManyOpen => "raise the limit of open files (ulimit -n)",
+            Self::Short => "the file was cut; restore it from a copy of the data directory",
+            Self::Other => "nothing was changed that a second start would not do again",
+        }
+    }
+}
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {} {}: {source}; {}", action.verb(), path.display(), cause.advice())]
+pub struct FileError {
+    /// What was being done.
+    pub action: Action,
+    /// With which file or directory.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub cause: Cause,
+    /// As the operating system put it.
+    pub source: io::Error,
+}
+
+impl FileError {
+    fn new(action: Action, path: &Path, direct: bool, source: io::Error) -> Self {
+        Self {
+            action,
+            path: path.to_owned(),
+            cause: Cause::of(action, direct, &source),
+            source,
+        }
+    }
+}
+
+fn failed(action: Action, path: &Path) -> impl FnOnce(io::Error) -> FileError + '_ {
+    move |source| FileError::new(action, path, false, source)
+}
+
+/// Memory that begins on a block boundary, as direct I/O wants it.
+pub struct AlignedBuf {
+    raw: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl AlignedBuf {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> Self {
+        let raw = vec![0; len + BLOCK_BYTES - 1];
+        let start = raw.as_ptr().align_offset(BLOCK_BYTES);
+        assert!(start < BLOCK_BYTES);
+        Self { raw, start, len }
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.raw[self.start..self.start + self.len]
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.raw[self.start..self.start + self.len]
+    }
+}
+
+/// Opens a file to read; with `direct` past the page cache.
+pub fn open_read(path: &Path, direct: bool) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    if direct {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    options
+        .open(path)
+        .map_err(|e| FileError::new(Action::Open, path, direct, e))
+}
+
+/// Opens a file to write, made if `create` and missing; with `direct` past the page cache.
+pub fn open_write(path: &Path, direct: bool, create: bool) -> Result<File, FileError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(create).truncate(false);
+    if direct {
+        options.custom_flags(libc::O_DIRECT);
+    }
+    options
+        .open(path)
+        .map_err(|e| FileError::new(Action::Open, path, direct, e))
+}
+
+/// Reads at `position` until `out` is full or the file ends; gives the bytes read.
+pub fn read_at(
+    file: &File,
+    path: &Path,
+    out: &mut [u8],
+    position: u64,
+) -> Result<usize, FileError> {
+    let mut done = 0;
+    while done < out.len() {
+        match file.read_at(&mut out[done..], position + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // A direct read that starts past the unaligned end of a file.
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) && !done.is_multiple_of(512) => break,
+            Err(e) => return Err(FileError::new(Action::Read, path, false, e)),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all of `bytes` at `position`.
+pub fn write_at(file: &File, path: &Path, bytes: &[u8], position: u64) -> Result<(), FileError> {
+    file.write_all_at(bytes, position)
+        .map_err(failed(Action::Write, path))
+}
+
+/// Cuts or extends the file to a length.
+pub fn set_len(file: &File, path: &Path, bytes: u64) -> Result<(), FileError> {
+    file.set_len(bytes).map_err(failed(Action::Truncate, path))
+}
+
+/// Forces what was written to stable storage, the length included.
+pub fn sync_data(file: &File, path: &Path) -> Result<(), FileError> {
+    file.sync_data().map_err(failed(Action::Sync, path))
+}
+
+/// Forces a directory's entries to stable storage.
+pub fn sync_directory(path: &Path) -> Result<(), FileError> {
+    let directory = File::open(path).map_err(failed(Action::Open, path))?;
+    directory.sync_all().map_err(failed(Action::Sync, path))
+}
+
+/// The length of a file.
+pub fn file_bytes(file: &File, path: &Path) -> Result<u64, FileError> {
+    Ok(file.metadata().map_err(failed(Action::List, path))?.len())
+}
+
+/// The length of the file at a path.
+pub fn bytes_at(path: &Path) -> Result<u64, FileError> {
+    Ok(fs::metadata(path)
+        .map_err(failed(Action::List, path))?
+        .len())
+}
+
+/// The whole file, or `None` when there is none.
+pub fn read_whole(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(FileError::new(Action::Read, path, false, e)),
+    }
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// The name; not UTF-8 is replaced, and such a name is never one of ours.
+    pub name: String,
+    /// The whole path.
+    pub path: PathBuf,
+    /// Whether it is a directory.
+    pub directory: bool,
+}
+
+/// What a directory holds, by name, or `None` when there is no such directory.
+pub fn list(path: &Path) -> Result<Option<Vec<Listed>>, FileError> {
+    let entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(FileError::new(Action::List, path, false, e)),
+    };
+    let mut out = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(failed(Action::List, path))?;
+        let kind = entry.file_type().map_err(failed(Action::List, path))?;
+        out.push(Listed {
+            name: entry.file_name().to_string_lossy().into_owned(),
+            path: entry.path(),
+            directory: kind.is_dir(),
+        });
+    }
+    out.sort();
+    Ok(Some(out))
+}
+
+/// Makes a directory unless it is there; says whether it was made.
+pub fn make_directory(path: &Path) -> Result<bool, FileError> {
+    match fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(FileError::new(Action::MakeDirectory, path, false, e)),
+    }
+}
+
+/// Makes a directory and those above it unless they are there.
+pub fn make_directories(path: &Path) -> Result<(), FileError> {
+    fs::create_dir_all(path).map_err(failed(Action::MakeDirectory, path))
+}
+
+/// Removes a file; that there is none is no failure.
+pub fn remove_file(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new(Action::Remove, path, false, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory and what is in it; that there is none is no failure.
+pub fn remove_directory(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(FileError::new(Action::Remove, path, false, e))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Puts `bytes` at `path` in one step: a crash leaves the old file or the new one. The directory
+/// is *not* synced, so that several replacements can share one sync.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    let temporary = PathBuf::from(name);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&temporary)
+        .map_err(failed(Action::Open, &temporary))?;
+    write_at(&file, &temporary, bytes, 0)?;
+    sync_data(&file, &temporary)?;
+    fs::rename(&temporary, path).map_err(failed(Action::Rename, path))
+}
+
+/// The lock of a data directory; given back when dropped.
+#[derive(Debug)]
+pub struct DirectoryLock {
+    _file: File,
+}
+
+/// Why the lock was not had.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else has it.
+    #[error(
+        "a broker is running on {}: it holds the lock {}; stop it first",
+        directory.display(), lock.display()
+    )]
+    Running {
+        /// The data directory.
+        directory: PathBuf,
+        /// The lock's file.
+        lock: PathBuf,
+    },
+    /// The lock's file cannot be opened or locked.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// Takes the lock of a data directory; its file is made if missing.
+pub fn lock(directory: &Path) -> Result<DirectoryLock, LockError> {
+    let path = directory.join("lock");
+    let file = open_write(&path, false, true)?;
+    take(file, directory, path)
+}
+
+/// Takes the lock of a data directory without changing anything in it. `None`: no broker has ever
+/// run there, so there is nothing to lock.
+pub fn lock_read_only(directory: &Path) -> Result<Option<DirectoryLock>, LockError> {
+    let path = directory.join("lock");
+    match open_read(&path, false) {
+        Ok(file) => take(file, directory, path).map(Some),
+        Err(e) if e.cause == Cause::Missing => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn take(file: File, directory: &Path, path: PathBuf) -> Result<DirectoryLock, LockError> {
+    match file.try_lock() {
+        Ok(()) => Ok(DirectoryLock { _file: file }),
+        Err(TryLockError::WouldBlock) => Err(LockError::Running {
+            directory: directory.to_owned(),
+            lock: path,
+        }),
+        Err(TryLockError::Error(e)) => Err(FileError::new(Action::Lock, &path, false, e).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_aligned_buffer_begins_on_a_block() {
+        for len in [0, 1, BLOCK_BYTES, 100_000] {
+            let buf = AlignedBuf::zeroed(len);
+            assert_eq!((buf.as_ptr() as usize % BLOCK_BYTES, buf.len()), (0, len));
+        }
+    }
+
+    #[test]
+    fn the_second_who_locks_is_told_that_a_broker_runs() {
+        let dir = tempfile::tempdir().expect("a place for the test");
+        assert!(lock_read_only(dir.path()).expect("no lock yet").is_none());
+        let held = lock(dir.path()).expect("free");
+        let error = lock_read_only(dir.path()).expect_err("held");
+        assert!(error.to_string().contains("a broker is running"), "{error}");
+        drop(held);
+        assert!(lock_read_only(dir.path()).expect("free again").is_some());
+    }
+
+    #[test]
+    fn a_missing_file_is_told_from_one_that_cannot_be_read() {
+        let dir = tempfile::tempdir().expect("a place for the test");
+        assert!(
+            read_whole(&dir.path().join("none"))
+                .expect("absent is no error")
+                .is_none()
+        );
+        let error = read_whole(dir.path()).expect_err("a directory is not a file");
+        assert!(error.to_string().starts_with("cannot read "), "{error}");
+    }
+}

@@ -1,0 +1,346 @@
+//! Making a data directory ready for the shards, after whatever ended the last run.
+//!
+//! [`recover`] runs before the shards, blocking and alone. It reads `identity`, the snapshots of
+//! all log groups, and, unless the broker stopped cleanly, the write-ahead log of every shard of the
+//! last start; it writes what the log has beyond the snapshots into segments and new snapshots,
+//! and hands complete groups to however many shards there are now.
+//!
+//! The order of its writes makes it safe to interrupt at any point: segments, then snapshots of
+//! data groups, then that of the metadata group, then `identity` with the next incarnation (which
+//! makes every WAL slot free), and only then is anything removed. Before `identity` is replaced,
+//! a second run finds the same log and comes to the same result.
+//!
+//! What stops a start rather than lose or change acknowledged data is in [`error`]; what a break in
+//! the log means is decided by the table in [`table`]. [`verify`] and [`inspect`] read the same
+//! files with the same readers and change nothing.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ringtide_schema::identity::Identity;
+use ringtide_schema::ids::{GroupId, TopicId};
+use ringtide_schema::snapshot;
+use ringtide_schema::store::GroupSnapshotT;
+
+pub use self::chain::LogEnd;
+use self::chain::{Chain, ChainCounts};
+use self::error::Contradiction;
+pub use self::error::RecoverError;
+use self::layout::{FOLDERS, Garbage, Top};
+pub use self::metadata::TopicRecord;
+use self::replay::Replay;
+use self::segments::Mode;
+pub use self::segments::{index_name, log_name};
+use crate::files;
+
+mod chain;
+pub mod error;
+mod layout;
+mod metadata;
+mod partition;
+mod replay;
+mod segments;
+mod slots;
+mod stream;
+pub mod table;
+
+/// What recovery is told.
+#[derive(Clone, Copy, Debug)]
+pub struct RecoverOptions {
+    /// Read the log and write segments past the page cache.
+    pub direct: bool,
+    /// Shards from now on.
+    pub shards: u16,
+    /// Bytes of each WAL slot from now on.
+    pub slot_bytes: u64,
+    /// Data groups, if the data directory has to be made; at least one.
+    pub groups_for_new: u16,
+    /// The identity of the data directory, if it has to be made.
+    pub random: [u64; 2],
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Bytes of the log that were replayed, of at most so many.
+    Replaying {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes of all live slots.
+        total: u64,
+    },
+    /// Partitions that are durable, of those that changed.
+    Syncing {
+        /// Partitions so far.
+        done: u64,
+        /// Partitions that changed.
+        total: u64,
+    },
+}
+
+/// A WAL slot that is free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What recovery did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// The data directory was made.
+    pub fresh: bool,
+    /// The last run stopped cleanly: no log was read.
+    pub was_clean: bool,
+    /// Bytes of the frames that were replayed.
+    pub wal_bytes: u64,
+    /// Frames replayed.
+    pub frames: u64,
+    /// Entries in them.
+    pub entries: u64,
+    /// Record batches that were not in a snapshot yet.
+    pub batches: u64,
+    /// Entries that a snapshot held already, or of deleted topics.
+    pub skipped: u64,
+    /// Where the log of each shard ended, by shard.
+    pub log_ends: Vec<LogEnd>,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+impl Summary {
+    /// The first log that ended in something that an interrupted write left, if any did.
+    pub fn torn_tail(&self) -> Option<&LogEnd> {
+        self.log_ends
+            .iter()
+            .find(|end| end.found == table::Found::Torn || end.later_frames > 0)
+    }
+}
+
+/// A data directory that shards can take over.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Durable already: incarnation raised, not clean.
+    pub identity: Identity,
+    /// The topics, by id.
+    pub topics: Vec<TopicRecord>,
+    /// The serial number of the next topic.
+    pub next_topic_serial: u64,
+    /// All groups, `0..=identity.groups`; the last is the metadata group.
+    pub groups: Vec<GroupSnapshotT>,
+    /// WAL slots of the wanted size, all free, by name.
+    pub slots: Vec<SlotFile>,
+    /// What was done.
+    pub summary: Summary,
+}
+
+/// Recovers the data directory, or makes it when there is nothing. The caller holds its lock.
+///
+/// # Errors
+/// A refusal when going on would lose or change acknowledged data; a failed file operation.
+pub fn recover(
+    dir: &Path,
+    options: RecoverOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Recovered, RecoverError> {
+    let began = Instant::now();
+    let mut leftovers = Vec::new();
+    let mut recovered = match layout::look(dir, &mut leftovers)? {
+        Top::Fresh => make(dir, &options)?,
+        Top::Used(identity) => take_over(dir, identity, &options, leftovers, progress)?,
+    };
+    recovered.summary.duration = began.elapsed();
+    Ok(recovered)
+}
+
+fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError> {
+    files::make_directories(dir)?;
+    for folder in FOLDERS {
+        files::make_directory(&dir.join(folder))?;
+    }
+    files::sync_directory(dir)?;
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        files::sync_directory(parent)?;
+    }
+    let identity = Identity {
+        data_directory: TopicId {
+            hi: options.random[0],
+            lo: options.random[1],
+        },
+        groups: options.groups_for_new.max(1),
+        clean: false,
+        incarnation: 1,
+        leader_epoch: 1,
+        shards: u32::from(options.shards),
+        slot_bytes: options.slot_bytes,
+    };
+    write_identity(dir, &identity)?;
+    Ok(Recovered {
+        identity,
+        topics: Vec::new(),
+        next_topic_serial: 0,
+        groups: (0..=identity.groups)
+            .map(|group| GroupSnapshotT {
+                group,
+                ..GroupSnapshotT::default()
+            })
+            .collect(),
+        slots: Vec::new(),
+        summary: Summary {
+            fresh: true,
+            ..Summary::default()
+        },
+    })
+}
+
+/// Replaces `identity` durably; also for the clean stop.
+pub fn write_identity(dir: &Path, identity: &Identity) -> Result<(), files::FileError> {
+    files::replace(&dir.join("identity"), &identity.encode())?;
+    files::sync_directory(dir)
+}
+
+fn take_over(
+    dir: &Path,
+    old: Identity,
+    options: &RecoverOptions,
+    leftovers: Vec<PathBuf>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Recovered, RecoverError> {
+    let slot_files = slots::list(&dir.join("wal"))?;
+    let directories = layout::partitions(dir)?;
+    let snapshots = layout::snapshots(dir, &old)?;
+    let mode = Mode {
+        direct: options.direct,
+        dry: false,
+    };
+    let mut replay = Replay::new(dir, old, mode, snapshots, progress)?;
+    let mut summary = Summary {
+        was_clean: old.clean,
+        ..Summary::default()
+    };
+    if !old.clean {
+        replay_logs(&old, &slot_files, options.direct, &mut replay, &mut summary)?;
+    }
+    replay.finish()?;
+    summary.batches = replay.batches;
+    summary.skipped = replay.skipped;
+    let mut garbage = layout::garbage(directories, &replay, !old.clean)?;
+    garbage.files.extend(leftovers);
+
+    let identity = Identity {
+        clean: false,
+        incarnation: old.incarnation + 1,
+        leader_epoch: old.leader_epoch + u32::from(!old.clean),
+        shards: u32::from(options.shards),
+        slot_bytes: options.slot_bytes,
+        ..old
+    };
+    let topics = replay.metadata().topics().cloned().collect();
+    let next_topic_serial = replay.metadata().next_serial();
+    let groups = write_snapshots(dir, replay.into_groups())?;
+    write_identity(dir, &identity)?;
+
+    let (fit, unfit): (Vec<_>, Vec<_>) = slot_files
+        .into_iter()
+        .partition(|&(_, bytes)| bytes == options.slot_bytes);
+    garbage
+        .files
+        .extend(unfit.into_iter().map(|(path, _)| path));
+    clear(&garbage)?;
+    let slots = fit
+        .into_iter()
+        .map(|(path, bytes)| SlotFile { path, bytes })
+        .collect();
+    Ok(Recovered {
+        identity,
+        topics,
+        next_topic_serial,
+        groups,
+        slots,
+        summary,
+    })
+}
+
+/// Follows the log of every shard of the last start, shard 0 first.
+fn replay_logs(
+    identity: &Identity,
+    slot_files: &[(PathBuf, u64)],
+    direct: bool,
+    replay: &mut Replay<'_>,
+    summary: &mut Summary,
+) -> Result<(), RecoverError> {
+    let looked: Result<Vec<_>, _> = slot_files
+        .iter()
+        .map(|(path, bytes)| slots::look(path.clone(), *bytes, direct))
+        .collect();
+    let live = slots::sort_out(&looked?, identity)?;
+    replay.wal_bytes_total = live.shards.values().flatten().map(|slot| slot.bytes).sum();
+    for (&shard, slots) in &live.shards {
+        if u32::from(shard) >= identity.shards {
+            let path = slots[0].path.clone();
+            let what = format!(
+                "it is of shard {shard}, the last start had {}",
+                identity.shards
+            );
+            return Err(Contradiction { path, what }.into());
+        }
+        let incarnation = identity.incarnation;
+        let chain = Chain {
+            shard,
+            incarnation,
+            slots,
+            unclaimed: &live.unclaimed,
+            direct,
+        };
+        let (
+            end,
+            ChainCounts {
+                frames,
+                entries,
+                bytes,
+            },
+        ) = chain.follow(replay)?;
+        summary.frames += frames;
+        summary.entries += entries;
+        summary.wal_bytes += bytes;
+        summary.log_ends.push(end);
+    }
+    Ok(())
+}
+
+/// Makes the snapshots of changed groups durable, the metadata group's after all others: until it
+/// is there, an interrupted recovery replays into the same topics again.
+fn write_snapshots(
+    dir: &Path,
+    groups: Vec<(GroupSnapshotT, bool)>,
+) -> Result<Vec<GroupSnapshotT>, RecoverError> {
+    let folder = dir.join("groups");
+    let mut wrote = false;
+    let last = groups.len().saturating_sub(1);
+    for (number, (snapshot, changed)) in groups.iter().enumerate() {
+        if number == last && wrote {
+            files::sync_directory(&folder)?;
+        }
+        if *changed {
+            let path = folder.join(GroupId(snapshot.group).snapshot_name());
+            files::replace(&path, &snapshot::encode(snapshot))?;
+            wrote = true;
+        }
+    }
+    if wrote {
+        files::sync_directory(&folder)?;
+    }
+    Ok(groups.into_iter().map(|(snapshot, _)| snapshot).collect())
+}
+
+fn clear(garbage: &Garbage) -> Result<(), RecoverError> {
+    for path in &garbage.files {
+        files::remove_file(path)?;
+    }
+    for path in &garbage.directories {
+        files::remove_directory(path)?;
+    }
+    Ok(())
+}

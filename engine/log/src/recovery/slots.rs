@@ -1,0 +1,250 @@
+//! Which slots of the write-ahead log are live, and in which order.
+//!
+//! Every slot file is looked at once: its header and the header of its first frame. A slot whose
+//! own header is unreadable is still placed by the frame that it begins with, because frames name
+//! their slot's generation themselves. What is neither headed nor begins with a frame of the newest
+//! start is *unclaimed*: free, unless the search for later frames finds some in it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ringtide_schema::identity::Identity;
+use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::wal::{FrameHeader, MAX_FRAME_BYTES, SlotError, SlotHeader};
+
+use super::error::{Foreign, ForeignSlot, MissingSlot, NewerSlot, RecoverError, SlotBytes};
+use crate::files::{self, AlignedBuf};
+
+/// The most frames of a shard that are being written at a time.
+pub(super) const MAX_FRAMES_IN_FLIGHT: u64 = 8;
+/// How far an unclaimed, blank slot is searched for frames: if one lay further on, then a frame
+/// before this position was finished before it was begun, and is found instead.
+pub(super) const BLANK_SEARCH_BYTES: u64 =
+    BLOCK_BYTES as u64 + (MAX_FRAMES_IN_FLIGHT + 1) * MAX_FRAME_BYTES as u64;
+
+/// A slot file as it lies there.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) header: Result<SlotHeader, SlotError>,
+    /// The header of the frame at the first position, whatever frame that is.
+    pub(super) first: Option<(FrameHeader, u32)>,
+}
+
+/// A slot of the newest start.
+#[derive(Clone, Debug)]
+pub(super) struct LiveSlot {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    pub(super) generation: u64,
+    pub(super) first: Option<(FrameHeader, u32)>,
+}
+
+/// The slots of the newest start.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LiveSlots {
+    /// By shard; generations are consecutive.
+    pub(super) shards: BTreeMap<u16, Vec<LiveSlot>>,
+    /// Slots that nothing claims, with how many bytes of each to search.
+    pub(super) unclaimed: Vec<(PathBuf, u64)>,
+}
+
+/// The slot files of `DIR/wal`, by name, with their lengths.
+pub(super) fn list(wal: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
+    let mut out = Vec::new();
+    for listed in files::list(wal)?.unwrap_or_default() {
+        if listed.name.ends_with(".tmp") {
+            continue;
+        }
+        if listed.directory || !is_slot_name(&listed.name) {
+            return Err(Foreign { path: listed.path }.into());
+        }
+        let bytes = files::bytes_at(&listed.path)?;
+        out.push((listed.path, bytes));
+    }
+    Ok(out)
+}
+
+fn is_slot_name(name: &str) -> bool {
+    name.strip_suffix(".wal")
+        .is_some_and(|number| number.len() >= 6 && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Reads the beginning of a slot file.
+pub(super) fn look(path: PathBuf, bytes: u64, direct: bool) -> Result<Slot, RecoverError> {
+    let file = files::open_read(&path, direct)?;
+    let mut block = AlignedBuf::zeroed(2 * BLOCK_BYTES);
+    files::read_at(&file, &path, &mut block, 0)?;
+    let header = SlotHeader::decode(&block[..BLOCK_BYTES]);
+    let first = FrameHeader::decode(&block[BLOCK_BYTES..]).ok();
+    Ok(Slot {
+        path,
+        bytes,
+        header,
+        first,
+    })
+}
+
+impl Slot {
+    fn headed(&self, identity: &Identity) -> Result<Option<(u16, u64)>, RecoverError> {
+        let Ok(header) = &self.header else {
+            return Ok(None);
+        };
+        let path = || self.path.clone();
+        if header.data_directory != identity.data_directory {
+            let (found, expected) = (header.data_directory, identity.data_directory);
+            return Err(ForeignSlot {
+                path: path(),
+                found,
+                expected,
+            }
+            .into());
+        }
+        if header.incarnation > identity.incarnation {
+            let (found, known) = (header.incarnation, identity.incarnation);
+            return Err(NewerSlot {
+                path: path(),
+                found,
+                known,
+            }
+            .into());
+        }
+        if header.incarnation < identity.incarnation {
+            return Ok(None);
+        }
+        if header.slot_bytes != self.bytes || !self.bytes.is_multiple_of(BLOCK_BYTES as u64) {
+            return Err(SlotBytes {
+                path: path(),
+                want: header.slot_bytes,
+                have: self.bytes,
+            }
+            .into());
+        }
+        Ok(Some((header.shard, header.generation)))
+    }
+
+    /// What the first frame says, if it is of the newest start and of a later use than the header.
+    fn begun(&self, identity: &Identity, headed: Option<(u16, u64)>) -> Option<(u16, u64)> {
+        let (first, _) = self.first.as_ref()?;
+        let whole_blocks = self.bytes.is_multiple_of(BLOCK_BYTES as u64);
+        let later = headed.is_none_or(|(_, generation)| generation < first.generation);
+        (later && whole_blocks && first.incarnation == identity.incarnation)
+            .then_some((first.shard, first.generation))
+    }
+
+    fn live(&self, generation: u64) -> LiveSlot {
+        let (path, bytes, first) = (self.path.clone(), self.bytes, self.first);
+        LiveSlot {
+            path,
+            bytes,
+            generation,
+            first,
+        }
+    }
+}
+
+/// Sorts out the slots of the newest start.
+pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, RecoverError> {
+    let mut live = LiveSlots::default();
+    let mut begun: BTreeMap<u16, Vec<LiveSlot>> = BTreeMap::new();
+    for slot in slots {
+        let headed = slot.headed(identity)?;
+        if let Some((shard, generation)) = slot.begun(identity, headed) {
+            begun.entry(shard).or_default().push(slot.live(generation));
+        } else if let Some((shard, generation)) = headed {
+            live.shards
+                .entry(shard)
+                .or_default()
+                .push(slot.live(generation));
+        } else {
+            match slot.header {
+                Ok(_) => {}
+                Err(SlotError::Blank) => {
+                    live.unclaimed
+                        .push((slot.path.clone(), slot.bytes.min(BLANK_SEARCH_BYTES)));
+                }
+                Err(_) => live.unclaimed.push((slot.path.clone(), slot.bytes)),
+            }
+        }
+    }
+    for (shard, begun) in begun {
+        let chain = live.shards.entry(shard).or_default();
+        for slot in adopt(chain, begun) {
+            live.unclaimed.push((slot.path, slot.bytes));
+        }
+    }
+    for (&shard, chain) in &mut live.shards {
+        chain.sort_by_key(|slot| slot.generation);
+        for pair in chain.windows(2) {
+            let generation = pair[0].generation + 1;
+            if pair[1].generation != generation {
+                let before = pair[1].path.clone();
+                return Err(MissingSlot {
+                    shard,
+                    generation,
+                    before,
+                }
+                .into());
+            }
+        }
+    }
+    Ok(live)
+}
+
+/// Puts slots without a readable header where their frames say, as far as they join the run of the
+/// headed ones: one that does not join may be the earlier use of a slot whose new header was torn.
+/// Gives back the others.
+fn adopt(chain: &mut Vec<LiveSlot>, mut begun: Vec<LiveSlot>) -> Vec<LiveSlot> {
+    begun.sort_by_key(|slot| slot.generation);
+    if chain.is_empty() {
+        chain.extend(begun.pop());
+    }
+    loop {
+        let low = chain.iter().map(|slot| slot.generation).min().unwrap_or(0);
+        let high = chain.iter().map(|slot| slot.generation).max().unwrap_or(0);
+        let joins = |slot: &LiveSlot| {
+            (low.saturating_sub(1)..=high + 1).contains(&slot.generation)
+                && chain
+                    .iter()
+                    .all(|other| other.generation != slot.generation)
+        };
+        match begun.iter().position(joins) {
+            Some(i) => chain.push(begun.remove(i)),
+            None => return begun,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(generation: u64) -> LiveSlot {
+        LiveSlot {
+            path: PathBuf::new(),
+            bytes: 0,
+            generation,
+            first: None,
+        }
+    }
+
+    #[test]
+    fn a_slot_without_header_joins_only_next_to_its_neighbours() {
+        let mut chain = vec![slot(4), slot(6)];
+        let left = adopt(
+            &mut chain,
+            vec![slot(1), slot(3), slot(5), slot(7), slot(9)],
+        );
+        let mut generations: Vec<u64> = chain.iter().map(|s| s.generation).collect();
+        generations.sort_unstable();
+        assert_eq!(generations, [3, 4, 5, 6, 7]);
+        assert_eq!(left.len(), 2);
+    }
+
+    #[test]
+    fn only_numbered_wal_files_are_slots() {
+        assert!(is_slot_name("000001.wal") && is_slot_name("1000000.wal"));
+        assert!(!is_slot_name("1.wal") && !is_slot_name("00000a.wal") && !is_slot_name("000001"));
+    }
+}
