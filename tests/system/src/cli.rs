@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::wait::{self, PATIENCE};
 
@@ -57,7 +57,6 @@ impl Finished {
     ///
     /// # Panics
     /// When it did not.
-    #[must_use]
     #[track_caller]
     pub fn ok(self) -> Self {
         assert!(self.status.success(), "the command failed: {self:?}");
@@ -68,7 +67,6 @@ impl Finished {
     ///
     /// # Panics
     /// When it succeeded, crashed or kept silent.
-    #[must_use]
     #[track_caller]
     pub fn failed(self) -> Self {
         assert!(
@@ -183,7 +181,7 @@ impl Cli {
 pub struct Running {
     child: Child,
     stdin: Option<ChildStdin>,
-    lines: Receiver<Vec<u8>>,
+    lines: Option<Receiver<Vec<u8>>>,
     stderr: Option<JoinHandle<String>>,
 }
 
@@ -213,7 +211,7 @@ impl Running {
         Self {
             stdin: child.stdin.take(),
             child,
-            lines,
+            lines: Some(lines),
             stderr: Some(stderr),
         }
     }
@@ -230,16 +228,30 @@ impl Running {
     /// # Panics
     /// When neither comes.
     pub fn line(&mut self) -> Option<Vec<u8>> {
-        match self.lines.recv_timeout(PATIENCE) {
-            Ok(mut line) => {
-                if line.last() == Some(&b'\n') {
-                    line.pop();
-                }
-                Some(line)
-            }
+        match self.receive(PATIENCE) {
+            Ok(line) => Some(line),
             Err(RecvTimeoutError::Disconnected) => None,
             Err(RecvTimeoutError::Timeout) => panic!("the command printed nothing"),
         }
+    }
+
+    /// The next line of its standard output, without its end, if one comes within `patience`.
+    pub fn line_within(&mut self, patience: Duration) -> Option<Vec<u8>> {
+        self.receive(patience).ok()
+    }
+
+    fn receive(&mut self, patience: Duration) -> Result<Vec<u8>, RecvTimeoutError> {
+        let lines = self.lines.as_ref().ok_or(RecvTimeoutError::Disconnected)?;
+        let mut line = lines.recv_timeout(patience)?;
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        Ok(line)
+    }
+
+    /// Reads no more of its standard output and closes it at its next line.
+    pub fn hang_up(&mut self) {
+        self.lines = None;
     }
 
     /// Its process id.
@@ -277,16 +289,16 @@ impl Running {
         drop(self.stdin.take());
         let mut stdout = Vec::new();
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        while let Some(lines) = &self.lines {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            match lines.recv_timeout(left) {
                 Ok(line) => stdout.extend_from_slice(&line),
                 Err(RecvTimeoutError::Disconnected) => break,
                 Err(RecvTimeoutError::Timeout) => {
                     let _ = self.child.kill();
                     panic!(
-                        "the command did not end; it printed {:?}",
-                        stdout.escape_ascii().to_string()
+                        "the command did not end; it printed: {}",
+                        stdout.escape_ascii()
                     );
                 }
             }

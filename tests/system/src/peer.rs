@@ -141,7 +141,7 @@ impl From<wire::TopicMetadataT> for Topic {
     }
 }
 
-/// Makes a request's table; the generated ones cannot be written as literals outside their crate.
+/// Makes a table of the wire schema; fields that are not named have their defaults.
 #[macro_export]
 macro_rules! table {
     (@value $field:ident) => { $field };
@@ -671,6 +671,15 @@ impl Peer {
         let mut records = self.answer(correlation)?.records();
         records.retain(|r| r.offset >= offset);
         Ok(records)
+    }
+
+    /// Bytes of the first batch at an offset.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn fetch_bytes(&mut self, partition: PartitionId, offset: u64) -> usize {
+        let correlation = self.send_fetch(partition, offset, 1, 1, 10_000);
+        self.answer(correlation).expect("a batch").payload.len()
     }
 
     /// Fetches from `offset` up to `end`.
