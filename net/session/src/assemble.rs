@@ -101,8 +101,7 @@ impl Assembler {
                 self.partial = whole;
             }
         }
-        loop {
-            let Some(header) = FrameHeader::decode(bytes)? else { break };
+        while let Some(header) = FrameHeader::decode(bytes)? {
             if bytes.len() < header.frame_bytes() {
                 self.want = Some(header.frame_bytes());
                 self.partial.reserve_exact(header.frame_bytes());

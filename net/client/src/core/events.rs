@@ -1,0 +1,503 @@
+//! What arrives: answers find the call, lane or cursor that waits for them.
+
+use std::time::Instant;
+
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
+use ringtide_schema::wire;
+use ringtide_session::envelope;
+
+use crate::core::call::{Misread, Owner, Request, Response};
+use crate::core::cluster::Known;
+use crate::core::connection::{Connection, Event, after};
+use crate::core::consumer::{Flow, Place};
+use crate::core::flow::MISSING_GRACE;
+use crate::core::link::State;
+use crate::core::producer::Appended;
+use crate::core::{Core, Tag};
+use crate::error::{Error, Result};
+use crate::options::Start;
+
+impl Core {
+    /// Takes what arrived on a link.
+    pub(crate) fn received(&mut self, link: usize, bytes: &[u8], now: Instant) {
+        let state = std::mem::replace(&mut self.links[link].state, State::Down);
+        let State::Up(mut connection) = state else {
+            self.links[link].state = state;
+            return;
+        };
+        let outcome = connection.receive(bytes, |event| self.handle(link, event, now));
+        self.links[link].state = State::Up(connection);
+        if let Err(why) = outcome {
+            let server = self.links[link].name.clone();
+            self.down(
+                link,
+                Error::Protocol {
+                    server,
+                    why: why.into(),
+                },
+                now,
+            );
+        }
+        if std::mem::take(&mut self.throttled) {
+            self.rescan = true;
+        }
+        while let Some((producer, partition)) = self.dirty_lanes.pop() {
+            self.pump_lane(producer, partition, now);
+        }
+        while let Some((consumer, cursor)) = self.dirty_cursors.pop() {
+            self.pump_cursor(consumer, cursor, now);
+        }
+    }
+
+    fn handle(&mut self, link: usize, event: Event<'_, Tag>, now: Instant) {
+        match event {
+            Event::Ready => {
+                let state = &mut self.links[link];
+                state.backoff.reset();
+                state.retry_at = None;
+                state.error = None;
+                self.contacted = true;
+                self.trouble = None;
+                self.rescan = true;
+            }
+            Event::Answer {
+                correlation,
+                mut tag,
+                envelope,
+                payload,
+                ..
+            } => match tag.as_mut() {
+                Tag::Metadata => self.metadata_answered(envelope, now),
+                Tag::Call(call) => {
+                    let call = *call;
+                    self.call_answered(call, envelope, now);
+                }
+                Tag::Publish {
+                    producer,
+                    partition,
+                    batch,
+                } => {
+                    let to = (*producer, *partition, *batch);
+                    self.publish_answered(to, envelope, now);
+                }
+                Tag::Subscribe {
+                    consumer,
+                    cursor,
+                    generation,
+                } => {
+                    let (key, index, generation) = (*consumer, *cursor, *generation);
+                    if let Some(state) = self.cursor(key, index, generation) {
+                        state.flow = Flow::Subscribed { link, correlation };
+                        state.backoff.reset();
+                        self.mark_cursor(key, index);
+                    }
+                }
+                Tag::Fetch {
+                    consumer,
+                    cursor,
+                    generation,
+                } => {
+                    let (key, index, generation) = (*consumer, *cursor, *generation);
+                    if let Some(state) = self.cursor(key, index, generation) {
+                        state.flow = Flow::Idle;
+                        state.backoff.reset();
+                        self.arrived(key, index, payload);
+                        self.mark_cursor(key, index);
+                    }
+                }
+                Tag::Unsubscribe => {}
+            },
+            Event::Push { tag, payload, .. } => {
+                if let Tag::Subscribe {
+                    consumer,
+                    cursor,
+                    generation,
+                } = tag
+                {
+                    let (key, index, generation) = (*consumer, *cursor, *generation);
+                    if self.cursor(key, index, generation).is_some() {
+                        self.arrived(key, index, payload);
+                        self.mark_cursor(key, index);
+                    }
+                }
+            }
+            Event::Failed { tag, error, op, .. } => self.failed(tag, op, &error, now),
+        }
+    }
+
+    fn mark_cursor(&mut self, consumer: usize, cursor: usize) {
+        if self.dirty_cursors.last() != Some(&(consumer, cursor)) {
+            self.dirty_cursors.push((consumer, cursor));
+        }
+    }
+
+    fn mark_lane(&mut self, producer: usize, partition: u32) {
+        if self.dirty_lanes.last() != Some(&(producer, partition)) {
+            self.dirty_lanes.push((producer, partition));
+        }
+    }
+
+    /// The cursor, if it has not been moved since.
+    fn cursor(
+        &mut self,
+        consumer: usize,
+        cursor: usize,
+        generation: u32,
+    ) -> Option<&mut crate::core::consumer::Cursor> {
+        let consumer = self.consumers.get_mut(consumer)?.as_mut()?;
+        consumer
+            .cursors
+            .get_mut(cursor)
+            .filter(|c| c.generation == generation)
+    }
+
+    fn arrived(&mut self, key: usize, index: usize, payload: &[u8]) {
+        let consumer = self.consumer(key);
+        consumer.arrived(index, payload);
+    }
+
+    fn metadata_answered(&mut self, bytes: &[u8], now: Instant) {
+        self.cluster.refresh_in_flight = false;
+        let Ok(answer) = envelope::<wire::MetadataResponse<'_>>(bytes) else {
+            return;
+        };
+        if let Err(why) = self.cluster.update(&answer, now) {
+            self.trouble = Some(Error::Protocol {
+                server: "the broker".into(),
+                why: why.into(),
+            });
+            return;
+        }
+        if self
+            .cluster
+            .topics
+            .values()
+            .all(|k| matches!(k, Known::There(_)))
+        {
+            self.cluster.backoff.reset();
+        }
+        for producer in self.producers.iter_mut().flatten() {
+            if let Some(topic) = self.cluster.topic(&producer.topic.name)
+                && *topic != producer.topic
+            {
+                producer.topic_changed(topic, now);
+            }
+        }
+        for consumer in self.consumers.iter_mut().flatten() {
+            if let Some(topic) = self.cluster.topic(&consumer.topic.name)
+                && *topic != consumer.topic
+            {
+                consumer.topic_changed(topic);
+            }
+        }
+        self.rescan = true;
+    }
+
+    fn call_answered(&mut self, key: u64, bytes: &[u8], now: Instant) {
+        let Some(call) = self.calls.get(&key) else {
+            return;
+        };
+        let read = call.request.read(bytes);
+        if let Request::ListTopics | Request::DescribeTopic { .. } = call.request
+            && let Ok(answer) = envelope::<wire::MetadataResponse<'_>>(bytes)
+        {
+            self.cluster.update_shards(&answer);
+        }
+        match read {
+            Ok(response) => self.finish_call(key, Ok(response), now),
+            Err(Misread::Error(number)) => self.call_refused(key, number, "", None, now),
+            Err(Misread::Malformed(why)) => {
+                let server = "the broker".into();
+                self.finish_call(
+                    key,
+                    Err(Error::Protocol {
+                        server,
+                        why: why.into(),
+                    }),
+                    now,
+                );
+            }
+        }
+    }
+
+    fn call_refused(
+        &mut self,
+        key: u64,
+        number: u16,
+        message: &str,
+        range: Option<(i64, i64)>,
+        now: Instant,
+    ) {
+        let elsewhere = self.look_again(number);
+        let Some(call) = self.calls.get_mut(&key) else {
+            return;
+        };
+        call.on = None;
+        let retriable = ErrorCode::from_u16(number).is_some_and(ErrorCode::is_retriable);
+        let routed = call.request.partition().is_some() && elsewhere;
+        let may_appear = matches!(call.request, Request::DescribeTopic { .. })
+            && number == ErrorCode::UnknownTopic as u16
+            && now.saturating_duration_since(call.since) < MISSING_GRACE;
+        if retriable || routed || may_appear {
+            let wait = call.backoff.next(&mut self.random);
+            call.retry_at = after(now, wait);
+            self.rescan = true;
+            return;
+        }
+        let what = call.request.what();
+        let error = match (range, call.request.partition()) {
+            (Some((earliest, latest)), Some((topic, partition)))
+                if number == ErrorCode::OffsetOutOfRange as u16 =>
+            {
+                let topic = topic.clone();
+                Error::OffsetOutOfRange {
+                    topic,
+                    partition,
+                    offset: 0,
+                    earliest,
+                    latest,
+                }
+            }
+            _ => Error::from_wire(number, what, message),
+        };
+        self.finish_call(key, Err(error), now);
+    }
+
+    pub(crate) fn finish_call(&mut self, key: u64, outcome: Result<Response>, now: Instant) {
+        let Some(call) = self.calls.remove(&key) else {
+            return;
+        };
+        if call.request.changes_once() {
+            self.cluster.refresh_after = None;
+            self.refresh();
+        }
+        match call.owner {
+            Owner::Application => {
+                self.answers.insert(key, outcome);
+            }
+            Owner::Producer(producer) => {
+                let Some(state) = self.producers.get_mut(producer).and_then(Option::as_mut) else {
+                    return;
+                };
+                state.identity_asked = false;
+                if let Ok(Response::Producer(identity)) = outcome {
+                    state.set_identity(identity);
+                }
+                self.rescan = true;
+            }
+            Owner::Cursor {
+                consumer,
+                cursor,
+                generation,
+            } => {
+                self.place_resolved(consumer, cursor, generation, outcome, now);
+            }
+        }
+    }
+
+    fn place_resolved(
+        &mut self,
+        key: usize,
+        index: usize,
+        generation: u32,
+        outcome: Result<Response>,
+        now: Instant,
+    ) {
+        let backoff_wait = {
+            let Some(state) = self.cursor(key, index, generation) else {
+                return;
+            };
+            state.backoff.clone()
+        };
+        let Some(state) = self.cursor(key, index, generation) else {
+            return;
+        };
+        let Place::Asking(start) = state.place.clone() else {
+            return;
+        };
+        match (outcome, start) {
+            (Ok(Response::Offset(listed)), _) => {
+                state.arrived = listed.offset;
+                state.place = Place::Known;
+            }
+            (Ok(Response::Committed(Some(committed))), _) => {
+                state.arrived = committed.offset;
+                state.place = Place::Known;
+            }
+            (Ok(Response::Committed(None)), Start::Committed { fallback, .. }) => {
+                state.place = Place::At(*fallback);
+            }
+            (Err(error), start) if error.is_retriable() => {
+                let mut backoff = backoff_wait;
+                let wait = backoff.next(&mut self.random);
+                if let Some(state) = self.cursor(key, index, generation) {
+                    state.backoff = backoff;
+                    state.retry_at = after(now, wait);
+                    state.place = Place::At(start);
+                }
+            }
+            (Err(error), _) => self.consumer(key).fail(index, error),
+            (Ok(_), _) => {}
+        }
+        self.rescan = true;
+    }
+
+    fn publish_answered(&mut self, to: (usize, u32, u64), bytes: &[u8], now: Instant) {
+        let (key, partition, batch) = to;
+        let Ok(answer) = envelope::<wire::PublishResponse<'_>>(bytes) else {
+            return;
+        };
+        let message = answer.message().unwrap_or_default();
+        // One part was sent.
+        let Some(result) = answer.results().and_then(|r| r.iter().next()) else {
+            return;
+        };
+        if result.error() != 0 {
+            return self.publish_refused(to, result.error(), message, now);
+        }
+        let Some(producer) = self.producers.get_mut(key).and_then(Option::as_mut) else {
+            return;
+        };
+        let appended = Appended {
+            base_offset: Some(result.base_offset()),
+            append_time_ms: result.append_time_ms(),
+            duplicate: result.duplicate(),
+        };
+        producer.answered(partition, batch, Ok(appended), now, &mut self.random);
+        self.mark_lane(key, partition);
+    }
+
+    fn publish_refused(&mut self, to: (usize, u32, u64), number: u16, message: &str, now: Instant) {
+        let (key, partition, batch) = to;
+        self.look_again(number);
+        let Some(producer) = self.producers.get_mut(key).and_then(Option::as_mut) else {
+            return;
+        };
+        producer.answered(
+            partition,
+            batch,
+            Err((number, message)),
+            now,
+            &mut self.random,
+        );
+        self.mark_lane(key, partition);
+    }
+
+    fn failed(&mut self, tag: Tag, op: Op, error: &wire::ErrorResponseT, now: Instant) {
+        let message = error.message.as_deref().unwrap_or_default();
+        let range = (error.earliest, error.latest);
+        match tag {
+            Tag::Metadata => {
+                self.cluster.refresh_in_flight = false;
+                self.cluster.refresh_wanted = true;
+                self.rescan = true;
+            }
+            Tag::Call(call) => self.call_refused(call, error.code, message, Some(range), now),
+            Tag::Publish {
+                producer,
+                partition,
+                batch,
+            } => {
+                self.publish_refused((producer, partition, batch), error.code, message, now);
+            }
+            Tag::Subscribe {
+                consumer,
+                cursor,
+                generation,
+            }
+            | Tag::Fetch {
+                consumer,
+                cursor,
+                generation,
+            } => {
+                debug_assert!(matches!(op, Op::Subscribe | Op::Push | Op::Fetch));
+                let elsewhere = self.look_again(error.code);
+                let Some(state) = self.cursor(consumer, cursor, generation) else {
+                    return;
+                };
+                state.flow = Flow::Idle;
+                let known = ErrorCode::from_u16(error.code);
+                if elsewhere || known.is_some_and(ErrorCode::is_retriable) {
+                    return self.retry_cursor(consumer, cursor, now);
+                }
+                let (partition, offset) = (state.partition, state.arrived);
+                let topic = self.consumer(consumer).topic.name.clone();
+                let (earliest, latest) = range;
+                let error = if known == Some(ErrorCode::OffsetOutOfRange) {
+                    Error::OffsetOutOfRange {
+                        topic,
+                        partition,
+                        offset,
+                        earliest,
+                        latest,
+                    }
+                } else {
+                    let what = format!("consume {topic}/{partition}");
+                    Error::from_wire(error.code, what, message)
+                };
+                self.consumer(consumer).fail(cursor, error);
+            }
+            Tag::Unsubscribe => {}
+        }
+    }
+
+    fn retry_cursor(&mut self, consumer: usize, index: usize, now: Instant) {
+        let Some(state) = self.consumers.get_mut(consumer).and_then(Option::as_mut) else {
+            return;
+        };
+        let cursor = &mut state.cursors[index];
+        let wait = cursor.backoff.next(&mut self.random);
+        cursor.retry_at = after(now, wait);
+        self.mark_cursor(consumer, index);
+    }
+
+    /// The connection is gone: nothing that waits on it will be answered.
+    pub(crate) fn unanswered(
+        &mut self,
+        link: usize,
+        connection: Connection<Tag>,
+        error: &Error,
+        now: Instant,
+    ) {
+        for (_, tag) in connection.into_unanswered() {
+            match tag {
+                Tag::Metadata => {
+                    self.cluster.refresh_in_flight = false;
+                    self.cluster.refresh_wanted = true;
+                }
+                Tag::Call(key) => {
+                    let Some(call) = self.calls.get_mut(&key) else {
+                        continue;
+                    };
+                    call.on = None;
+                    if call.request.changes_once() {
+                        let what = call.request.what().into();
+                        let why = error.to_string().into();
+                        self.finish_call(key, Err(Error::OutcomeUnknown { what, why }), now);
+                    }
+                }
+                // Lanes look after all their batches of the link at once, below.
+                Tag::Publish { .. } | Tag::Unsubscribe => {}
+                Tag::Subscribe {
+                    consumer,
+                    cursor,
+                    generation,
+                }
+                | Tag::Fetch {
+                    consumer,
+                    cursor,
+                    generation,
+                } => {
+                    if let Some(state) = self.cursor(consumer, cursor, generation) {
+                        state.flow = Flow::Idle;
+                    }
+                }
+            }
+        }
+        let why = error.to_string();
+        for producer in self.producers.iter_mut().flatten() {
+            producer.disconnected(link, &why);
+        }
+    }
+}

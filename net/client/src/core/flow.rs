@@ -1,0 +1,441 @@
+//! What is sent when: looks at calls, lanes and cursors and puts into the links' output what may go.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
+use ringtide_schema::wire;
+
+use crate::core::call::{Owner, Request, send_metadata};
+use crate::core::cluster::{Known, Topic};
+use crate::core::connection::{after, earlier};
+use crate::core::consumer::{Flow, Place, asked_offset};
+use crate::core::producer::points_elsewhere;
+use crate::core::{Core, Tag, acks_number};
+use crate::error::Error;
+use crate::options::{Acks, Delivery, Start};
+
+/// No more batches are put into an output that holds as much as this.
+const OUTPUT_BYTES: usize = 4 << 20;
+/// How long a topic that the broker does not know is asked for again: it may be about to be created.
+pub(crate) const MISSING_GRACE: std::time::Duration = std::time::Duration::from_millis(300);
+
+impl Core {
+    /// Looks after everything that is due. Call it after events and at [`Self::next_deadline`].
+    pub(crate) fn tick(&mut self, now: Instant) {
+        let due = self.next_deadline().is_some_and(|at| at <= now);
+        if !self.rescan && !due {
+            return;
+        }
+        // What one thing sends, another may wait for; it ends when nothing new is wanted.
+        for _ in 0..4 {
+            self.rescan = false;
+            self.wake = None;
+            self.tick_links(now);
+            self.tick_metadata(now);
+            self.tick_calls(now);
+            for producer in 0..self.producers.len() {
+                self.pump_lanes(producer, now);
+            }
+            for consumer in 0..self.consumers.len() {
+                let cursors = self.consumers[consumer]
+                    .as_ref()
+                    .map_or(0, |c| c.cursors.len());
+                for cursor in 0..cursors {
+                    self.pump_cursor(consumer, cursor, now);
+                }
+            }
+            if !self.rescan {
+                break;
+            }
+        }
+        self.tick_links(now);
+    }
+
+    /// Everything is looked at again at this time, or before.
+    fn wake_at(&mut self, at: Option<Instant>) {
+        self.wake = earlier(self.wake, at);
+    }
+
+    /// The link to the owner of a partition; if it is not up, it will be made.
+    fn route(&mut self, topic: &Topic, partition: u32) -> Option<usize> {
+        let Some((host, port)) = self.cluster.owner(topic, partition).cloned() else {
+            self.refresh();
+            return None;
+        };
+        let link = self.link_to(&host, port);
+        if self.links[link].is_ready() {
+            return Some(link);
+        }
+        if !self.links[link].demand {
+            self.links[link].demand = true;
+            self.rescan = true;
+        }
+        None
+    }
+
+    /// The error to report for a topic that the broker has not known for a while.
+    pub(crate) fn missing(&self, name: &str, now: Instant) -> Option<Error> {
+        let Some(Known::Missing { since, error }) = self.cluster.topics.get(name) else {
+            return None;
+        };
+        if now.saturating_duration_since(*since) < MISSING_GRACE {
+            return None;
+        }
+        let hint = match ErrorCode::from_u16(*error) {
+            Some(ErrorCode::UnknownTopic) => "create it first",
+            _ => "",
+        };
+        Some(Error::from_wire(*error, format!("topic {name}"), hint))
+    }
+
+    pub(crate) fn refresh(&mut self) {
+        if !self.cluster.refresh_wanted {
+            self.cluster.refresh_wanted = true;
+            self.rescan = true;
+        }
+    }
+
+    fn tick_metadata(&mut self, now: Instant) {
+        let missing = |k: &Known| matches!(k, Known::Missing { .. });
+        let wanted = self.cluster.refresh_wanted || self.cluster.topics.values().any(missing);
+        if !wanted || self.cluster.refresh_in_flight {
+            return;
+        }
+        if self.cluster.refresh_after.is_some_and(|at| now < at) {
+            return self.wake_at(self.cluster.refresh_after);
+        }
+        self.forget_unused_topics();
+        if self.cluster.topics.is_empty() {
+            self.cluster.refresh_wanted = false;
+            return;
+        }
+        let Some(link) = self.any_link() else { return };
+        let deadline = after(now, self.options.request_timeout);
+        let Some(connection) = self.links[link].ready() else {
+            return;
+        };
+        let topics: Vec<Arc<str>> = self.cluster.topics.keys().cloned().collect();
+        send_metadata(connection, &topics, deadline, Tag::Metadata);
+        self.cluster.refresh_wanted = false;
+        self.cluster.refresh_in_flight = true;
+        let wait = self.cluster.backoff.next(&mut self.random);
+        self.cluster.refresh_after = after(now, wait);
+    }
+
+    /// A topic that is not there is asked for as long as somebody needs it.
+    fn forget_unused_topics(&mut self) {
+        let Self {
+            cluster,
+            calls,
+            producers,
+            consumers,
+            ..
+        } = self;
+        cluster.topics.retain(|name, known| {
+            !matches!(known, Known::Missing { .. })
+                || calls
+                    .values()
+                    .any(|c| c.request.partition().is_some_and(|p| p.0 == name))
+                || producers.iter().flatten().any(|p| p.topic.name == *name)
+                || consumers.iter().flatten().any(|c| c.topic.name == *name)
+        });
+    }
+
+    fn tick_calls(&mut self, now: Instant) {
+        let keys: Vec<u64> = self.calls.keys().copied().collect();
+        for key in keys {
+            self.tick_call(key, now);
+        }
+    }
+
+    fn tick_call(&mut self, key: u64, now: Instant) {
+        let Some(call) = self.calls.get(&key) else {
+            return;
+        };
+        if call.deadline <= now {
+            let (what, waited) = (
+                call.request.what(),
+                now.saturating_duration_since(call.since),
+            );
+            let why = self.trouble_text().into();
+            let error = match (call.on, &self.trouble) {
+                (Some(_), _) if call.request.changes_once() => Error::OutcomeUnknown {
+                    what: what.into(),
+                    why,
+                },
+                (None, Some(error @ Error::Connect { .. })) => error.clone(),
+                _ => Error::Timeout {
+                    what: what.into(),
+                    after: waited,
+                    why,
+                },
+            };
+            return self.finish_call(key, Err(error), now);
+        }
+        let deadline = call.deadline;
+        self.wake_at(Some(deadline));
+        let Some(call) = self.calls.get(&key) else {
+            return;
+        };
+        if call.on.is_some() {
+            return;
+        }
+        if let Some(at) = call.retry_at
+            && now < at
+        {
+            return self.wake_at(Some(at));
+        }
+        let request = call.request.clone();
+        let (link, partition) = match request.partition() {
+            None => (self.any_link(), None),
+            Some((name, partition)) => match self.topic(name, now) {
+                None => {
+                    self.refresh();
+                    (None, None)
+                }
+                Some(Err(error)) => return self.finish_call(key, Err(error), now),
+                Some(Ok(topic)) if partition >= topic.partitions() => {
+                    let message = format!("the topic has {} partitions", topic.partitions());
+                    let code = ErrorCode::UnknownPartition as u16;
+                    let error = Error::from_wire(code, request.what(), message);
+                    return self.finish_call(key, Err(error), now);
+                }
+                Some(Ok(topic)) => (
+                    self.route(&topic, partition),
+                    Some(topic.partition(partition)),
+                ),
+            },
+        };
+        let Some(link) = link else { return };
+        let at_most = after(now, self.options.request_timeout);
+        let Some(connection) = self.links[link].ready().filter(|c| c.has_room()) else {
+            return;
+        };
+        request.send(connection, partition, at_most, Tag::Call(key));
+        if let Some(call) = self.calls.get_mut(&key) {
+            call.on = Some(link);
+        }
+    }
+
+    pub(crate) fn pump_lanes(&mut self, key: usize, now: Instant) {
+        let lanes = self.producers[key].as_ref().map_or(0, |p| p.lanes.len());
+        for partition in 0..lanes as u32 {
+            self.pump_lane(key, partition, now);
+        }
+    }
+
+    /// Sends what a producer may send to one partition.
+    pub(crate) fn pump_lane(&mut self, key: usize, partition: u32, now: Instant) {
+        let Some(producer) = self.producers[key].as_mut() else {
+            return;
+        };
+        let Some(expiry) = producer.expiry(partition) else {
+            return;
+        };
+        let topic = producer.topic.clone();
+        if expiry <= now {
+            let why = self.trouble_text();
+            self.producer(key).expire(partition, now, &why);
+        } else {
+            self.wake_at(Some(expiry));
+        }
+        if !self.producer(key).lanes[partition as usize].has_unsent() {
+            return;
+        }
+        if let Some(error) = self.missing(&topic.name, now) {
+            return self.producer(key).fail_unsent(partition, &error, now);
+        }
+        let Some(link) = self.route(&topic, partition) else {
+            return;
+        };
+        let id = wire::PartitionRef::from(topic.partition(partition));
+        let Self {
+            links,
+            producers,
+            wake,
+            options,
+            throttled,
+            ..
+        } = self;
+        let (Some(connection), Some(producer)) = (links[link].ready(), producers[key].as_mut())
+        else {
+            return;
+        };
+        let acks = producer.options.acks;
+        loop {
+            if !connection.has_room() || connection.output().len() >= OUTPUT_BYTES {
+                *throttled = true;
+                return;
+            }
+            let Some(index) = producer.next_batch(partition, link, now, wake) else {
+                break;
+            };
+            let batch = &producer.lanes[partition as usize].batches[index];
+            let part = [wire::PublishPart::new(&id, batch.bytes.len() as u32)];
+            let tag = (acks != Acks::None).then_some(Tag::Publish {
+                producer: key,
+                partition,
+                batch: batch.key,
+            });
+            let deadline = after(now, options.request_timeout);
+            let bytes = batch.bytes.len();
+            connection.publish_head(acks_number(acks), &part, bytes, deadline, tag);
+            connection.payload(&batch.bytes);
+            if acks == Acks::None {
+                let batch = batch.key;
+                producer.finish_unacknowledged(partition, batch);
+            }
+        }
+        if producer.wants_identity(partition) && !producer.identity_asked {
+            producer.identity_asked = true;
+            self.call_for(Request::InitProducer, Owner::Producer(key), now);
+        }
+    }
+
+    /// Does what a cursor needs next.
+    pub(crate) fn pump_cursor(&mut self, key: usize, index: usize, now: Instant) {
+        let Some(consumer) = self.consumers[key].as_mut() else {
+            return;
+        };
+        let (topic, delivery) = (consumer.topic.clone(), consumer.options.delivery);
+        let cursor = &mut consumer.cursors[index];
+        let (partition, generation) = (cursor.partition, cursor.generation);
+        if let Place::At(start) = &cursor.place {
+            let start = start.clone();
+            let asked = asked_offset(&start);
+            let name = topic.name.clone();
+            let request = match (&start, asked) {
+                (_, Some(at)) => Request::ListOffsets {
+                    topic: name,
+                    partition,
+                    at,
+                },
+                (Start::Committed { consumer, .. }, None) => {
+                    let consumer = consumer.as_str().into();
+                    Request::ReadOffset {
+                        consumer,
+                        topic: name,
+                        partition,
+                    }
+                }
+                (Start::Offset(offset), None) => {
+                    cursor.arrived = *offset;
+                    cursor.place = Place::Known;
+                    return self.pump_cursor(key, index, now);
+                }
+                (_, None) => return,
+            };
+            cursor.place = Place::Asking(start);
+            let owner = Owner::Cursor {
+                consumer: key,
+                cursor: index,
+                generation,
+            };
+            self.call_for(request, owner, now);
+            return;
+        }
+        if cursor.place != Place::Known {
+            return;
+        }
+        if let Flow::Subscribed { link, correlation } = cursor.flow {
+            if let Delivery::Push { credit_bytes } = delivery
+                && cursor.owed >= credit_bytes / 4
+                && cursor.owed > 0
+                && let Some(connection) = self.links[link].ready()
+            {
+                connection.credit(correlation, cursor.owed);
+                cursor.owed = 0;
+            }
+            return;
+        }
+        if cursor.flow != Flow::Idle {
+            return;
+        }
+        if let Some(at) = cursor.retry_at
+            && now < at
+        {
+            return self.wake_at(Some(at));
+        }
+        if matches!(delivery, Delivery::Poll { .. }) && cursor.queued > 0 {
+            return;
+        }
+        if let Some(error) = self.missing(&topic.name, now) {
+            return self.consumer(key).fail(index, error);
+        }
+        if partition >= topic.partitions() {
+            return self.refresh();
+        }
+        let Some(link) = self.route(&topic, partition) else {
+            return;
+        };
+        let at = wire::PartitionRef::from(topic.partition(partition));
+        let timeout = self.options.request_timeout;
+        let Self {
+            links,
+            consumers,
+            throttled,
+            ..
+        } = self;
+        let Some(connection) = links[link].ready().filter(|c| c.has_room()) else {
+            *throttled = true;
+            return;
+        };
+        let Some(consumer) = consumers[key].as_mut() else {
+            return;
+        };
+        let cursor = &mut consumer.cursors[index];
+        let correlation = match delivery {
+            Delivery::Push { credit_bytes } => {
+                let tag = Tag::Subscribe {
+                    consumer: key,
+                    cursor: index,
+                    generation,
+                };
+                let offset = cursor.arrived.cast_signed();
+                cursor.owed = 0;
+                connection.request(Op::Subscribe, after(now, timeout), tag, |b| {
+                    let args = wire::SubscribeRequestArgs {
+                        partition: Some(&at),
+                        offset,
+                        credit_bytes,
+                    };
+                    wire::SubscribeRequest::create(b, &args)
+                })
+            }
+            Delivery::Poll {
+                min_bytes,
+                max_wait,
+                max_bytes,
+            } => {
+                let tag = Tag::Fetch {
+                    consumer: key,
+                    cursor: index,
+                    generation,
+                };
+                let args = wire::FetchRequestArgs {
+                    partition: Some(&at),
+                    offset: cursor.arrived,
+                    max_bytes,
+                    min_bytes,
+                    max_wait_ms: max_wait.as_millis() as u32,
+                };
+                let deadline = after(now, timeout + max_wait);
+                connection.request(Op::Fetch, deadline, tag, |b| {
+                    wire::FetchRequest::create(b, &args)
+                })
+            }
+        };
+        cursor.flow = Flow::Asked { link, correlation };
+    }
+
+    /// Refreshes the metadata if the code says that it is out of date.
+    pub(crate) fn look_again(&mut self, number: u16) -> bool {
+        let elsewhere = ErrorCode::from_u16(number).is_some_and(points_elsewhere);
+        if elsewhere {
+            self.refresh();
+        }
+        elsewhere
+    }
+}

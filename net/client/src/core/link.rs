@@ -1,0 +1,247 @@
+//! The way to one server: whether it is wanted, being made, up, or to be tried again later.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::core::backoff::Backoff;
+use crate::core::connection::{Connection, after, earlier};
+use crate::core::{Core, Tag};
+use crate::error::Error;
+
+/// The state of a link.
+pub(crate) enum State {
+    /// No connection.
+    Down,
+    /// The face is to make a connection.
+    Wanted,
+    /// The face is making one.
+    Connecting { deadline: Instant },
+    /// Bytes flow; whether hello was answered, the connection knows.
+    Up(Box<Connection<Tag>>),
+}
+
+/// The way to one server.
+pub(crate) struct Link {
+    pub(crate) host: Arc<str>,
+    pub(crate) port: u16,
+    /// Host and port, for people.
+    pub(crate) name: Arc<str>,
+    pub(crate) state: State,
+    /// Somebody needs it.
+    pub(crate) demand: bool,
+    /// Not to be tried before.
+    pub(crate) retry_at: Option<Instant>,
+    pub(crate) backoff: Backoff,
+    /// Why it is down.
+    pub(crate) error: Option<Error>,
+    /// The face is to close the connection.
+    close: bool,
+}
+
+impl Link {
+    pub(crate) fn new(host: Arc<str>, port: u16, backoff: Backoff) -> Self {
+        Self {
+            name: format!("{host}:{port}").into(),
+            host,
+            port,
+            state: State::Down,
+            demand: false,
+            retry_at: None,
+            backoff,
+            error: None,
+            close: false,
+        }
+    }
+
+    /// The connection, if requests may be sent on it.
+    pub(crate) fn ready(&mut self) -> Option<&mut Connection<Tag>> {
+        match &mut self.state {
+            State::Up(connection) if connection.hello().is_some() => Some(connection),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        matches!(&self.state, State::Up(connection) if connection.hello().is_some())
+    }
+}
+
+/// What a face does about links. A link's number stays the same for the life of the client.
+impl Core {
+    /// The next link that is to be connected now.
+    pub(crate) fn next_connect(&mut self, now: Instant) -> Option<(usize, Arc<str>, u16)> {
+        let index = self
+            .links
+            .iter()
+            .position(|l| matches!(l.state, State::Wanted))?;
+        let link = &mut self.links[index];
+        let deadline = after(now, self.options.connect_timeout).unwrap_or(now);
+        link.state = State::Connecting { deadline };
+        link.close = false;
+        self.wake = earlier(self.wake, Some(deadline));
+        Some((index, link.host.clone(), link.port))
+    }
+
+    /// The connection was made.
+    pub(crate) fn connected(&mut self, link: usize, now: Instant) {
+        let deadline = after(now, self.options.connect_timeout).unwrap_or(now);
+        let connection = Connection::new(&self.options.client_name, deadline);
+        self.links[link].state = State::Up(Box::new(connection));
+    }
+
+    /// No connection could be made.
+    pub(crate) fn connect_failed(&mut self, link: usize, error: &std::io::Error, now: Instant) {
+        let server = self.links[link].name.clone();
+        let why = error.to_string().into();
+        self.down(
+            link,
+            Error::Connect {
+                server,
+                kind: error.kind(),
+                why,
+            },
+            now,
+        );
+    }
+
+    /// The connection ended.
+    pub(crate) fn lost(&mut self, link: usize, why: &str, now: Instant) {
+        let server = self.links[link].name.clone();
+        self.down(
+            link,
+            Error::Disconnected {
+                server,
+                why: why.into(),
+            },
+            now,
+        );
+    }
+
+    pub(crate) fn is_up(&self, link: usize) -> bool {
+        matches!(self.links[link].state, State::Up(_))
+    }
+
+    /// Whether the face is to close its end of the link, asked once.
+    pub(crate) fn take_close(&mut self, link: usize) -> bool {
+        std::mem::take(&mut self.links[link].close)
+    }
+
+    pub(crate) fn links(&self) -> usize {
+        self.links.len()
+    }
+
+    /// Bytes to be sent on a link.
+    pub(crate) fn output(&self, link: usize) -> &[u8] {
+        match &self.links[link].state {
+            State::Up(connection) => connection.output(),
+            _ => &[],
+        }
+    }
+
+    /// The first `bytes` of the output were sent.
+    pub(crate) fn sent(&mut self, link: usize, bytes: usize) {
+        if let State::Up(connection) = &mut self.links[link].state {
+            connection.sent(bytes);
+            if connection.output().is_empty() && self.throttled {
+                self.throttled = false;
+                self.rescan = true;
+            }
+        }
+    }
+
+    /// When to tick again, at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let overdue = self.links.iter().filter_map(|l| match &l.state {
+            State::Up(connection) => connection.next_check(),
+            _ => None,
+        });
+        earlier(self.wake, overdue.min())
+    }
+
+    /// Whether a tick has something to do besides timers.
+    pub(crate) fn is_restless(&self) -> bool {
+        self.rescan
+            || self
+                .links
+                .iter()
+                .any(|l| l.close || matches!(l.state, State::Wanted))
+    }
+
+    /// The number of the link to this address.
+    pub(crate) fn link_to(&mut self, host: &Arc<str>, port: u16) -> usize {
+        let found = self
+            .links
+            .iter()
+            .position(|l| l.port == port && l.host == *host);
+        found.unwrap_or_else(|| {
+            let backoff = self.new_backoff();
+            self.links.push(Link::new(host.clone(), port, backoff));
+            self.links.len() - 1
+        })
+    }
+
+    /// Some link that requests may be sent on; if there is none, one will be made.
+    pub(crate) fn any_link(&mut self) -> Option<usize> {
+        if let Some(ready) = self.links.iter().position(Link::is_ready) {
+            return Some(ready);
+        }
+        let coming = |l: &Link| l.demand && !matches!(l.state, State::Down);
+        if !self.links.iter().any(coming) {
+            self.links[self.next_server].demand = true;
+            self.wake = earlier(self.wake, self.links[self.next_server].retry_at);
+        }
+        None
+    }
+
+    pub(crate) fn down(&mut self, link: usize, error: Error, now: Instant) {
+        let wait = self.links[link].backoff.next(&mut self.random);
+        let state = &mut self.links[link];
+        state.close = true;
+        state.demand = false;
+        state.retry_at = after(now, wait);
+        state.error = Some(error.clone());
+        let was = std::mem::replace(&mut state.state, State::Down);
+        if link == self.next_server {
+            self.next_server = (self.next_server + 1) % self.servers;
+        }
+        self.rescan = true;
+        self.wake = earlier(self.wake, self.links[link].retry_at);
+        if let State::Up(connection) = was {
+            self.unanswered(link, *connection, &error, now);
+        }
+        self.trouble = Some(error);
+        // The shard may have moved.
+        if self.contacted {
+            self.cluster.refresh_wanted = true;
+        }
+    }
+
+    /// Connects what is needed and may be tried, and gives up what takes too long.
+    pub(crate) fn tick_links(&mut self, now: Instant) {
+        for index in 0..self.links.len() {
+            let link = &mut self.links[index];
+            let overdue = match &mut link.state {
+                State::Down => {
+                    if link.demand && link.retry_at.is_none_or(|at| at <= now) {
+                        link.state = State::Wanted;
+                    } else if link.demand {
+                        self.wake = earlier(self.wake, link.retry_at);
+                    }
+                    false
+                }
+                State::Wanted => false,
+                State::Connecting { deadline } => {
+                    self.wake = earlier(self.wake, Some(*deadline));
+                    *deadline <= now
+                }
+                State::Up(connection) => connection.is_overdue(now),
+            };
+            if overdue && self.is_up(index) {
+                self.lost(index, "the broker did not answer in time", now);
+            } else if overdue {
+                let error = std::io::Error::from(std::io::ErrorKind::TimedOut);
+                self.connect_failed(index, &error, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,616 @@
+//! A model of a broker for tests: logs in memory, the window of five batches, subscriptions, and
+//! faults on demand. Bytes in, bytes out; [`serve`] puts it behind real sockets.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ringtide_schema::batch::{self, Header, check_publish};
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
+use ringtide_schema::frame::{FLAG_ERROR, FLAG_RESPONSE, Op};
+use ringtide_schema::ids::{PartitionId, TopicId};
+use ringtide_schema::record::records;
+use ringtide_schema::topic::TopicConfig;
+use ringtide_schema::wire;
+use ringtide_session::{Assembler, Encoder, envelope};
+
+type Build = FlatBufferBuilder<'static>;
+
+#[derive(Default)]
+pub(crate) struct ModelProducer {
+    next_sequence: i32,
+    /// Base sequence, records, base offset.
+    window: VecDeque<(i32, u32, u64)>,
+}
+
+#[derive(Default)]
+pub(crate) struct Log {
+    pub(crate) start: u64,
+    pub(crate) next: u64,
+    pub(crate) batches: Vec<(Header, Vec<u8>)>,
+    pub(crate) producers: HashMap<i64, ModelProducer>,
+}
+
+impl Log {
+    /// Every record: offset and value.
+    pub(crate) fn values(&self) -> Vec<(u64, Vec<u8>)> {
+        let mut values = Vec::new();
+        for (_, bytes) in &self.batches {
+            let mut scratch = Vec::new();
+            let records = records(bytes, &mut scratch, 1 << 26).expect("a good batch");
+            values.extend(records.map(|r| (r.offset, r.value.unwrap_or_default().to_vec())));
+        }
+        values
+    }
+
+    fn publish(&mut self, bytes: &[u8]) -> Result<(u64, bool), ErrorCode> {
+        let header = check_publish(bytes, 1 << 20).map_err(|_| ErrorCode::BadBatch)?;
+        let (sequence, count) = (header.base_sequence, header.record_count);
+        if header.has_producer() {
+            match self.producers.get(&header.producer_id) {
+                None if sequence != 0 => return Err(ErrorCode::UnknownProducer),
+                None => {}
+                Some(known) => {
+                    let of_window = |w: &&(i32, u32, u64)| (w.0, w.1) == (sequence, count);
+                    if let Some(seen) = known.window.iter().find(of_window) {
+                        return Ok((seen.2, true));
+                    }
+                    if sequence != known.next_sequence {
+                        let behind = sequence < known.next_sequence;
+                        return Err(match behind {
+                            true => ErrorCode::DuplicateSequence,
+                            false => ErrorCode::OutOfOrderSequence,
+                        });
+                    }
+                }
+            }
+            let known = self.producers.entry(header.producer_id).or_default();
+            let next = i64::from(sequence) + i64::from(count);
+            known.next_sequence = (next & i64::from(i32::MAX)) as i32;
+            known.window.push_back((sequence, count, self.next));
+            if known.window.len() > 5 {
+                known.window.pop_front();
+            }
+        }
+        let base = self.next;
+        let mut stored = bytes.to_vec();
+        batch::assign(&mut stored, base, 1);
+        let header = Header::peek(&stored).expect("just checked");
+        self.next = header.next_offset();
+        self.batches.push((header, stored));
+        Ok((base, false))
+    }
+
+    /// Batches from the one that contains `offset` on.
+    fn read(&self, offset: u64, max_bytes: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (_, bytes) in self
+            .batches
+            .iter()
+            .filter(|(h, _)| h.next_offset() > offset)
+        {
+            if !out.is_empty() && out.len() + bytes.len() > max_bytes {
+                break;
+            }
+            out.extend_from_slice(bytes);
+        }
+        out
+    }
+
+    fn offset_at(&self, at: i64) -> (u64, i64) {
+        match at {
+            -1 => (self.next, -1),
+            -2 => (self.start, -1),
+            ms => {
+                for (_, bytes) in &self.batches {
+                    let mut scratch = Vec::new();
+                    let mut records = records(bytes, &mut scratch, 1 << 26).expect("a good batch");
+                    if let Some(r) = records.find(|r| r.timestamp_ms >= ms) {
+                        return (r.offset, r.timestamp_ms);
+                    }
+                }
+                (self.next, -1)
+            }
+        }
+    }
+}
+
+pub(crate) struct ModelTopic {
+    pub(crate) id: TopicId,
+    pub(crate) logs: Vec<Log>,
+}
+
+pub(crate) struct Model {
+    pub(crate) topics: BTreeMap<String, ModelTopic>,
+    /// Host and port of each shard; partition i is on shard i modulo their number.
+    pub(crate) shards: Vec<(String, u16)>,
+    pub(crate) max_in_flight: u32,
+    next_producer: i64,
+    next_topic: u64,
+    committed: HashMap<(String, PartitionId), (u64, u32)>,
+    /// Publishes that are refused, one after the other.
+    pub(crate) refuse: VecDeque<Option<ErrorCode>>,
+    /// Damages what is read.
+    pub(crate) corrupt: bool,
+}
+
+struct Subscription {
+    correlation: u64,
+    at: PartitionId,
+    offset: u64,
+    credit: i64,
+}
+
+/// One connection to the model.
+#[derive(Default)]
+pub(crate) struct Peer {
+    assembler: Assembler,
+    encoder: Encoder,
+    pub(crate) out: Vec<u8>,
+    subscriptions: Vec<Subscription>,
+}
+
+impl Peer {
+    fn answer<T>(
+        &mut self,
+        op: Op,
+        correlation: u64,
+        payload: &[u8],
+        build: impl FnOnce(&mut Build) -> WIPOffset<T>,
+    ) {
+        let flags = if op == Op::Push { 0 } else { FLAG_RESPONSE };
+        self.encoder
+            .frame(&mut self.out, op, flags, correlation, payload.len(), build);
+        self.out.extend_from_slice(payload);
+    }
+
+    fn error(&mut self, op: Op, correlation: u64, code: ErrorCode, range: (i64, i64)) {
+        let flags = FLAG_RESPONSE | FLAG_ERROR;
+        self.encoder
+            .frame(&mut self.out, op, flags, correlation, 0, |b| {
+                let args = wire::ErrorResponseArgs {
+                    code: code as u16,
+                    message: Some(b.create_string("the model says so")),
+                    earliest: range.0,
+                    latest: range.1,
+                    ..Default::default()
+                };
+                wire::ErrorResponse::create(b, &args)
+            });
+    }
+}
+
+fn pack_topic<'a>(
+    b: &mut Build,
+    name: &str,
+    topic: Option<&ModelTopic>,
+    shards: usize,
+) -> WIPOffset<wire::TopicMetadata<'a>> {
+    let name = Some(b.create_string(name));
+    let Some(topic) = topic else {
+        let error = ErrorCode::UnknownTopic as u16;
+        let args = wire::TopicMetadataArgs {
+            error,
+            name,
+            ..Default::default()
+        };
+        return wire::TopicMetadata::create(b, &args);
+    };
+    let owners: Vec<u16> = (0..topic.logs.len()).map(|i| (i % shards) as u16).collect();
+    let id = topic.id.into();
+    let args = wire::TopicMetadataArgs {
+        error: 0,
+        name,
+        id: Some(&id),
+        settings: Some(TopicConfig::default().to_wire().pack(b)),
+        partition_shards: Some(b.create_vector(&owners)),
+    };
+    wire::TopicMetadata::create(b, &args)
+}
+
+impl Model {
+    pub(crate) fn new(shards: Vec<(String, u16)>) -> Self {
+        Self {
+            topics: BTreeMap::new(),
+            shards,
+            max_in_flight: 1024,
+            next_producer: 100,
+            next_topic: 1,
+            committed: HashMap::new(),
+            refuse: VecDeque::new(),
+            corrupt: false,
+        }
+    }
+
+    pub(crate) fn create(&mut self, name: &str, partitions: u32) {
+        let id = TopicId::new(7, self.next_topic);
+        self.next_topic += 1;
+        let logs = (0..partitions).map(|_| Log::default()).collect();
+        self.topics.insert(name.into(), ModelTopic { id, logs });
+    }
+
+    pub(crate) fn log(&mut self, name: &str, partition: u32) -> &mut Log {
+        &mut self.topics.get_mut(name).expect("a topic").logs[partition as usize]
+    }
+
+    fn find(&mut self, at: PartitionId) -> Result<&mut Log, ErrorCode> {
+        let topic = self.topics.values_mut().find(|t| t.id == at.topic);
+        let topic = topic.ok_or(ErrorCode::UnknownTopic)?;
+        topic
+            .logs
+            .get_mut(at.partition as usize)
+            .ok_or(ErrorCode::UnknownPartition)
+    }
+
+    pub(crate) fn feed(&mut self, peer: &mut Peer, bytes: &[u8]) {
+        let mut frames = Vec::new();
+        let mut assembler = std::mem::take(&mut peer.assembler);
+        let fed = assembler.feed(bytes, |f| {
+            frames.push((f.header, f.envelope.to_vec(), f.payload.to_vec()));
+        });
+        fed.expect("good frames");
+        peer.assembler = assembler;
+        for (header, envelope, payload) in frames {
+            let op = Op::from_u8(header.op).expect("a known operation");
+            if let Err(code) = self.request(peer, op, header.correlation, &envelope, &payload) {
+                peer.error(op, header.correlation, code, (-1, -1));
+            }
+        }
+        self.push(peer);
+    }
+
+    /// Sends to subscribers what they lack.
+    pub(crate) fn push(&mut self, peer: &mut Peer) {
+        let mut subscriptions = std::mem::take(&mut peer.subscriptions);
+        subscriptions.retain_mut(|s| {
+            let corrupt = self.corrupt;
+            let Ok(log) = self.find(s.at) else {
+                peer.error(Op::Push, s.correlation, ErrorCode::UnknownTopic, (-1, -1));
+                return false;
+            };
+            while s.credit > 0 && s.offset < log.next {
+                let mut payload = log.read(s.offset, 1000);
+                s.credit -= payload.len() as i64;
+                for next in batch::Batches::new(&payload) {
+                    s.offset = next.expect("a good batch").0.next_offset();
+                }
+                if corrupt && let Some(last) = payload.last_mut() {
+                    *last ^= 1;
+                }
+                let visible = log.next;
+                peer.answer(Op::Push, s.correlation, &payload, |b| {
+                    wire::Push::create(b, &wire::PushArgs { visible })
+                });
+            }
+            true
+        });
+        peer.subscriptions = subscriptions;
+    }
+
+    fn request(
+        &mut self,
+        peer: &mut Peer,
+        op: Op,
+        correlation: u64,
+        bytes: &[u8],
+        payload: &[u8],
+    ) -> Result<(), ErrorCode> {
+        const GOOD: &str = "a good envelope";
+        match op {
+            Op::Hello => {
+                let max_in_flight_requests = self.max_in_flight;
+                peer.answer(op, correlation, &[], |b| {
+                    let args = wire::HelloResponseArgs {
+                        version: 1,
+                        max_in_flight_requests,
+                        ..Default::default()
+                    };
+                    wire::HelloResponse::create(b, &args)
+                });
+            }
+            Op::Ping => peer.answer(op, correlation, &[], |b| {
+                wire::PingResponse::create(b, &wire::PingResponseArgs {})
+            }),
+            Op::Metadata => {
+                let asked = envelope::<wire::MetadataRequest<'_>>(bytes).expect(GOOD);
+                let mut names: Vec<String> =
+                    asked.topics().iter().flatten().map(str::to_owned).collect();
+                if names.is_empty() {
+                    names.extend(self.topics.keys().cloned());
+                }
+                peer.answer(op, correlation, &[], |b| {
+                    let shards: Vec<_> = (0_u16..)
+                        .zip(&self.shards)
+                        .map(|(shard, (host, port))| {
+                            let host = Some(b.create_string(host));
+                            let args = wire::ShardAddressArgs {
+                                shard,
+                                host,
+                                port: *port,
+                            };
+                            wire::ShardAddress::create(b, &args)
+                        })
+                        .collect();
+                    let count = shards.len();
+                    let topics: Vec<_> = names
+                        .iter()
+                        .map(|n| pack_topic(b, n, self.topics.get(n), count))
+                        .collect();
+                    let args = wire::MetadataResponseArgs {
+                        shards: Some(b.create_vector(&shards)),
+                        topics: Some(b.create_vector(&topics)),
+                    };
+                    wire::MetadataResponse::create(b, &args)
+                });
+            }
+            Op::CreateTopic => {
+                let asked = envelope::<wire::CreateTopicRequest<'_>>(bytes).expect(GOOD);
+                let name = asked.name().expect("a name");
+                if self.topics.contains_key(name) {
+                    return Err(ErrorCode::TopicExists);
+                }
+                self.create(name, asked.partitions());
+                let (topic, shards) = (self.topics.get(name), self.shards.len());
+                peer.answer(op, correlation, &[], |b| {
+                    let topic = Some(pack_topic(b, name, topic, shards));
+                    wire::CreateTopicResponse::create(b, &wire::CreateTopicResponseArgs { topic })
+                });
+            }
+            Op::AlterTopic => {
+                let asked = envelope::<wire::AlterTopicRequest<'_>>(bytes).expect(GOOD);
+                let name = asked.name().expect("a name");
+                let topic = self.topics.get_mut(name).ok_or(ErrorCode::UnknownTopic)?;
+                let count = asked.partitions().unwrap_or(0) as usize;
+                while topic.logs.len() < count {
+                    topic.logs.push(Log::default());
+                }
+                let (topic, shards) = (self.topics.get(name), self.shards.len());
+                peer.answer(op, correlation, &[], |b| {
+                    let topic = Some(pack_topic(b, name, topic, shards));
+                    wire::AlterTopicResponse::create(b, &wire::AlterTopicResponseArgs { topic })
+                });
+            }
+            Op::DeleteTopic => {
+                let asked = envelope::<wire::DeleteTopicRequest<'_>>(bytes).expect(GOOD);
+                let gone = self.topics.remove(asked.name().expect("a name"));
+                gone.ok_or(ErrorCode::UnknownTopic)?;
+                peer.answer(op, correlation, &[], |b| {
+                    wire::DeleteTopicResponse::create(b, &wire::DeleteTopicResponseArgs {})
+                });
+            }
+            Op::DescribePartition => {
+                let asked = envelope::<wire::DescribePartitionRequest<'_>>(bytes).expect(GOOD);
+                let log = self.find(asked.partition().expect("a partition").into())?;
+                let args = wire::DescribePartitionResponseArgs {
+                    earliest: log.start,
+                    visible: log.next,
+                    committed: log.next,
+                    latest: log.next,
+                    ..Default::default()
+                };
+                peer.answer(op, correlation, &[], |b| {
+                    wire::DescribePartitionResponse::create(b, &args)
+                });
+            }
+            Op::InitProducer => {
+                self.next_producer += 1;
+                let producer_id = self.next_producer;
+                peer.answer(op, correlation, &[], |b| {
+                    let args = wire::InitProducerResponseArgs {
+                        producer_id,
+                        producer_epoch: 0,
+                    };
+                    wire::InitProducerResponse::create(b, &args)
+                });
+            }
+            Op::Publish => {
+                let asked = envelope::<wire::PublishRequest<'_>>(bytes).expect(GOOD);
+                let part = asked.parts().expect("parts").iter().next().expect("a part");
+                let at: PartitionId = part.partition().into();
+                let outcome = match self.refuse.pop_front().flatten() {
+                    Some(code) => Err(code),
+                    None => self.find(at).and_then(|log| log.publish(payload)),
+                };
+                if asked.acks() == 0 {
+                    return Ok(());
+                }
+                let result = match outcome {
+                    Ok((base, duplicate)) => wire::PublishResult::new(0, 0, duplicate, 1, base, 5),
+                    Err(code) => wire::PublishResult::new(0, code as u16, false, 0, 0, 0),
+                };
+                peer.answer(op, correlation, &[], |b| {
+                    let results = Some(b.create_vector(&[result]));
+                    let args = wire::PublishResponseArgs {
+                        results,
+                        message: None,
+                    };
+                    wire::PublishResponse::create(b, &args)
+                });
+            }
+            Op::Fetch => {
+                let asked = envelope::<wire::FetchRequest<'_>>(bytes).expect(GOOD);
+                let log = self.find(asked.partition().expect("a partition").into())?;
+                if asked.offset() > log.next || asked.offset() < log.start {
+                    let range = (log.start as i64, log.next as i64);
+                    peer.error(op, correlation, ErrorCode::OffsetOutOfRange, range);
+                    return Ok(());
+                }
+                let payload = log.read(asked.offset(), asked.max_bytes() as usize);
+                let args = wire::FetchResponseArgs {
+                    earliest: log.start,
+                    visible: log.next,
+                    leader_epoch: 1,
+                };
+                peer.answer(op, correlation, &payload, |b| {
+                    wire::FetchResponse::create(b, &args)
+                });
+            }
+            Op::Subscribe => {
+                let asked = envelope::<wire::SubscribeRequest<'_>>(bytes).expect(GOOD);
+                let at: PartitionId = asked.partition().expect("a partition").into();
+                let log = self.find(at)?;
+                let offset = asked.offset() as u64;
+                if offset > log.next || offset < log.start {
+                    let range = (log.start as i64, log.next as i64);
+                    peer.error(op, correlation, ErrorCode::OffsetOutOfRange, range);
+                    return Ok(());
+                }
+                let credit = asked.credit_bytes().into();
+                peer.subscriptions.push(Subscription {
+                    correlation,
+                    at,
+                    offset,
+                    credit,
+                });
+                peer.answer(op, correlation, &[], |b| {
+                    wire::SubscribeResponse::create(b, &wire::SubscribeResponseArgs { offset })
+                });
+            }
+            Op::Unsubscribe => {
+                let asked = envelope::<wire::UnsubscribeRequest<'_>>(bytes).expect(GOOD);
+                peer.subscriptions
+                    .retain(|s| s.correlation != asked.subscription());
+                peer.answer(op, correlation, &[], |b| {
+                    wire::UnsubscribeResponse::create(b, &wire::UnsubscribeResponseArgs {})
+                });
+            }
+            Op::Credit => {
+                let given = envelope::<wire::Credit<'_>>(bytes).expect(GOOD);
+                for s in &mut peer.subscriptions {
+                    if s.correlation == given.subscription() {
+                        s.credit += i64::from(given.bytes());
+                    }
+                }
+            }
+            Op::ListOffsets => {
+                let asked = envelope::<wire::ListOffsetsRequest<'_>>(bytes).expect(GOOD);
+                let log = self.find(asked.partition().expect("a partition").into())?;
+                let (offset, timestamp_ms) = log.offset_at(asked.at());
+                peer.answer(op, correlation, &[], |b| {
+                    let args = wire::ListOffsetsResponseArgs {
+                        offset,
+                        timestamp_ms,
+                        leader_epoch: 1,
+                    };
+                    wire::ListOffsetsResponse::create(b, &args)
+                });
+            }
+            Op::CommitOffset => {
+                let asked = envelope::<wire::CommitOffsetRequest<'_>>(bytes).expect(GOOD);
+                let at = asked.partition().expect("a partition").into();
+                let key = (asked.consumer().expect("a name").to_owned(), at);
+                self.committed
+                    .insert(key, (asked.offset(), asked.leader_epoch()));
+                peer.answer(op, correlation, &[], |b| {
+                    wire::CommitOffsetResponse::create(b, &wire::CommitOffsetResponseArgs {})
+                });
+            }
+            Op::ReadOffset => {
+                let asked = envelope::<wire::ReadOffsetRequest<'_>>(bytes).expect(GOOD);
+                let at = asked.partition().expect("a partition").into();
+                let key = (asked.consumer().expect("a name").to_owned(), at);
+                let found = self.committed.get(&key).copied();
+                let (offset, leader_epoch) = found.map_or((-1, 0), |(o, e)| (o as i64, e));
+                peer.answer(op, correlation, &[], |b| {
+                    let args = wire::ReadOffsetResponseArgs {
+                        offset,
+                        leader_epoch,
+                    };
+                    wire::ReadOffsetResponse::create(b, &args)
+                });
+            }
+            Op::Push => return Err(ErrorCode::InvalidRequest),
+        }
+        Ok(())
+    }
+}
+
+/// The model behind sockets: one port for each shard.
+pub(crate) struct Served {
+    pub(crate) model: Arc<Mutex<Model>>,
+    pub(crate) servers: Vec<String>,
+    /// Connections end, one time each, when this is set.
+    pub(crate) cut: Arc<Mutex<Vec<Arc<AtomicBool>>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Served {
+    /// Ends every connection there is.
+    pub(crate) fn cut_connections(&self) {
+        for connection in self.cut.lock().expect("not poisoned").drain(..) {
+            connection.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Serves a model with this many shards on ports of its own.
+pub(crate) fn serve(shards: usize) -> Served {
+    let listen = |_| TcpListener::bind("127.0.0.1:0").expect("a port");
+    let listeners: Vec<TcpListener> = (0..shards).map(listen).collect();
+    let ports = listeners
+        .iter()
+        .map(|l| l.local_addr().expect("an address").port());
+    let ports: Vec<(String, u16)> = ports.map(|port| ("127.0.0.1".to_owned(), port)).collect();
+    let served = Served {
+        servers: ports
+            .iter()
+            .map(|(host, port)| format!("{host}:{port}"))
+            .collect(),
+        model: Arc::new(Mutex::new(Model::new(ports))),
+        cut: Arc::default(),
+        stop: Arc::default(),
+    };
+    for listener in listeners {
+        let (model, stop) = (served.model.clone(), served.stop.clone());
+        let cut = served.cut.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(stream) = stream else { return };
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let this = Arc::new(AtomicBool::new(false));
+                cut.lock().expect("not poisoned").push(this.clone());
+                let (model, stop) = (model.clone(), stop.clone());
+                std::thread::spawn(move || converse(stream, &model, &[&this, &stop]));
+            }
+        });
+    }
+    served
+}
+
+fn converse(mut stream: TcpStream, model: &Mutex<Model>, ends: &[&AtomicBool]) {
+    let mut peer = Peer::default();
+    let mut buffer = vec![0; 1 << 16];
+    let timeout = Some(Duration::from_millis(1));
+    stream
+        .set_read_timeout(timeout)
+        .expect("a timeout can be set");
+    stream.set_nodelay(true).expect("nodelay can be set");
+    while !ends.iter().any(|e| e.load(Ordering::Relaxed)) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(bytes) => model
+                .lock()
+                .expect("not poisoned")
+                .feed(&mut peer, &buffer[..bytes]),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                model.lock().expect("not poisoned").push(&mut peer);
+            }
+            Err(_) => return,
+        }
+        if stream.write_all(&std::mem::take(&mut peer.out)).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What can go wrong, and whether it is worth trying again.
+//!
+//! Errors are values that can be cloned: one failed batch reports the same error for each of its
+//! records, and a lost connection for each of its requests.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ringtide_schema::batch::BatchError;
+use ringtide_schema::error_code::ErrorCode;
+
+/// The result of anything that a client does.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a client reports when it could not do what it was asked for.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No connection to the server could be made.
+    #[error("cannot connect to {server}: {why}{}", hint(*.kind))]
+    Connect {
+        /// Host and port.
+        server: Arc<str>,
+        /// What the system said, as a kind.
+        kind: std::io::ErrorKind,
+        /// What the system said.
+        why: Arc<str>,
+    },
+    /// The connection ended before the answer to a request that is safe to repeat.
+    #[error("the connection to {server} was lost: {why}; the request can be repeated")]
+    Disconnected {
+        /// Host and port.
+        server: Arc<str>,
+        /// Why.
+        why: Arc<str>,
+    },
+    /// Nothing came of the request in time; it was not carried out.
+    #[error("{what} was not done within {after:?}: {why}")]
+    Timeout {
+        /// What was asked for.
+        what: Arc<str>,
+        /// How long it was tried.
+        after: Duration,
+        /// What stood in the way, as far as is known.
+        why: Arc<str>,
+    },
+    /// The broker refused the request.
+    #[error("{what}: {}{}", .code.text(), detail(.message))]
+    Broker {
+        /// The error's code.
+        code: ErrorCode,
+        /// What was asked for, with topic or server.
+        what: Arc<str>,
+        /// The broker's own words; may be empty.
+        message: Arc<str>,
+    },
+    /// The broker refused the request with an error that this client does not know.
+    #[error("{what}: the broker answered with error {number}, which is newer than this client{}", detail(.message))]
+    NewerBroker {
+        /// The error's number.
+        number: u16,
+        /// What was asked for.
+        what: Arc<str>,
+        /// The broker's own words; may be empty.
+        message: Arc<str>,
+    },
+    /// Nothing can be read at this offset: it was removed, or never written.
+    #[error(
+        "offset {offset} of {topic}/{partition} is out of range; what can be read begins at \
+         {earliest} and ends before {latest}: seek to an offset within"
+    )]
+    OffsetOutOfRange {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// The offset that was asked for.
+        offset: u64,
+        /// The first offset that can be read; -1 when the broker did not say.
+        earliest: i64,
+        /// The end: the offset after the last; -1 when the broker did not say.
+        latest: i64,
+    },
+    /// It cannot be told whether the request was carried out: look before repeating it.
+    #[error("it is unknown whether {what} was carried out: {why}; look before repeating it")]
+    OutcomeUnknown {
+        /// What was asked for.
+        what: Arc<str>,
+        /// Why it cannot be told.
+        why: Arc<str>,
+    },
+    /// The producer holds as much as it may: poll until some of it is acknowledged.
+    #[error(
+        "the producer holds {held} bytes of unacknowledged records, its limit is {limit}; poll and send again"
+    )]
+    BufferFull {
+        /// Bytes held.
+        held: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The record is larger than a batch may be.
+    #[error(
+        "a record of {bytes} bytes does not fit into a batch of {topic}, of at most {limit} bytes"
+    )]
+    RecordTooLarge {
+        /// The topic.
+        topic: Arc<str>,
+        /// Bytes of a batch of this record alone, at the most.
+        bytes: usize,
+        /// The topic's `max_batch_bytes`.
+        limit: usize,
+    },
+    /// What was read is not what was written, or cannot be read by this client.
+    #[error(
+        "the batch at offset {offset} of {topic}/{partition} cannot be read: {why}; seek past it to go on"
+    )]
+    BadBatch {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// Where the batch, or the wanted record in it, begins.
+        offset: u64,
+        /// What is wrong.
+        why: BatchError,
+    },
+    /// The arguments make no sense.
+    #[error("{0}")]
+    Invalid(Arc<str>),
+    /// The server does not speak the protocol as this client understands it.
+    #[error(
+        "{server} answered with something else than was expected: {why}; is it a Ringtide broker?"
+    )]
+    Protocol {
+        /// Host and port.
+        server: Arc<str>,
+        /// What was wrong.
+        why: Arc<str>,
+    },
+    /// The client, or what the handle stood for, was closed.
+    #[error("the client was closed")]
+    Closed,
+}
+
+fn hint(kind: std::io::ErrorKind) -> &'static str {
+    match kind {
+        std::io::ErrorKind::ConnectionRefused => {
+            "; is the broker running? start one with `ringtide serve`"
+        }
+        std::io::ErrorKind::TimedOut => "; is the address right, and does a firewall let it pass?",
+        _ => "",
+    }
+}
+
+fn detail(message: &str) -> String {
+    if message.is_empty() {
+        String::new()
+    } else {
+        format!(" ({message})")
+    }
+}
+
+impl Error {
+    /// Whether the same call may succeed later without being changed, and repeating it does no
+    /// harm. An [`Error::OutcomeUnknown`] is not: repeating might do the same thing twice.
+    #[must_use]
+    pub fn is_retriable(&self) -> bool {
+        match self {
+            Self::Connect { .. }
+            | Self::Disconnected { .. }
+            | Self::Timeout { .. }
+            | Self::BufferFull { .. } => true,
+            Self::Broker { code, .. } => code.is_retriable(),
+            Self::NewerBroker { .. }
+            | Self::OffsetOutOfRange { .. }
+            | Self::OutcomeUnknown { .. }
+            | Self::RecordTooLarge { .. }
+            | Self::BadBatch { .. }
+            | Self::Invalid(_)
+            | Self::Protocol { .. }
+            | Self::Closed => false,
+        }
+    }
+
+    /// Whether it cannot be told if the request was carried out.
+    #[must_use]
+    pub fn is_outcome_unknown(&self) -> bool {
+        matches!(self, Self::OutcomeUnknown { .. })
+    }
+
+    /// The broker's code, if it was the broker that refused.
+    #[must_use]
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            Self::Broker { code, .. } => Some(*code),
+            Self::OffsetOutOfRange { .. } => Some(ErrorCode::OffsetOutOfRange),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn invalid(why: impl Into<Arc<str>>) -> Self {
+        Self::Invalid(why.into())
+    }
+
+    /// A code as it came over the wire, as an error.
+    pub(crate) fn from_wire(
+        number: u16,
+        what: impl Into<Arc<str>>,
+        message: impl Into<Arc<str>>,
+    ) -> Self {
+        let (what, message) = (what.into(), message.into());
+        match ErrorCode::from_u16(number) {
+            Some(code) => Self::Broker {
+                code,
+                what,
+                message,
+            },
+            None => Self::NewerBroker {
+                number,
+                what,
+                message,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_connection_names_the_server_and_what_to_do() {
+        let error = Error::Connect {
+            server: "127.0.0.1:7311".into(),
+            kind: std::io::ErrorKind::ConnectionRefused,
+            why: "Connection refused".into(),
+        };
+        assert_eq!(
+            error.to_string(),
+            "cannot connect to 127.0.0.1:7311: Connection refused; is the broker running? start \
+             one with `ringtide serve`"
+        );
+        assert!(error.is_retriable());
+    }
+
+    #[test]
+    fn an_unknown_outcome_is_never_retriable() {
+        let error = Error::OutcomeUnknown {
+            what: "x".into(),
+            why: "y".into(),
+        };
+        assert!(error.is_outcome_unknown() && !error.is_retriable());
+    }
+
+    #[test]
+    fn a_code_from_a_newer_broker_is_reported_with_its_number() {
+        let error = Error::from_wire(9999, "publish to t/0", "because");
+        assert!(error.to_string().contains("9999"), "{error}");
+        assert!(error.to_string().contains("because"), "{error}");
+    }
+}

@@ -1,0 +1,415 @@
+//! What can be chosen, with the defaults and what they are for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use ringtide_schema::compress::Codec;
+use ringtide_schema::limits;
+
+use crate::error::{Error, Result};
+
+/// How a client connects, waits and retries.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// Names this client in the broker's log.
+    pub client_name: String,
+    /// How long a connection may take to be made, hello included.
+    pub connect_timeout: Duration,
+    /// How long the broker may take to answer a request; then the connection is given up.
+    pub request_timeout: Duration,
+    /// How long an administrative call, or the resolving of a position, is tried, retries included.
+    pub call_timeout: Duration,
+    /// The first wait after a failure; each further one is twice as long.
+    pub backoff_first: Duration,
+    /// The longest wait after a failure.
+    pub backoff_max: Duration,
+    /// What the synchronous face does while there is nothing to do.
+    pub idle: Idle,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            client_name: "ringtide-client".into(),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_secs(10),
+            call_timeout: Duration::from_secs(15),
+            backoff_first: Duration::from_millis(20),
+            backoff_max: Duration::from_secs(1),
+            idle: Idle::Park,
+        }
+    }
+}
+
+impl Options {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Names the client.
+    #[must_use]
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.client_name = name.into();
+        self
+    }
+
+    /// Chooses what idle turns do.
+    #[must_use]
+    pub fn idle(mut self, idle: Idle) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    /// Sets how long a connection may take.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Sets how long one request may take.
+    #[must_use]
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// Sets how long a call is tried altogether.
+    #[must_use]
+    pub fn call_timeout(mut self, timeout: Duration) -> Self {
+        self.call_timeout = timeout;
+        self
+    }
+
+    /// Sets the first and the longest wait after a failure.
+    #[must_use]
+    pub fn backoff(mut self, first: Duration, max: Duration) -> Self {
+        self.backoff_first = first;
+        self.backoff_max = max;
+        self
+    }
+}
+
+/// What a thread does while it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Idle {
+    /// Look again at once, after offering the core to whoever else wants it (`sched_yield`). The
+    /// lowest latency; a core at full load. It yields because kernel threads of the same core, such
+    /// as those that finish disk writes, would otherwise starve.
+    Spin,
+    /// Sleep in `poll(2)` until something arrives.
+    Park,
+}
+
+/// How safe a record is when it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(u8)]
+pub enum Acks {
+    /// No acknowledgement: sent, and errors are not reported.
+    None = 0,
+    /// In the broker's memory.
+    Accepted = 1,
+    /// On stable storage.
+    #[default]
+    Durable = 2,
+}
+
+/// Chooses the partition of a record that names none.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Partitioner {
+    /// By key (murmur2: the partition that a Kafka client chooses); in turn without a key.
+    Key,
+    /// In turn, whatever the key.
+    RoundRobin,
+    /// By a function of the key and the number of partitions.
+    Custom(Arc<PartitionFn>),
+}
+
+/// Gives a partition for a key, given the number of partitions.
+pub type PartitionFn = dyn Fn(Option<&[u8]>, u32) -> u32 + Send + Sync;
+
+impl std::fmt::Debug for Partitioner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Key => "Key",
+            Self::RoundRobin => "RoundRobin",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}
+
+/// How a producer batches, sends and retries.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ProducerOptions {
+    /// How safe a record is when it is acknowledged.
+    pub acks: Acks,
+    /// Whether a record is appended exactly once even if an answer is lost. Without it a lost
+    /// answer is reported as an unknown outcome. Of no effect when `acks` is [`Acks::None`].
+    pub idempotence: bool,
+    /// How batches are compressed.
+    pub codec: Codec,
+    /// A batch is sent before it grows past this; a larger record has a batch of its own.
+    pub batch_bytes: usize,
+    /// How long a batch waits for more records. Zero: it is sent at once, and records are batched
+    /// only while the requests in flight are as many as allowed.
+    pub linger: Duration,
+    /// The most batches in flight for one partition. At most five with idempotence, the window
+    /// that the broker remembers; otherwise bounded by what the broker allows on a connection.
+    pub max_in_flight: usize,
+    /// The most bytes of records that are not acknowledged; past it `send` refuses.
+    pub buffer_bytes: usize,
+    /// How long a record is tried, from `send` on.
+    pub delivery_timeout: Duration,
+    /// Who chooses the partition of a record that names none.
+    pub partitioner: Partitioner,
+}
+
+impl Default for ProducerOptions {
+    fn default() -> Self {
+        Self {
+            acks: Acks::Durable,
+            idempotence: true,
+            codec: Codec::None,
+            batch_bytes: 64 << 10,
+            linger: Duration::ZERO,
+            max_in_flight: usize::MAX,
+            buffer_bytes: 32 << 20,
+            delivery_timeout: Duration::from_secs(30),
+            partitioner: Partitioner::Key,
+        }
+    }
+}
+
+impl ProducerOptions {
+    /// The defaults: durable, idempotent, sent at once.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets how safe a record is when it is acknowledged.
+    #[must_use]
+    pub fn acks(mut self, acks: Acks) -> Self {
+        self.acks = acks;
+        self
+    }
+
+    /// Switches idempotence.
+    #[must_use]
+    pub fn idempotence(mut self, on: bool) -> Self {
+        self.idempotence = on;
+        self
+    }
+
+    /// Sets the codec.
+    #[must_use]
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = codec;
+        self
+    }
+
+    /// Sets the size at which a batch is sent.
+    #[must_use]
+    pub fn batch_bytes(mut self, bytes: usize) -> Self {
+        self.batch_bytes = bytes;
+        self
+    }
+
+    /// Sets how long a batch waits for more records.
+    #[must_use]
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.linger = linger;
+        self
+    }
+
+    /// Sets the most batches in flight for one partition.
+    #[must_use]
+    pub fn max_in_flight(mut self, batches: usize) -> Self {
+        self.max_in_flight = batches;
+        self
+    }
+
+    /// Sets the most bytes that are not acknowledged.
+    #[must_use]
+    pub fn buffer_bytes(mut self, bytes: usize) -> Self {
+        self.buffer_bytes = bytes;
+        self
+    }
+
+    /// Sets how long a record is tried.
+    #[must_use]
+    pub fn delivery_timeout(mut self, timeout: Duration) -> Self {
+        self.delivery_timeout = timeout;
+        self
+    }
+
+    /// Sets who chooses the partition.
+    #[must_use]
+    pub fn partitioner(mut self, partitioner: Partitioner) -> Self {
+        self.partitioner = partitioner;
+        self
+    }
+
+    /// These options, or why they cannot be.
+    pub(crate) fn checked(mut self) -> Result<Self> {
+        if matches!(self.codec, Codec::Gzip | Codec::Snappy) {
+            let why = format!(
+                "codec = {} is not supported; use none, lz4 or zstd",
+                self.codec
+            );
+            return Err(Error::invalid(why));
+        }
+        if self.max_in_flight == 0 || self.buffer_bytes == 0 {
+            return Err(Error::invalid(
+                "max_in_flight and buffer_bytes must be at least 1",
+            ));
+        }
+        if self.acks == Acks::None {
+            self.idempotence = false;
+        }
+        if self.idempotence {
+            self.max_in_flight = self.max_in_flight.min(limits::PRODUCER_WINDOW);
+        }
+        Ok(self)
+    }
+}
+
+/// Where a consumer begins in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// At the oldest record.
+    Earliest,
+    /// After the newest record.
+    Latest,
+    /// At this offset.
+    Offset(u64),
+    /// At the first record of this time (ms since 1970) or later.
+    Timestamp(u64),
+    /// Where the consumer of this name has committed to be; where it has not, at the fallback.
+    Committed {
+        /// The consumer's name.
+        consumer: String,
+        /// Where to begin when nothing was committed.
+        fallback: Box<Start>,
+    },
+}
+
+impl Start {
+    /// Where the consumer of this name has committed to be, at the earliest record otherwise.
+    #[must_use]
+    pub fn committed(consumer: impl Into<String>) -> Self {
+        Self::Committed {
+            consumer: consumer.into(),
+            fallback: Box::new(Self::Earliest),
+        }
+    }
+}
+
+/// How a consumer gets its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// The broker sends batches as soon as they are visible, as far as credit allows.
+    Push {
+        /// The most bytes under way to, or waiting in, this client, for each partition.
+        credit_bytes: u32,
+    },
+    /// The client asks for batches when it has none left.
+    Poll {
+        /// The answer waits until there are this many bytes ...
+        min_bytes: u32,
+        /// ... or this much time has passed.
+        max_wait: Duration,
+        /// The most bytes of an answer, unless one batch is larger.
+        max_bytes: u32,
+    },
+}
+
+/// What a consumer reads, from where, and how.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConsumerOptions {
+    /// Where to begin.
+    pub start: Start,
+    /// Push or poll.
+    pub delivery: Delivery,
+    /// The most bytes that one compressed batch may inflate to.
+    pub inflated_bytes: usize,
+    /// Which partitions; empty: all that the topic has when the consumer is made.
+    pub partitions: Vec<u32>,
+}
+
+impl Default for ConsumerOptions {
+    fn default() -> Self {
+        Self {
+            start: Start::Latest,
+            delivery: Delivery::Push {
+                credit_bytes: 4 << 20,
+            },
+            inflated_bytes: limits::DEFAULT_INFLATED_BYTES,
+            partitions: Vec::new(),
+        }
+    }
+}
+
+impl ConsumerOptions {
+    /// The defaults: pushed, from now on, all partitions.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets where to begin.
+    #[must_use]
+    pub fn start(mut self, start: Start) -> Self {
+        self.start = start;
+        self
+    }
+
+    /// Sets push or poll.
+    #[must_use]
+    pub fn delivery(mut self, delivery: Delivery) -> Self {
+        self.delivery = delivery;
+        self
+    }
+
+    /// Sets what one compressed batch may inflate to.
+    #[must_use]
+    pub fn inflated_bytes(mut self, bytes: usize) -> Self {
+        self.inflated_bytes = bytes;
+        self
+    }
+
+    /// Sets which partitions to read.
+    #[must_use]
+    pub fn partitions(mut self, partitions: impl Into<Vec<u32>>) -> Self {
+        self.partitions = partitions.into();
+        self
+    }
+
+    pub(crate) fn checked(self) -> Result<Self> {
+        match self.delivery {
+            Delivery::Push { credit_bytes }
+                if credit_bytes == 0 || u64::from(credit_bytes) > limits::MAX_CREDIT_BYTES =>
+            {
+                let most = limits::MAX_CREDIT_BYTES;
+                Err(Error::invalid(format!(
+                    "credit_bytes = {credit_bytes} is impossible: from 1 to {most}"
+                )))
+            }
+            Delivery::Poll { max_wait, .. }
+                if max_wait > Duration::from_millis(u64::from(limits::MAX_FETCH_WAIT_MS)) =>
+            {
+                let most = limits::MAX_FETCH_WAIT_MS;
+                Err(Error::invalid(format!(
+                    "max_wait = {max_wait:?} is impossible: at most {most} ms"
+                )))
+            }
+            _ => Ok(self),
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The client: connecting, administration, and making producers and consumers.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::Core;
+use crate::core::call::{
+    CommittedOffset, ListedOffset, OffsetAt, PartitionDescription, Request, Response, TopicSettings,
+};
+use crate::core::cluster::Topic;
+use crate::error::{Error, Result};
+use crate::options::{ConsumerOptions, Options, ProducerOptions};
+use crate::sync::consumer::Consumer;
+use crate::sync::driver::Driver;
+use crate::sync::producer::Producer;
+
+/// A client of one broker, for one thread. Clones share the connections.
+#[derive(Clone)]
+pub struct Client {
+    driver: Rc<RefCell<Driver>>,
+}
+
+/// A topic with the state of each of its partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicDescription {
+    /// Name, identity and settings.
+    pub topic: Topic,
+    /// What the owner of each partition says about it.
+    pub partitions: Vec<PartitionDescription>,
+}
+
+impl Client {
+    /// Connects to the broker that these servers (HOST:PORT; any shard of it) belong to.
+    ///
+    /// # Errors
+    /// When none of them answers: each is tried once.
+    pub fn connect<S: AsRef<str>>(
+        servers: impl IntoIterator<Item = S>,
+        options: Options,
+    ) -> Result<Self> {
+        let servers: Vec<String> = servers.into_iter().map(|s| s.as_ref().to_owned()).collect();
+        let core = Core::new(&servers, options, seed())?;
+        let client = Self {
+            driver: Rc::new(RefCell::new(Driver::new(core))),
+        };
+        client.call_or(Request::Ping, |core| core.never_contacted())?;
+        Ok(client)
+    }
+
+    /// Does what is due without waiting: moves bytes, retries, keeps metadata up to date. Polling
+    /// any producer or consumer does the same.
+    pub fn poll(&self) {
+        self.driver.borrow_mut().turn();
+    }
+
+    /// The last failure of a connection, unless one has come up since.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Error> {
+        self.driver.borrow().core.trouble().cloned()
+    }
+
+    fn call(&self, request: Request) -> Result<Response> {
+        self.call_or(request, |_| None)
+    }
+
+    fn call_or(
+        &self,
+        request: Request,
+        give_up: impl Fn(&Core) -> Option<Error>,
+    ) -> Result<Response> {
+        let mut driver = self.driver.borrow_mut();
+        let call = driver.core.call(request, std::time::Instant::now());
+        loop {
+            let arrived = driver.turn();
+            if let Some(answer) = driver.core.take_answer(call) {
+                return answer;
+            }
+            if let Some(error) = give_up(&driver.core) {
+                driver.core.forget_call(call);
+                return Err(error);
+            }
+            if !arrived {
+                driver.idle(None);
+            }
+        }
+    }
+
+    /// Asks the broker whether it is there.
+    pub fn ping(&self) -> Result<()> {
+        self.call(Request::Ping).map(drop)
+    }
+
+    /// Makes a topic.
+    pub fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        settings: &TopicSettings,
+    ) -> Result<Topic> {
+        let request = Request::CreateTopic {
+            name: name.into(),
+            partitions,
+            settings: *settings,
+        };
+        expect_topic(self.call(request)?)
+    }
+
+    /// Changes settings of a topic, or adds partitions: `partitions` is the new total.
+    pub fn alter_topic(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        settings: &TopicSettings,
+    ) -> Result<Topic> {
+        let request = Request::AlterTopic {
+            name: name.into(),
+            partitions,
+            settings: *settings,
+        };
+        expect_topic(self.call(request)?)
+    }
+
+    /// Deletes a topic and its records.
+    pub fn delete_topic(&self, name: &str) -> Result<()> {
+        self.call(Request::DeleteTopic { name: name.into() })
+            .map(drop)
+    }
+
+    /// All topics.
+    pub fn list_topics(&self) -> Result<Vec<Topic>> {
+        match self.call(Request::ListTopics)? {
+            Response::Topics(topics) => Ok(topics),
+            _ => Err(Error::Closed),
+        }
+    }
+
+    /// One topic: identity, settings, owners.
+    pub fn topic(&self, name: &str) -> Result<Topic> {
+        expect_topic(self.call(Request::DescribeTopic { name: name.into() })?)
+    }
+
+    /// One topic with the state of each partition.
+    pub fn describe_topic(&self, name: &str) -> Result<TopicDescription> {
+        let topic = self.topic(name)?;
+        let partitions = (0..topic.partitions()).map(|p| self.describe_partition(name, p));
+        Ok(TopicDescription {
+            partitions: partitions.collect::<Result<_>>()?,
+            topic,
+        })
+    }
+
+    /// The state of one partition.
+    pub fn describe_partition(&self, topic: &str, partition: u32) -> Result<PartitionDescription> {
+        match self.call(Request::DescribePartition {
+            topic: topic.into(),
+            partition,
+        })? {
+            Response::Partition(description) => Ok(description),
+            _ => Err(Error::Closed),
+        }
+    }
+
+    /// HOST:PORT of the shard that owns a partition, for a [`RawConnection`](super::RawConnection).
+    pub fn owner(&self, topic: &Topic, partition: u32) -> Result<String> {
+        if let Some(owner) = self.driver.borrow().core.owner(topic, partition) {
+            return Ok(owner);
+        }
+        let topic = self.topic(&topic.name)?;
+        let owner = self.driver.borrow().core.owner(&topic, partition);
+        owner.ok_or_else(|| {
+            Error::invalid(format!(
+                "the broker does not say who owns {}/{partition}",
+                topic.name
+            ))
+        })
+    }
+
+    /// An end of a partition, or the first offset at or after a time.
+    pub fn list_offsets(&self, topic: &str, partition: u32, at: OffsetAt) -> Result<ListedOffset> {
+        match self.call(Request::ListOffsets {
+            topic: topic.into(),
+            partition,
+            at,
+        })? {
+            Response::Offset(offset) => Ok(offset),
+            _ => Err(Error::Closed),
+        }
+    }
+
+    /// Stores where a named consumer is: the next offset that it wants.
+    pub fn commit_offset(
+        &self,
+        consumer: &str,
+        topic: &str,
+        partition: u32,
+        offset: u64,
+        leader_epoch: u32,
+    ) -> Result<()> {
+        let (consumer, topic) = (consumer.into(), topic.into());
+        let epoch = leader_epoch;
+        self.call(Request::CommitOffset {
+            consumer,
+            topic,
+            partition,
+            offset,
+            epoch,
+        })
+        .map(drop)
+    }
+
+    /// Where a named consumer has committed to be.
+    pub fn read_offset(
+        &self,
+        consumer: &str,
+        topic: &str,
+        partition: u32,
+    ) -> Result<Option<CommittedOffset>> {
+        let (consumer, topic) = (consumer.into(), topic.into());
+        match self.call(Request::ReadOffset {
+            consumer,
+            topic,
+            partition,
+        })? {
+            Response::Committed(offset) => Ok(offset),
+            _ => Err(Error::Closed),
+        }
+    }
+
+    /// A producer of one topic.
+    pub fn producer(&self, topic: &str, options: ProducerOptions) -> Result<Producer> {
+        let topic = Arc::new(self.topic(topic)?);
+        let now = std::time::Instant::now();
+        let key = self
+            .driver
+            .borrow_mut()
+            .core
+            .add_producer(topic, options, now)?;
+        Ok(Producer::new(self.driver.clone(), key))
+    }
+
+    /// A consumer of one topic.
+    pub fn consumer(&self, topic: &str, options: ConsumerOptions) -> Result<Consumer> {
+        let topic = Arc::new(self.topic(topic)?);
+        let limit = options.inflated_bytes;
+        let key = self
+            .driver
+            .borrow_mut()
+            .core
+            .add_consumer(topic.clone(), options)?;
+        Ok(Consumer::new(
+            self.clone(),
+            self.driver.clone(),
+            key,
+            topic.name.clone(),
+            limit,
+        ))
+    }
+}
+
+fn expect_topic(response: Response) -> Result<Topic> {
+    match response {
+        Response::Topic(topic) => Ok(topic),
+        _ => Err(Error::Closed),
+    }
+}
+
+/// Randomness for jitter; the clock serves where the system has none to give.
+pub(crate) fn seed() -> u64 {
+    getrandom::u64().unwrap_or_else(|_| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.unwrap_or(Duration::ZERO).as_nanos() as u64
+    })
+}

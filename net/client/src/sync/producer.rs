@@ -1,0 +1,158 @@
+//! Publishing from one thread.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, Result};
+use crate::record::{Ack, Delivered, Record, Ticket};
+use crate::sync::driver::Driver;
+
+/// Publishes to one topic. Acknowledgements are handed out by [`Producer::poll`].
+///
+/// Dropping it gives up what was not acknowledged: [`Producer::flush`] first.
+pub struct Producer {
+    driver: Rc<RefCell<Driver>>,
+    key: usize,
+}
+
+impl Producer {
+    pub(crate) fn new(driver: Rc<RefCell<Driver>>, key: usize) -> Self {
+        Self { driver, key }
+    }
+
+    /// Takes a record and, if the window allows, sends it at once. Does not wait.
+    ///
+    /// # Errors
+    /// [`Error::BufferFull`] when too much is not acknowledged: poll, then send again. An unknown
+    /// partition, a record too large, or a time before 1970 is refused as well; then nothing was
+    /// taken.
+    pub fn send(&mut self, record: &Record<'_>) -> Result<Ticket> {
+        let now = Instant::now();
+        let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
+        let mut driver = self.driver.borrow_mut();
+        let ticket = driver.core.send(self.key, record, timestamp_ms, now)?;
+        driver.write(now);
+        Ok(ticket)
+    }
+
+    /// Moves what can be moved without waiting, and hands out what became of records since.
+    /// Returns how many were handed out. Without acknowledgements a record is done when it is sent.
+    pub fn poll(&mut self, mut each: impl FnMut(Delivered)) -> usize {
+        self.driver.borrow_mut().turn();
+        self.hand_out(&mut each)
+    }
+
+    /// As [`Self::poll`], but waits until there is something to hand out or the time has passed.
+    pub fn wait(&mut self, timeout: Duration, mut each: impl FnMut(Delivered)) -> usize {
+        self.wait_until(timeout, |core, key| core.producer(key).has_done());
+        self.hand_out(&mut each)
+    }
+
+    fn hand_out(&mut self, each: &mut impl FnMut(Delivered)) -> usize {
+        let mut count = 0;
+        loop {
+            let done = self.driver.borrow_mut().core.producer(self.key).take_done();
+            let Some(completion) = done else { return count };
+            for index in 0..completion.records {
+                each(completion.nth(index));
+                count += 1;
+            }
+        }
+    }
+
+    /// Waits for one record's acknowledgement. What became of others meanwhile is discarded, so
+    /// this is for those who send one record at a time.
+    ///
+    /// # Errors
+    /// What the record failed with; [`Error::Timeout`] when it is still under way.
+    pub fn wait_for(&mut self, ticket: Ticket, timeout: Duration) -> Result<Ack> {
+        let began = Instant::now();
+        loop {
+            let mut found = None;
+            let left = timeout.saturating_sub(began.elapsed());
+            self.wait(left, |delivered| {
+                if delivered.ticket == ticket {
+                    found = Some(delivered.result);
+                }
+            });
+            if let Some(result) = found {
+                return result;
+            }
+            if began.elapsed() >= timeout {
+                return Err(self.not_in_time(ticket.partition, timeout));
+            }
+        }
+    }
+
+    /// Sends what lingers and waits until the outcome of every record is known; the outcomes are
+    /// handed out by the next [`Self::poll`].
+    ///
+    /// # Errors
+    /// [`Error::Timeout`] when some are still under way.
+    pub fn flush(&mut self, timeout: Duration) -> Result<()> {
+        self.driver
+            .borrow_mut()
+            .core
+            .flush(self.key, Instant::now());
+        if self.wait_until(timeout, |core, key| core.producer(key).is_idle()) {
+            return Ok(());
+        }
+        Err(self.not_in_time(0, timeout))
+    }
+
+    fn not_in_time(&self, partition: u32, after: Duration) -> Error {
+        let driver = &mut *self.driver.borrow_mut();
+        let what = driver.core.producer(self.key).what(partition);
+        let why = match driver.core.trouble() {
+            Some(error) => error.to_string(),
+            None => "the broker has not answered yet".into(),
+        };
+        Error::Timeout {
+            what,
+            after,
+            why: why.into(),
+        }
+    }
+
+    fn wait_until(
+        &mut self,
+        timeout: Duration,
+        is_done: impl Fn(&mut crate::core::Core, usize) -> bool,
+    ) -> bool {
+        let until = Instant::now().checked_add(timeout);
+        let driver = &mut *self.driver.borrow_mut();
+        loop {
+            let arrived = driver.turn();
+            if is_done(&mut driver.core, self.key) {
+                return true;
+            }
+            if until.is_some_and(|at| at <= Instant::now()) {
+                return false;
+            }
+            if !arrived {
+                driver.idle(until);
+            }
+        }
+    }
+
+    /// Bytes of records that are not acknowledged.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.driver.borrow_mut().core.producer(self.key).held_bytes
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.driver.borrow_mut().core.remove_producer(self.key);
+    }
+}
+
+/// Ms since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
