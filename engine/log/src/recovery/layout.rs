@@ -158,7 +158,8 @@ pub(super) fn garbage(
     Ok(garbage)
 }
 
-/// The files of a partition that its manifest does not name. One with data at or past the
+/// The files of a partition that its manifest does not name, and the index of a segment that is not
+/// sealed, which may know of more than there is. A log with data at or past the
 /// partition's end is none of them: segments hold committed batches only, so it shows a loss.
 fn strays(
     directory: &Path,
@@ -184,7 +185,8 @@ fn strays(
         let Some((base, log)) = parse_name(&name).filter(|_| !directory) else {
             return Err(Foreign { path }.into());
         };
-        if segments.iter().any(|segment| segment.base_offset == base) {
+        let listed = segments.iter().find(|segment| segment.base_offset == base);
+        if listed.is_some_and(|segment| log || segment.sealed) {
             continue;
         }
         if log && base >= next_offset && files::bytes_at(&path)? > 0 {

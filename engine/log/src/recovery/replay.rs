@@ -50,6 +50,7 @@ pub(super) struct Replay<'a> {
     pub(super) garbage: BTreeSet<PathBuf>,
     new_directories: bool,
     pub(super) batches: u64,
+    applied: u64,
     pub(super) skipped: u64,
     wal_bytes: u64,
     pub(super) wal_bytes_total: u64,
@@ -76,6 +77,7 @@ impl<'a> Replay<'a> {
             garbage: BTreeSet::new(),
             new_directories: false,
             batches: 0,
+            applied: 0,
             skipped: 0,
             wal_bytes: 0,
             wal_bytes_total: 0,
@@ -88,6 +90,11 @@ impl<'a> Replay<'a> {
                 .map_err(|what| Contradiction { path, what })?;
         }
         Ok(replay)
+    }
+
+    /// Shards of the last start.
+    fn shards(&self) -> u16 {
+        u16::try_from(self.identity.shards).unwrap_or(u16::MAX).max(1)
     }
 
     fn snapshot_path(&self, group: GroupId) -> PathBuf {
@@ -155,6 +162,7 @@ impl<'a> Replay<'a> {
             return Ok(false);
         }
         group.applied = index;
+        self.applied += 1;
         group.term = group.term.max(header.term);
         group.changed = true;
         Ok(true)
@@ -215,7 +223,11 @@ impl<'a> Replay<'a> {
             EntryKind::Batch => {
                 let next = partition.stored.next_offset;
                 let batch = match check_batch(header, payload, next) {
-                    Ok(batch) => batch,
+                    Ok(Some(batch)) => batch,
+                    Ok(None) => {
+                        self.skipped += 1;
+                        return Ok(());
+                    }
                     Err(what) => return bad(at, what),
                 };
                 partition.note(&batch, header.append_time_ms);
@@ -437,6 +449,19 @@ impl Sink for Replay<'_> {
         None
     }
 
+    fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    fn restart(&mut self, shard: u16) {
+        let shards = self.shards();
+        for (number, group) in (0..=self.identity.groups).zip(&mut self.groups) {
+            if GroupId(number).shard(self.identity.groups, shards) == shard {
+                group.seen = None;
+            }
+        }
+    }
+
     fn progress(&mut self, bytes: u64) {
         self.wal_bytes += bytes;
         let (done, total) = (self.wal_bytes, self.wal_bytes_total);
@@ -453,12 +478,24 @@ fn bad<T>(at: At<'_>, what: String) -> Result<T, RecoverError> {
     .into())
 }
 
-fn check_batch(entry: &EntryHeader, payload: &[u8], next_offset: u64) -> Result<Header, String> {
+/// `None`: the partition's snapshot holds the batch already. A snapshot is of a group index up to
+/// which everything is synced; a partition in it may have been synced further.
+fn check_batch(
+    entry: &EntryHeader,
+    payload: &[u8],
+    next_offset: u64,
+) -> Result<Option<Header>, String> {
     let header = Header::peek(payload).map_err(|e| e.to_string())?;
     let id = entry.partition;
     if header.batch_bytes != payload.len() {
         let (have, want) = (payload.len(), header.batch_bytes);
         return Err(format!("a batch of {want} bytes in {have}"));
+    }
+    if header.leader_epoch < 0 {
+        return Err(format!("a batch of {id} without a leader epoch"));
+    }
+    if header.base_offset == entry.base_offset && header.next_offset() <= next_offset {
+        return Ok(None);
     }
     if header.base_offset != next_offset || entry.base_offset != next_offset {
         let (batch, entry) = (header.base_offset, entry.base_offset);
@@ -466,10 +503,7 @@ fn check_batch(entry: &EntryHeader, payload: &[u8], next_offset: u64) -> Result<
             "a batch with offset {batch} (entry: {entry}) of {id}, which is at {next_offset}"
         ));
     }
-    if header.leader_epoch < 0 {
-        return Err(format!("a batch of {id} without a leader epoch"));
-    }
-    Ok(header)
+    Ok(Some(header))
 }
 
 fn check_partition(stored: &PartitionT) -> Result<PartitionId, String> {

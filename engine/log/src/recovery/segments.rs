@@ -121,6 +121,8 @@ impl Writer {
     fn take(&mut self, path: PathBuf, position: u64, covered: u64) -> Result<(), RecoverError> {
         let mut file = None;
         if !self.mode.dry {
+            // An index is derived; what it knows of may end elsewhere from now on.
+            files::remove_file(&path.with_extension("index"))?;
             let opened = files::open_write(&path, self.mode.direct, position == 0)?;
             let have = files::file_bytes(&opened, &path)?;
             if have < position {
