@@ -161,9 +161,15 @@ impl Chain<'_> {
         let mut first_error: Option<RecoverError> = None;
         let last = (self.slots.len() - 1).min(MAX_FRAMES_IN_FLIGHT as usize);
         for begin in 0..=last {
-            let left_out = self.slots[..begin].iter().map(|slot| (slot.path.clone(), slot.bytes));
+            let left_out = self.slots[..begin]
+                .iter()
+                .map(|slot| (slot.path.clone(), slot.bytes));
             let unclaimed: Vec<_> = self.unclaimed.iter().cloned().chain(left_out).collect();
-            let chain = Chain { slots: &self.slots[begin..], unclaimed: &unclaimed, ..*self };
+            let chain = Chain {
+                slots: &self.slots[begin..],
+                unclaimed: &unclaimed,
+                ..*self
+            };
             match chain.follow_once(sink) {
                 Ok((end, counts)) if begin == 0 || self.next_was_begun(&end) => {
                     return Ok((end, counts));
@@ -171,7 +177,11 @@ impl Chain<'_> {
                 Ok((end, _)) => {
                     let what = "the slots after it show that it was not being used again";
                     let path = self.slots[0].path.clone();
-                    let error = CorruptFrame { path, position: end.position, what: what.into() };
+                    let error = CorruptFrame {
+                        path,
+                        position: end.position,
+                        what: what.into(),
+                    };
                     return Err(first_error.unwrap_or_else(|| error.into()));
                 }
                 Err(error) => {
@@ -197,7 +207,11 @@ impl Chain<'_> {
     }
 
     fn follow_once(&self, sink: &mut impl Sink) -> Result<(LogEnd, ChainCounts), RecoverError> {
-        let slots = self.slots.iter().map(|slot| (slot.path.clone(), slot.bytes)).collect();
+        let slots = self
+            .slots
+            .iter()
+            .map(|slot| (slot.path.clone(), slot.bytes))
+            .collect();
         std::thread::scope(|scope| {
             let stream = Stream::start(scope, slots, self.direct);
             self.follow_stream(stream, sink)

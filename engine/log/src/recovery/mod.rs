@@ -31,18 +31,22 @@ pub use self::metadata::TopicRecord;
 use self::replay::Replay;
 use self::segments::Mode;
 pub use self::segments::{index_name, log_name};
+pub use self::verify::{Problem, Report, verify};
 use crate::files;
 
 mod chain;
 pub mod error;
+pub mod inspect;
 mod layout;
 mod metadata;
 mod partition;
 mod replay;
+mod scan;
 mod segments;
 mod slots;
 mod stream;
 pub mod table;
+mod verify;
 
 /// What recovery is told.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +71,13 @@ pub enum Progress {
         /// Bytes so far.
         done: u64,
         /// Bytes of all live slots.
+        total: u64,
+    },
+    /// Bytes of segments that were verified.
+    Reading {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes of all segments.
         total: u64,
     },
     /// Partitions that are durable, of those that changed.

@@ -94,7 +94,9 @@ impl<'a> Replay<'a> {
 
     /// Shards of the last start.
     fn shards(&self) -> u16 {
-        u16::try_from(self.identity.shards).unwrap_or(u16::MAX).max(1)
+        u16::try_from(self.identity.shards)
+            .unwrap_or(u16::MAX)
+            .max(1)
     }
 
     fn snapshot_path(&self, group: GroupId) -> PathBuf {

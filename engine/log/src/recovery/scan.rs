@@ -1,0 +1,175 @@
+//! Reading a segment's log batch by batch, in large reads, for those who check or show it.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use ringtide_schema::batch::{BatchError, CRC_START, Header, check_stored};
+use ringtide_schema::index::{IndexEntry, IndexView};
+
+use crate::files::{self, FileError};
+
+const READ_BYTES: usize = 1 << 20;
+
+/// A batch with its header, or why it is none.
+pub(super) type Checked<'a> = Result<(Header, &'a [u8]), BatchError>;
+
+/// The batches of a log file up to a length, one after the other.
+pub(super) struct Scan {
+    path: PathBuf,
+    file: Option<File>,
+    /// How much of the file is read.
+    file_bytes: u64,
+    /// What follows it, until it is reached.
+    tail: Vec<u8>,
+    /// Where everything ends.
+    end: u64,
+    buf: Vec<u8>,
+    /// Where in `buf` the next batch begins, and where that is in the log.
+    at: usize,
+    position: u64,
+    read: u64,
+}
+
+impl Scan {
+    /// The first `bytes` of the file, which is not opened for none, then `tail`.
+    pub(super) fn open(path: &Path, bytes: u64, tail: Vec<u8>) -> Result<Self, FileError> {
+        let file = if bytes > 0 {
+            Some(files::open_read(path, false)?)
+        } else {
+            None
+        };
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            file_bytes: bytes,
+            end: bytes + tail.len() as u64,
+            tail,
+            buf: Vec::new(),
+            at: 0,
+            position: 0,
+            read: 0,
+        })
+    }
+
+    /// Where the next batch begins.
+    pub(super) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// The next batch, checked, or why there is none there; `None` at the end.
+    pub(super) fn next(&mut self) -> Result<Option<Checked<'_>>, FileError> {
+        if self.position == self.end {
+            return Ok(None);
+        }
+        let header = loop {
+            match check_stored(&self.buf[self.at..]) {
+                Err(BatchError::Incomplete { .. }) if self.fill()? => {}
+                Err(error) => return Ok(Some(Err(error))),
+                Ok(header) => break header,
+            }
+        };
+        let start = self.at;
+        self.at += header.batch_bytes;
+        self.position += header.batch_bytes as u64;
+        Ok(Some(Ok((header, &self.buf[start..self.at]))))
+    }
+
+    /// Reads on; false at the end.
+    fn fill(&mut self) -> Result<bool, FileError> {
+        self.buf.drain(..self.at);
+        self.at = 0;
+        let left = self.file_bytes - self.read;
+        let Some(file) = self.file.as_ref().filter(|_| left > 0) else {
+            let more = !self.tail.is_empty();
+            self.buf.append(&mut self.tail);
+            return Ok(more);
+        };
+        let held = self.buf.len();
+        let want = usize::try_from(left).unwrap_or(READ_BYTES).min(READ_BYTES);
+        self.buf.resize(held + want, 0);
+        let got = files::read_at(file, &self.path, &mut self.buf[held..], self.read)?;
+        self.buf.truncate(held + got);
+        self.read += got as u64;
+        Ok(got > 0)
+    }
+}
+
+/// What a log holds, from its batches.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contents {
+    pub(super) batches: u64,
+    pub(super) records: u64,
+    pub(super) prefix_crc: u32,
+    pub(super) next_offset: u64,
+    pub(super) max_timestamp_ms: i64,
+}
+
+impl Contents {
+    /// Nothing yet, of a segment that begins at this offset.
+    pub(super) fn new(base_offset: u64) -> Self {
+        Self {
+            next_offset: base_offset,
+            max_timestamp_ms: -1,
+            ..Self::default()
+        }
+    }
+
+    /// Takes the next batch.
+    pub(super) fn add(&mut self, header: &Header, batch: &[u8]) {
+        self.batches += 1;
+        self.records += u64::from(header.record_count);
+        self.prefix_crc = crc32c::crc32c_append(self.prefix_crc, &batch[..CRC_START]);
+        self.next_offset = header.next_offset();
+        self.max_timestamp_ms = self.max_timestamp_ms.max(header.max_timestamp_ms);
+    }
+}
+
+/// Follows the entries of an index along the batches that it is about.
+pub(super) struct IndexCheck<'a> {
+    index: IndexView<'a>,
+    next: usize,
+}
+
+impl<'a> IndexCheck<'a> {
+    pub(super) fn new(index: IndexView<'a>) -> Self {
+        Self { index, next: 0 }
+    }
+
+    /// Whether the index says the truth of the batch that begins at `position`.
+    pub(super) fn batch(&mut self, position: u64, header: &Header, before: &Contents) -> bool {
+        if self.next == self.index.len() {
+            return true;
+        }
+        let entry = self.index.get(self.next);
+        if u64::from(entry.position) > position {
+            return true;
+        }
+        self.next += 1;
+        let first = position == 0;
+        let max_timestamp_before_ms = if first {
+            i64::MIN
+        } else {
+            before.max_timestamp_ms
+        };
+        let timestamp_ms = header.base_timestamp_ms;
+        let relative = header.base_offset.wrapping_sub(self.index.base_offset);
+        let Ok(relative_offset) = u32::try_from(relative) else {
+            return false;
+        };
+        let Ok(position) = u32::try_from(position) else {
+            return false;
+        };
+        entry
+            == IndexEntry {
+                relative_offset,
+                position,
+                timestamp_ms,
+                max_timestamp_before_ms,
+            }
+    }
+
+    /// Whether all entries were met, and all of the log is covered.
+    pub(super) fn is_complete(&self, log_bytes: u64) -> bool {
+        self.next == self.index.len() && u64::from(self.index.covered_bytes) == log_bytes
+    }
+}

@@ -1,0 +1,334 @@
+//! Reading everything that a data directory holds and listing what is wrong with it.
+//!
+//! Nothing is changed. The log is judged by running recovery without its writes, so that a verdict
+//! here is the verdict of the next start.
+
+use std::path::{Path, PathBuf};
+
+use ringtide_schema::identity::Identity;
+use ringtide_schema::ids::PartitionId;
+use ringtide_schema::index::{IndexError, IndexView};
+use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::store::{GroupSnapshotT, PartitionT, SegmentT};
+
+use super::chain::LogEnd;
+use super::error::RecoverError;
+use super::layout::{self, Top};
+use super::metadata::Standing;
+use super::replay::Replay;
+use super::scan::{Contents, IndexCheck, Scan};
+use super::segments::{Mode, index_name, log_name};
+use super::{Progress, Summary, replay_logs, slots};
+use crate::files::{self, FileError};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// Where in it, in bytes, if anywhere.
+    pub position: Option<u64>,
+    /// What is wrong and what it means.
+    pub what: String,
+    /// Records are lost or changed, or the broker will not start; otherwise it mends itself.
+    pub serious: bool,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.path.display())?;
+        if let Some(position) = self.position {
+            write!(f, " at byte {position}")?;
+        }
+        write!(f, ": {}", self.what)
+    }
+}
+
+/// What verification found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// The identity, if it could be read; without one there is nothing else.
+    pub identity: Option<Identity>,
+    /// Topics, the log included.
+    pub topics: usize,
+    /// Partitions with data, as the snapshots have them.
+    pub partitions: u64,
+    /// Segments read.
+    pub segments: u64,
+    /// Their bytes, tails included.
+    pub segment_bytes: u64,
+    /// Batches in them.
+    pub batches: u64,
+    /// Records in those.
+    pub records: u64,
+    /// What the next start will find in the log.
+    pub log: Summary,
+    /// What is wrong, in the order it was found.
+    pub problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Whether nothing is wrong that does not mend itself.
+    pub fn is_sound(&self) -> bool {
+        self.problems.iter().all(|problem| !problem.serious)
+    }
+
+    /// Where the logs end.
+    pub fn log_ends(&self) -> &[LogEnd] {
+        &self.log.log_ends
+    }
+
+    fn note(&mut self, path: &Path, position: Option<u64>, what: impl Into<String>, serious: bool) {
+        self.problems.push(Problem {
+            path: path.to_owned(),
+            position,
+            what: what.into(),
+            serious,
+        });
+    }
+
+    /// A refusal of recovery as a problem: its message names the file and the place.
+    fn refusal(&mut self, dir: &Path, error: &RecoverError) {
+        self.note(
+            dir,
+            None,
+            format!("the broker will not start: {error}"),
+            true,
+        );
+    }
+}
+
+/// Verifies a data directory that no broker is running on; the caller holds its lock.
+///
+/// # Errors
+/// Only what keeps it from looking at all; whatever is found is in the report.
+pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, FileError> {
+    let mut report = Report::default();
+    let mut leftovers = Vec::new();
+    let identity = match layout::look(dir, &mut leftovers) {
+        Ok(Top::Used(identity)) => identity,
+        Ok(Top::Fresh) => {
+            report.note(dir, None, "there is no data directory here", true);
+            return Ok(report);
+        }
+        Err(RecoverError::File(error)) => return Err(error),
+        Err(error) => {
+            report.refusal(dir, &error);
+            return Ok(report);
+        }
+    };
+    report.identity = Some(identity);
+    for path in leftovers {
+        report.note(
+            &path,
+            None,
+            "left by an interrupted replacement; the next start removes it",
+            false,
+        );
+    }
+    let snapshots = match layout::snapshots(dir, &identity) {
+        Ok(snapshots) => snapshots,
+        Err(error) => {
+            report.refusal(dir, &error);
+            return Ok(report);
+        }
+    };
+    let partitions: Vec<PartitionT> = snapshots
+        .iter()
+        .flat_map(|g| g.partitions.iter().flatten())
+        .cloned()
+        .collect();
+    let deleted = match log(dir, &identity, snapshots, &mut report, progress) {
+        Ok(deleted) => deleted,
+        Err(error) => {
+            report.refusal(dir, &error);
+            Vec::new()
+        }
+    };
+    let bytes_of = |p: &PartitionT| p.segments.iter().flatten().map(|s| s.bytes).sum::<u64>();
+    let total = partitions.iter().map(bytes_of).sum();
+    let mut done = 0;
+    for stored in &partitions {
+        let Some(topic) = stored.topic.as_ref() else {
+            continue;
+        };
+        let id = PartitionId {
+            topic: topic.into(),
+            partition: stored.partition,
+        };
+        if deleted.contains(&id) {
+            continue;
+        }
+        report.partitions += 1;
+        let directory = dir.join("partitions").join(id.dir_name());
+        for segment in stored.segments.iter().flatten() {
+            check_segment(&directory, segment, stored, &mut report);
+            done += segment.bytes;
+            progress(Progress::Reading { done, total });
+        }
+    }
+    Ok(report)
+}
+
+/// Judges the log as recovery would; gives the partitions of deleted topics.
+fn log(
+    dir: &Path,
+    identity: &Identity,
+    snapshots: Vec<GroupSnapshotT>,
+    report: &mut Report,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<PartitionId>, RecoverError> {
+    let slot_files = slots::list(&dir.join("wal"))?;
+    let directories = layout::partitions(dir)?;
+    let ids: Vec<PartitionId> = snapshots
+        .iter()
+        .flat_map(|g| g.partitions.iter().flatten())
+        .filter_map(|p| {
+            let topic = p.topic.as_ref()?.into();
+            Some(PartitionId {
+                topic,
+                partition: p.partition,
+            })
+        })
+        .collect();
+    let mode = Mode {
+        direct: false,
+        dry: true,
+    };
+    let mut replay = Replay::new(dir, *identity, mode, snapshots, progress)?;
+    report.log.was_clean = identity.clean;
+    if !identity.clean {
+        replay_logs(identity, &slot_files, false, &mut replay, &mut report.log)?;
+    }
+    report.log.batches = replay.batches;
+    report.log.skipped = replay.skipped;
+    replay.finish()?;
+    report.topics = replay.metadata().topics().count();
+    let garbage = layout::garbage(directories, &replay, true)?;
+    for path in garbage.files.iter().chain(&garbage.directories) {
+        report.note(
+            path,
+            None,
+            "no longer needed; the next start after a crash removes it",
+            false,
+        );
+    }
+    let live = |id: &PartitionId| matches!(replay.standing(id.topic), Standing::Live(_));
+    Ok(ids.into_iter().filter(|id| !live(id)).collect())
+}
+
+fn check_segment(directory: &Path, segment: &SegmentT, stored: &PartitionT, report: &mut Report) {
+    let path = directory.join(log_name(segment.base_offset));
+    report.segments += 1;
+    match files::bytes_at(&path) {
+        Err(error) => {
+            let nothing_synced = !segment.sealed && segment.bytes == 0;
+            if !(nothing_synced && error.cause == files::Cause::Missing) {
+                report.note(&path, None, error.to_string(), true);
+                return;
+            }
+        }
+        Ok(have) => {
+            let want = segment.bytes;
+            if have < want || (segment.sealed && have != want) {
+                let what = format!("it has {have} bytes instead of {want}");
+                report.note(&path, None, what, true);
+            }
+        }
+    }
+    if let Err(error) = read_segment(&path, directory, segment, stored, report) {
+        report.note(&path, None, error.to_string(), true);
+    }
+}
+
+fn read_segment(
+    path: &Path,
+    directory: &Path,
+    segment: &SegmentT,
+    stored: &PartitionT,
+    report: &mut Report,
+) -> Result<(), FileError> {
+    let (tail, end) = if segment.sealed {
+        (Vec::new(), segment.next_offset)
+    } else {
+        (stored.tail.clone().unwrap_or_default(), stored.next_offset)
+    };
+    let log_bytes = segment.bytes + tail.len() as u64;
+    report.segment_bytes += log_bytes;
+    let index_path = directory.join(index_name(segment.base_offset));
+    let index_bytes = files::read_whole(&index_path)?.filter(|_| segment.sealed);
+    let mut index = None;
+    if let Some(bytes) = &index_bytes {
+        match IndexView::check(bytes) {
+            Ok(view) => index = Some(IndexCheck::new(view)),
+            Err(error) => wrong_index(&index_path, Some(error), report),
+        }
+    }
+    let mut index_is_true = true;
+    let mut contents = Contents::new(segment.base_offset);
+    if log_bytes > 0 {
+        let mut scan = Scan::open(path, segment.bytes, tail)?;
+        loop {
+            let position = scan.position();
+            let (header, batch) = match scan.next()? {
+                None => break,
+                Some(Ok(batch)) => batch,
+                Some(Err(error)) => {
+                    let what =
+                        format!("{error}; records from {} on are lost", contents.next_offset);
+                    report.note(path, Some(position), what, true);
+                    return Ok(());
+                }
+            };
+            if header.base_offset != contents.next_offset {
+                let (found, expected) = (header.base_offset, contents.next_offset);
+                let what = format!("a batch with offset {found} where {expected} was to come");
+                report.note(path, Some(position), what, true);
+            }
+            if let Some(index) = &mut index {
+                index_is_true &= index.batch(position, &header, &contents);
+            }
+            contents.add(&header, batch);
+        }
+    }
+    report.batches += contents.batches;
+    report.records += contents.records;
+    if contents.next_offset != end {
+        let found = contents.next_offset;
+        report.note(
+            path,
+            None,
+            format!("it ends at offset {found} instead of {end}"),
+            true,
+        );
+    }
+    if contents.prefix_crc != segment.prefix_crc {
+        let what = "offsets or epochs of its batches are not those that were written";
+        report.note(path, None, what, true);
+    }
+    if !segment.sealed && !segment.bytes.is_multiple_of(BLOCK_BYTES as u64) {
+        report.note(
+            path,
+            Some(segment.bytes),
+            "its synced position is within a block",
+            true,
+        );
+    }
+    if index.is_some_and(|index| !index_is_true || !index.is_complete(log_bytes)) {
+        wrong_index(&index_path, None, report);
+    }
+    Ok(())
+}
+
+fn wrong_index(path: &Path, error: Option<IndexError>, report: &mut Report) {
+    let why = error.map_or_else(
+        || "it does not fit its segment".to_owned(),
+        |e| e.to_string(),
+    );
+    report.note(
+        path,
+        None,
+        format!("{why}; remove it, it is built anew"),
+        false,
+    );
+}
