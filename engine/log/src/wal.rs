@@ -200,32 +200,42 @@ impl Wal {
     /// into a free one.
     pub fn has_room(&self, payload_bytes: usize) -> bool {
         let entry = entry_padded(ENTRY_HEADER_BYTES + payload_bytes);
-        let open_bytes = |chunk: &Chunk, open: &OpenFrame| chunk.len() - open.start;
-        let (frame, fits_chunk) = match (&self.chunk, &self.open) {
-            (Some(chunk), Some(open)) => {
-                let frame = open_bytes(chunk, open) + entry;
-                (frame, chunk.room() >= entry && frame <= FRAME_BYTES.max(2 * entry))
-            }
-            (Some(chunk), None) => {
-                let frame = FRAME_HEADER_BYTES + entry;
-                (frame, chunk.room() >= frame)
-            }
-            (None, _) => (FRAME_HEADER_BYTES + entry, false),
+        let alone = FRAME_HEADER_BYTES + entry;
+        let place = self.used.back().map_or(self.config.slot_bytes, |s| s.position);
+        let place = (place, self.free.len());
+        let fits_new_chunk = |c: &Option<Chunk>| {
+            c.as_ref().is_some_and(|c| c.room() >= alone) || self.pool.free_chunks() > 0
         };
-        if fits_chunk {
-            return self.fits_disk(frame);
+        match (&self.chunk, &self.open) {
+            (Some(chunk), Some(open)) => {
+                let frame = chunk.len() - open.start;
+                if Self::joins(chunk, open, entry) {
+                    return self.placed(place, frame + entry).is_some();
+                }
+                // The open frame is sealed first; the entry begins the next one.
+                self.can_write()
+                    && fits_new_chunk(&self.chunk)
+                    && self
+                        .placed(place, frame)
+                        .is_some_and(|after| self.placed(after, alone).is_some())
+            }
+            (chunk, _) => fits_new_chunk(chunk) && self.placed(place, alone).is_some(),
         }
-        // The open frame must be sealed first, and the new one started in a fresh chunk.
-        let must_seal = self.open.is_some();
-        (!must_seal || self.can_write())
-            && self.pool.free_chunks() > 0
-            && (if must_seal { self.free.len() >= 2 } else { self.fits_disk(frame) })
     }
 
-    fn fits_disk(&self, frame: usize) -> bool {
+    /// Whether the entry can be part of the open frame.
+    fn joins(chunk: &Chunk, open: &OpenFrame, entry: usize) -> bool {
+        let frame = chunk.len() - open.start + entry;
+        chunk.room() >= entry && (frame <= FRAME_BYTES || open.entries == 0)
+    }
+
+    /// The position in the current slot and the free slots left after a frame was placed.
+    fn placed(&self, (position, free): (u64, usize), frame: usize) -> Option<(u64, usize)> {
         let frame = frame.next_multiple_of(BLOCK_BYTES) as u64;
-        !self.free.is_empty()
-            || self.used.back().is_some_and(|s| s.position + frame <= self.config.slot_bytes)
+        if position + frame <= self.config.slot_bytes {
+            return Some((position + frame, free));
+        }
+        Some((BLOCK_BYTES as u64 + frame, free.checked_sub(1)?))
     }
 
     fn can_write(&self) -> bool {
@@ -245,21 +255,14 @@ impl Wal {
             return Err(WalBusy);
         }
         let entry = ENTRY_HEADER_BYTES + payload_bytes;
-        let fits = |chunk: &Chunk, open: Option<&OpenFrame>| match open {
-            Some(open) => {
-                let frame = chunk.len() - open.start + entry_padded(entry);
-                chunk.room() >= entry_padded(entry)
-                    && frame <= FRAME_BYTES.max(2 * entry_padded(entry))
-            }
-            None => chunk.room() >= FRAME_HEADER_BYTES + entry_padded(entry),
-        };
-        if !self.chunk.as_ref().is_some_and(|c| fits(c, self.open.as_ref())) {
-            if self.open.is_some() {
-                self.write_frame(0, now_ns, ops);
-            }
-            if !self.chunk.as_ref().is_some_and(|c| fits(c, None)) {
-                self.chunk = Some(self.pool.take().ok_or(WalBusy)?);
-            }
+        if let (Some(chunk), Some(open)) = (&self.chunk, &self.open)
+            && !Self::joins(chunk, open, entry_padded(entry))
+        {
+            self.write_frame(0, now_ns, ops);
+        }
+        let alone = FRAME_HEADER_BYTES + entry_padded(entry);
+        if self.open.is_none() && self.chunk.as_ref().is_none_or(|c| c.room() < alone) {
+            self.chunk = Some(self.pool.take().ok_or(WalBusy)?);
         }
         let Some(chunk) = &mut self.chunk else { return Err(WalBusy) };
         let open = self.open.get_or_insert_with(|| {

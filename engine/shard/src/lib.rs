@@ -1,1 +1,283 @@
-//! (being written)
+//! The loop of one core: partitions, sessions, delivery, backpressure. No I/O.
+//!
+//! A request comes in through `requests`, a publish goes on to `publish`, reads and subscriptions to
+//! `deliver`, questions to `query`, topic changes to `control`. `commit` is what follows a completed
+//! WAL write; `upkeep` moves data into segments and snapshots, off the path of a message. All of
+//! them are methods of [`Shard`], which a driver calls through [`ringtide_io::Logic`].
+//!
+//! Invariants asserted here: an answer to a durable publish leaves only after the commit of its
+//! entry and all before it; nothing past the visible watermark is delivered; a WAL slot is released
+//! only when snapshots hold its entries.
+
+mod checkpoint;
+mod commit;
+mod control;
+mod deliver;
+mod fault;
+mod logic;
+mod mail;
+mod publish;
+mod query;
+mod requests;
+mod session;
+pub mod settings;
+mod topics;
+mod upkeep;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use ringtide_io::{Chunk, Effects, FileId, OpId, Pool};
+use ringtide_log::partition::{Ops, Partition, PartitionOp};
+use ringtide_log::wal::{Wal, WalConfig};
+use ringtide_schema::ids::{GroupId, PartitionId};
+use ringtide_session::Encoder;
+
+pub use mail::{Change, Mail};
+pub use settings::{Inventory, Settings};
+pub use topics::{Placement, Topic};
+
+use checkpoint::Checkpoint;
+use commit::Waiter;
+use control::Control;
+use query::Search;
+use session::{Session, SessionKey};
+use topics::Topics;
+use upkeep::Upkeep;
+
+type Fx = Effects<Mail>;
+
+/// A partition and who waits for it.
+struct Held {
+    log: Partition,
+    /// Sessions with a subscription or fetch here, one entry for each.
+    watchers: Vec<SessionKey>,
+    /// In the queue of the segment writers.
+    is_queued: bool,
+    /// The next round is to end with a sync.
+    wants_sync: bool,
+    /// One of the writers is at work here.
+    is_writing: bool,
+}
+
+/// A log group of this shard.
+#[derive(Debug, Default)]
+struct Group {
+    /// Of the last entry.
+    last_index: u64,
+    /// What its snapshot holds.
+    snapshot_index: u64,
+    /// Its partitions.
+    partitions: Vec<usize>,
+}
+
+/// What an operation on files was for.
+enum Pending {
+    Partition(usize, PartitionOp),
+    OpenSlot(FileId),
+    CreateSlot(std::path::PathBuf),
+    Snapshot(GroupId),
+    Search(u64),
+    RemoteRead { key: SessionKey, head: Vec<u8>, bytes: usize },
+}
+
+/// The logic of one core.
+pub struct Shard {
+    settings: Settings,
+    placement: Placement,
+    pool: Pool,
+    wal: Wal,
+    topics: Topics,
+    partitions: Vec<Option<Held>>,
+    index: HashMap<PartitionId, usize>,
+    groups: BTreeMap<GroupId, Group>,
+    sessions: HashMap<SessionKey, Session>,
+    encoder: Encoder,
+    ready: Vec<SessionKey>,
+    blocked: Vec<SessionKey>,
+    /// Parts of other shards' publish requests that wait for room.
+    blocked_parts: VecDeque<(u16, Mail)>,
+    /// Answers that wait for the log, by entry.
+    waiters: VecDeque<Waiter>,
+    /// Appended batches by entry: partition and the offset after them.
+    appended: VecDeque<(u64, usize, u64)>,
+    /// Fetches by deadline.
+    timers: BTreeSet<(u64, SessionKey, u64)>,
+    /// Small batches, packed.
+    arena: Option<Chunk>,
+    ops: HashMap<OpId, Pending>,
+    next_op: u64,
+    files: u64,
+    next_producer: u64,
+    next_publish: u64,
+    searches: BTreeMap<u64, Search>,
+    next_search: u64,
+    control: Control,
+    upkeep: Upkeep,
+    checkpoint: Option<Checkpoint>,
+    /// Counts the turns; readers' files are closed by it.
+    turn: u64,
+    is_stopping: bool,
+    is_stopped: bool,
+    started: bool,
+}
+
+impl Shard {
+    /// A shard with what recovery found for it. Its files are opened by its first turn.
+    pub fn new(settings: Settings, inventory: Inventory) -> std::io::Result<Self> {
+        let pool = Pool::new(settings.memory_bytes)?;
+        let config = WalConfig {
+            shard: settings.shard,
+            data_directory: settings.data_directory,
+            incarnation: settings.incarnation,
+            slot_bytes: settings.wal_slot_bytes,
+            max_in_flight: settings.wal_in_flight,
+        };
+        let wal = Wal::new(config, pool.clone(), Vec::new());
+        let placement = Placement {
+            groups: settings.groups,
+            shards: settings.shards,
+            addresses: settings.addresses.clone(),
+        };
+        let mut shard = Self {
+            placement,
+            pool,
+            wal,
+            topics: Topics::default(),
+            partitions: Vec::new(),
+            index: HashMap::new(),
+            groups: BTreeMap::new(),
+            sessions: HashMap::new(),
+            encoder: Encoder::new(),
+            ready: Vec::new(),
+            blocked: Vec::new(),
+            blocked_parts: VecDeque::new(),
+            waiters: VecDeque::new(),
+            appended: VecDeque::new(),
+            timers: BTreeSet::new(),
+            arena: None,
+            ops: HashMap::new(),
+            next_op: 0,
+            files: 0,
+            next_producer: 0,
+            next_publish: 0,
+            searches: BTreeMap::new(),
+            next_search: 0,
+            control: Control::default(),
+            upkeep: Upkeep::default(),
+            checkpoint: None,
+            turn: 0,
+            is_stopping: false,
+            is_stopped: false,
+            started: false,
+            settings,
+        };
+        shard.take_inventory(inventory);
+        Ok(shard)
+    }
+
+    fn take_inventory(&mut self, inventory: Inventory) {
+        for group in &inventory.groups {
+            let index = group.group_index;
+            let held = Group { last_index: index, snapshot_index: index, partitions: Vec::new() };
+            self.groups.insert(GroupId(group.group), held);
+        }
+        let stored = inventory.groups.into_iter().flat_map(|g| g.partitions.unwrap_or_default());
+        let mut stored: HashMap<PartitionId, _> = stored
+            .map(|p| {
+                let topic = p.topic.as_ref().map(Into::into).unwrap_or_default();
+                (PartitionId { topic, partition: p.partition }, p)
+            })
+            .collect();
+        for topic in inventory.topics {
+            for partition in 0..topic.partitions {
+                let id = PartitionId { topic: topic.id, partition };
+                let (group, owner) = self.placement.of(id);
+                if owner != self.settings.shard {
+                    continue;
+                }
+                let dir = self.settings.data_dir.join("partitions").join(id.dir_name());
+                let incarnation = self.settings.incarnation;
+                let log = match stored.remove(&id) {
+                    Some(stored) => Partition::load(stored, group, topic.config, dir, incarnation),
+                    None => Partition::create(id, group, topic.config, dir, incarnation),
+                };
+                self.hold(log);
+            }
+            self.topics.apply(&Change::Put(topic.into()));
+        }
+        self.topics.next_serial = self.topics.next_serial.max(inventory.next_topic_serial).max(1);
+    }
+
+    fn hold(&mut self, log: Partition) -> usize {
+        let i = self.partitions.len();
+        self.index.insert(log.id(), i);
+        self.groups.entry(log.group()).or_default().partitions.push(i);
+        self.partitions.push(Some(Held {
+            log,
+            watchers: Vec::new(),
+            is_queued: false,
+            wants_sync: false,
+            is_writing: false,
+        }));
+        i
+    }
+
+    fn held(&mut self, i: usize) -> Option<&mut Held> {
+        self.partitions.get_mut(i).and_then(Option::as_mut)
+    }
+
+    /// Gives a session its turn at the end of this turn.
+    fn mark_ready(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(&key)
+            && !session.is_ready
+        {
+            session.is_ready = true;
+            self.ready.push(key);
+        }
+    }
+
+    /// Everybody who waits for the partition looks again.
+    fn wake(&mut self, i: usize) {
+        let Some(Some(held)) = self.partitions.get(i) else { return };
+        for key in &held.watchers {
+            if let Some(session) = self.sessions.get_mut(key)
+                && !session.is_ready
+            {
+                session.is_ready = true;
+                self.ready.push(*key);
+            }
+        }
+    }
+
+    /// Calls into a partition's log and sends what it asks for on its way.
+    fn with_log<R>(
+        &mut self,
+        i: usize,
+        fx: &mut Fx,
+        call: impl FnOnce(&mut Partition, &mut Ops<'_>) -> R,
+    ) -> Option<R> {
+        let held = self.partitions.get_mut(i).and_then(Option::as_mut)?;
+        let mut out = Vec::new();
+        let mut ops = Ops { out: &mut out, files: &mut self.files, pool: &self.pool };
+        let result = call(&mut held.log, &mut ops);
+        for (op, disk) in out {
+            self.next_op += 1;
+            let id = OpId(self.next_op);
+            self.ops.insert(id, Pending::Partition(i, op));
+            fx.disk.push((id, disk));
+        }
+        Some(result)
+    }
+
+    fn op(&mut self, pending: Pending) -> OpId {
+        self.next_op += 1;
+        let id = OpId(self.next_op);
+        self.ops.insert(id, pending);
+        id
+    }
+
+    fn file(&mut self) -> FileId {
+        self.files += 1;
+        FileId(self.files)
+    }
+}

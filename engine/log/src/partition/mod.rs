@@ -87,8 +87,9 @@ pub struct Partition {
     /// Batches that are not synced, and some that are; ascending, without gaps.
     tail: VecDeque<TailBatch>,
     tail_bytes: usize,
-    /// How many of `tail`, from the front, the writer has.
+    /// How many of `tail`, from the front, the writer has, and their bytes.
     given: usize,
+    given_bytes: usize,
     segments: Vec<Segment>,
     writer: Writer,
     epochs: Vec<EpochStartT>,
@@ -121,6 +122,7 @@ impl Partition {
             tail: VecDeque::new(),
             tail_bytes: 0,
             given: 0,
+            given_bytes: 0,
             segments: Vec::new(),
             writer: Writer::default(),
             epochs: Vec::new(),
@@ -253,8 +255,12 @@ impl Partition {
     /// Number of segments and bytes in them, and bytes in memory that no segment has.
     pub fn size(&self) -> (u32, u64) {
         let bytes: u64 = self.segments.iter().map(|s| self.segment_bytes(s)).sum();
-        let waiting: usize = self.tail.iter().skip(self.given).map(|b| b.bytes.len()).sum();
-        (self.segments.len() as u32, bytes + waiting as u64)
+        (self.segments.len() as u32, bytes + self.waiting_bytes() as u64)
+    }
+
+    /// Bytes of batches that the segment writer does not have yet.
+    pub fn waiting_bytes(&self) -> usize {
+        self.tail_bytes - self.given_bytes
     }
 
     fn segment_bytes(&self, s: &Segment) -> u64 {
@@ -357,8 +363,15 @@ impl Partition {
             if active == Some(segment) && end > readable {
                 break;
             }
+            self.forget_front();
+        }
+    }
+
+    /// Drops the first batch in memory, which the writer has.
+    fn forget_front(&mut self) {
+        if let Some(front) = self.tail.pop_front() {
             self.tail_bytes -= front.bytes.len();
-            self.tail.pop_front();
+            self.given_bytes -= front.bytes.len();
             self.given -= 1;
         }
     }

@@ -46,10 +46,7 @@ impl Partition {
             .count();
         self.removing.extend(self.segments.drain(..gone).map(|s| (seq, s)));
         while self.tail.front().is_some_and(|b| b.next_offset <= log_start && b.place.is_some()) {
-            if let Some(batch) = self.tail.pop_front() {
-                self.tail_bytes -= batch.bytes.len();
-                self.given -= 1;
-            }
+            self.forget_front();
         }
     }
 

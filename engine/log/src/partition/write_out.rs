@@ -133,16 +133,6 @@ impl Partition {
         self
     }
 
-    /// Bytes that are committed and not given to the writer.
-    pub fn pending_bytes(&self) -> usize {
-        self.tail
-            .iter()
-            .skip(self.given)
-            .take_while(|b| b.next_offset <= self.committed)
-            .map(|b| b.bytes.len())
-            .sum()
-    }
-
     /// Whether an operation of the writer is under way.
     pub fn is_writing(&self) -> bool {
         !matches!(self.writer.state, State::Closed | State::Ready)
@@ -288,6 +278,7 @@ impl Partition {
             meta.max_timestamp_ms = meta.max_timestamp_ms.max(batch.max_timestamp_ms);
             meta.next_offset = batch.next_offset;
             self.given += 1;
+            self.given_bytes += bytes;
         }
         let flush = seal || w.needs_flush;
         let whole = chunk.len() / BLOCK_BYTES * BLOCK_BYTES;
@@ -367,6 +358,11 @@ impl Partition {
     /// Asks that the active segment be sealed as soon as possible although it is not full.
     pub fn roll(&mut self) {
         self.writer.seal_asked = self.writer.assigned > 0 && self.active().is_some();
+    }
+
+    /// Whether the active segment was asked to be sealed.
+    pub fn wants_roll(&self) -> bool {
+        self.writer.seal_asked
     }
 
     /// An operation of this partition ended.
@@ -451,6 +447,7 @@ impl Partition {
             w.seal_next = false;
             for batch in self.tail.range_mut(undo.given..self.given) {
                 batch.place = None;
+                self.given_bytes -= batch.bytes.len();
             }
             self.given = undo.given;
             if let Some(active) = self.segments.last_mut() {

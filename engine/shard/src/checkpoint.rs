@@ -1,0 +1,152 @@
+//! Checkpoints: everything up to a point of the log goes to segments and snapshots, so that the
+//! slots before it can be used again.
+
+use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FatalReason, Now};
+use ringtide_schema::ids::GroupId;
+use ringtide_schema::snapshot;
+use ringtide_schema::store::GroupSnapshotT;
+
+use crate::settings::{DISK_FULL_RETRY_NS, MAX_SNAPSHOTS_IN_FLIGHT};
+use crate::upkeep::fatal;
+use crate::{Fx, Pending, Shard};
+
+/// A checkpoint under way.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// Everything up to this entry will be in snapshots.
+    cut_seq: u64,
+    /// Partitions with what must be synced first.
+    waiting: Vec<(usize, u64)>,
+    /// Groups whose snapshots are to be written, with the index that they will hold.
+    groups: Vec<(GroupId, u64)>,
+    /// Snapshots on their way.
+    writing: Vec<(GroupId, u64)>,
+    /// The log was asked to write everything up to the cut.
+    is_flushed: bool,
+}
+
+impl Shard {
+    /// Starts a checkpoint when slots run low or the broker stops, and drives the one under way.
+    pub(crate) fn run_checkpoint(&mut self, fx: &mut Fx) {
+        if self.checkpoint.is_none() {
+            let (free, all) = self.wal.free_slots();
+            let is_low = free * 2 < all || (all < 3 && free == 0);
+            if (is_low || self.is_stopping) && self.begin_checkpoint() {
+                self.upkeep.checkpoint_moved = true;
+            }
+        }
+        if !std::mem::take(&mut self.upkeep.checkpoint_moved) {
+            return;
+        }
+        let committed = self.wal.committed();
+        let Some(mut c) = self.checkpoint.take() else { return };
+        if committed < c.cut_seq {
+            if !c.is_flushed {
+                self.wal.want(c.cut_seq);
+                c.is_flushed = true;
+            }
+            // Looked at again when the log moves.
+            self.upkeep.checkpoint_moved = true;
+            self.checkpoint = Some(c);
+            return;
+        }
+        c.waiting.retain(|&(i, offset)| {
+            let Some(Some(held)) = self.partitions.get(i) else { return false };
+            !held.log.is_synced_to(offset)
+        });
+        if !c.waiting.is_empty() {
+            for &(i, _) in &c.waiting {
+                self.queue_writer(i, true);
+            }
+            self.checkpoint = Some(c);
+            return;
+        }
+        while c.writing.len() < MAX_SNAPSHOTS_IN_FLIGHT {
+            let Some((group, index)) = c.groups.pop() else { break };
+            self.write_snapshot(group, index, fx);
+            c.writing.push((group, index));
+        }
+        if c.writing.is_empty() {
+            self.wal.release_through(c.cut_seq);
+            return;
+        }
+        self.checkpoint = Some(c);
+    }
+
+    /// Whether there is something to checkpoint; it is under way then.
+    fn begin_checkpoint(&mut self) -> bool {
+        let cut_seq = self.wal.appended();
+        let groups: Vec<_> = self
+            .groups
+            .iter()
+            .filter(|(_, g)| g.last_index > g.snapshot_index)
+            .map(|(&id, g)| (id, g.last_index))
+            .collect();
+        if groups.is_empty() {
+            return false;
+        }
+        let mut waiting = Vec::new();
+        for (id, _) in &groups {
+            for &i in &self.groups[id].partitions {
+                if let Some(Some(held)) = self.partitions.get(i)
+                    && !held.log.is_synced_to(held.log.latest())
+                {
+                    waiting.push((i, held.log.latest()));
+                }
+            }
+        }
+        let is_flushed = false;
+        self.checkpoint =
+            Some(Checkpoint { cut_seq, waiting, groups, writing: Vec::new(), is_flushed });
+        true
+    }
+
+    fn write_snapshot(&mut self, id: GroupId, index: u64, fx: &mut Fx) {
+        let is_metadata = id == self.placement.metadata_group();
+        let partitions = self.groups.get(&id).map(|g| g.partitions.as_slice()).unwrap_or_default();
+        let stored = partitions
+            .iter()
+            .filter_map(|&i| self.partitions.get(i).and_then(Option::as_ref))
+            .map(|held| held.log.store())
+            .collect();
+        let contents = snapshot::encode(&GroupSnapshotT {
+            group: id.0,
+            group_index: index,
+            term: 0,
+            incarnation: self.settings.incarnation,
+            partitions: Some(stored),
+            topics: is_metadata.then(|| self.topics.to_store()),
+            next_topic_serial: if is_metadata { self.topics.next_serial } else { 0 },
+        });
+        let path = self.settings.data_dir.join("groups").join(id.snapshot_name());
+        let op = self.op(Pending::Snapshot(id));
+        fx.disk.push((op, DiskOp::Replace { path, contents }));
+    }
+
+    pub(crate) fn snapshot_written(
+        &mut self,
+        id: GroupId,
+        result: Result<DiskDone, DiskError>,
+        now: Now,
+        fx: &mut Fx,
+    ) {
+        let Some(c) = &mut self.checkpoint else { return };
+        let Some(at) = c.writing.iter().position(|(g, _)| *g == id) else { return };
+        let (group, index) = c.writing.swap_remove(at);
+        match result {
+            Ok(_) => {
+                if let Some(group) = self.groups.get_mut(&id) {
+                    assert!(index >= group.snapshot_index, "a snapshot goes back");
+                    group.snapshot_index = index;
+                }
+                self.upkeep.checkpoint_moved = true;
+            }
+            Err(e) if e.kind == DiskErrorKind::Full => {
+                c.groups.push((group, index));
+                tracing::warn!(error = e.message, "no space for a snapshot");
+                self.upkeep.retry_snapshot(now.mono_ns + DISK_FULL_RETRY_NS);
+            }
+            Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
+        }
+    }
+}

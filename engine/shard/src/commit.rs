@@ -1,0 +1,98 @@
+//! What follows a completed write of the log: watermarks move, answers leave.
+
+use ringtide_io::ConnId;
+use ringtide_schema::frame::{FLAG_RESPONSE, Op};
+use ringtide_schema::topic::Visibility;
+use ringtide_schema::wire::{CommitOffsetResponse, CommitOffsetResponseArgs, PublishResult};
+
+use crate::mail::Mail;
+use crate::session::SessionKey;
+use crate::settings::WRITE_OUT_BYTES;
+use crate::{Fx, Shard};
+
+/// An answer that waits until the log is durable up to `seq`.
+#[derive(Debug)]
+pub struct Waiter {
+    /// The entry.
+    pub seq: u64,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// What is answered when the entry is durable.
+#[derive(Debug)]
+pub enum Answer {
+    /// A publish request of one part.
+    Publish { key: SessionKey, correlation: u64, result: PublishResult, message: Option<String> },
+    /// A part of a publish request of several.
+    Part { key: SessionKey, publish: u64, result: PublishResult, message: Option<String> },
+    /// A part that another shard sent.
+    RemotePart {
+        shard: u16,
+        conn: ConnId,
+        publish: u64,
+        result: PublishResult,
+        message: Option<String>,
+    },
+    /// A consumer's offset.
+    CommitOffset { key: SessionKey, correlation: u64 },
+}
+
+impl Shard {
+    /// Adds a waiter, keeping them in the order of their entries.
+    pub(crate) fn wait_for(&mut self, seq: u64, answer: Answer) {
+        let at = match self.waiters.back() {
+            Some(last) if last.seq > seq => self.waiters.partition_point(|w| w.seq <= seq),
+            _ => self.waiters.len(),
+        };
+        self.waiters.insert(at, Waiter { seq, answer });
+    }
+
+    /// The log is durable up to a new position.
+    pub(crate) fn committed(&mut self, fx: &mut Fx) {
+        let committed = self.wal.committed();
+        while let Some(&(seq, i, next_offset)) = self.appended.front() {
+            if seq > committed {
+                break;
+            }
+            self.appended.pop_front();
+            let Some(held) = self.partitions.get_mut(i).and_then(Option::as_mut) else { continue };
+            held.log.commit(next_offset);
+            let is_news = held.log.config().visible == Visibility::Durable;
+            if held.log.waiting_bytes() >= WRITE_OUT_BYTES {
+                self.queue_writer(i, false);
+            }
+            if is_news {
+                self.wake(i);
+            }
+        }
+        while self.waiters.front().is_some_and(|w| w.seq <= committed) {
+            if let Some(waiter) = self.waiters.pop_front() {
+                assert!(waiter.seq <= self.wal.committed(), "answered before it is durable");
+                self.answer(waiter.answer, fx);
+            }
+        }
+        self.control_committed(fx);
+    }
+
+    /// Sends an answer whose time has come.
+    pub(crate) fn answer(&mut self, answer: Answer, fx: &mut Fx) {
+        match answer {
+            Answer::Publish { key, correlation, result, message } => {
+                self.answer_publish(key, correlation, result, message.as_deref());
+            }
+            Answer::Part { key, publish, result, message } => {
+                self.part_done(key, publish, result, message);
+            }
+            Answer::RemotePart { shard, conn, publish, result, message } => {
+                fx.mail.push((shard, Mail::PartDone { conn, publish, result, message }));
+            }
+            Answer::CommitOffset { key, correlation } => {
+                self.reply(key, Op::CommitOffset, FLAG_RESPONSE, correlation, |b| {
+                    CommitOffsetResponse::create(b, &CommitOffsetResponseArgs {})
+                });
+                self.finish(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! The shard as its driver sees it: events in, effects out.
+
+use std::net::SocketAddr;
+
+use ringtide_io::{
+    ConnId, DiskDone, DiskError, Disconnect, Egress, FatalReason, Logic, NetOp, Now, OpId,
+};
+use ringtide_log::wal::WAL_OP;
+
+use crate::mail::Mail;
+use crate::requests::Handled;
+use crate::session::{Session, SessionKey};
+use crate::upkeep::fatal;
+use crate::{Fx, Pending, Shard};
+
+impl Logic for Shard {
+    type Mail = Mail;
+
+    fn accepted(&mut self, conn: ConnId, peer: SocketAddr, _now: Now, _fx: &mut Fx) {
+        self.sessions.insert(SessionKey::Local(conn), Session::new(peer.to_string(), false));
+    }
+
+    fn received(&mut self, conn: ConnId, bytes: &[u8], now: Now, fx: &mut Fx) {
+        self.feed(SessionKey::Local(conn), bytes, now, fx);
+    }
+
+    fn sent(&mut self, conn: ConnId, egress: Egress, _now: Now, fx: &mut Fx) {
+        let key = SessionKey::Local(conn);
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.is_sending = false;
+        session.spare = egress.head;
+        session.spare.clear();
+        if session.spare.capacity() > 16 << 10 {
+            session.spare = Vec::new();
+        }
+        for shard in session.drained_to.drain(..) {
+            fx.mail.push((shard, Mail::Drained { conn }));
+        }
+        self.mark_ready(key);
+    }
+
+    fn disconnected(&mut self, conn: ConnId, why: Disconnect, _now: Now, fx: &mut Fx) {
+        let key = SessionKey::Local(conn);
+        let Some(session) = self.sessions.get(&key) else { return };
+        match why {
+            Disconnect::Peer | Disconnect::Asked => {
+                tracing::debug!(peer = session.peer, ?why, "disconnected");
+            }
+            _ => tracing::warn!(peer = session.peer, ?why, "disconnected"),
+        }
+        for shard in session.known_to.clone() {
+            fx.mail.push((shard, Mail::Gone { conn }));
+        }
+        self.forget(key);
+    }
+
+    fn disk(
+        &mut self,
+        op: OpId,
+        result: Result<DiskDone, DiskError>,
+        now: Now,
+        fx: &mut Fx,
+    ) {
+        if op.0 & WAL_OP != 0 {
+            match result {
+                Ok(_) if self.wal.completed(op, now.mono_ns) => self.committed(fx),
+                Ok(_) => {}
+                Err(e) => fatal(fx, FatalReason::Wal, e.message),
+            }
+            return;
+        }
+        match self.ops.remove(&op) {
+            Some(Pending::Partition(i, op)) => self.partition_done(i, op, result, now, fx),
+            Some(Pending::OpenSlot(file)) => self.slot_opened(file, result, fx),
+            Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
+            Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
+            Some(Pending::Search(number)) => match result {
+                Ok(DiskDone::Read { chunk, bytes }) => {
+                    let read = chunk.slice(chunk.len() - bytes..chunk.len());
+                    self.search_read(number, Ok(&read), fx);
+                }
+                Ok(_) => self.search_read(number, Err("nothing was read".into()), fx),
+                Err(e) => self.search_read(number, Err(e.message), fx),
+            },
+            Some(Pending::RemoteRead { key, head, bytes: want }) => match result {
+                Ok(DiskDone::Read { chunk, bytes }) if bytes == want => {
+                    let read = chunk.slice(chunk.len() - bytes..chunk.len());
+                    self.remote_read_done(key, head, Some(&read), fx);
+                }
+                _ => self.remote_read_done(key, head, None, fx),
+            },
+            None => {}
+        }
+    }
+
+    fn mail(&mut self, from: u16, mail: Mail, now: Now, fx: &mut Fx) {
+        match mail {
+            Mail::Request { conn, frame } => {
+                let key = self.remote_session(from, conn);
+                self.feed(key, &frame, now, fx);
+            }
+            Mail::Reply { conn, bytes, finished } => {
+                let key = SessionKey::Local(conn);
+                let Some(session) = self.sessions.get_mut(&key) else { return };
+                session.forwarded = session.forwarded.saturating_sub(finished);
+                for _ in 0..finished {
+                    session.finish();
+                }
+                if !bytes.is_empty() {
+                    session.out.extend_from_slice(&bytes);
+                    session.drained_to.push(from);
+                }
+                self.mark_ready(key);
+            }
+            Mail::Drained { conn } => {
+                let key = SessionKey::Remote(from, conn);
+                if let Some(session) = self.sessions.get_mut(&key) {
+                    session.is_sending = false;
+                }
+                self.mark_ready(key);
+            }
+            Mail::Gone { conn } => self.forget(SessionKey::Remote(from, conn)),
+            Mail::Part { conn, publish, part, acks, partition, batch } => {
+                let handled = self.publish_remote_part(
+                    from, conn, publish, part, acks, partition, &batch, now, fx,
+                );
+                if handled == Handled::Blocked {
+                    let mail = Mail::Part { conn, publish, part, acks, partition, batch };
+                    self.blocked_parts.push_back((from, mail));
+                }
+            }
+            Mail::PartDone { conn, publish, result, message } => {
+                self.part_done(SessionKey::Local(conn), publish, result, message);
+            }
+            Mail::Change { number, change } => {
+                self.apply(&change, fx);
+                fx.mail.push((from, Mail::ChangeDone { number }));
+            }
+            Mail::ChangeDone { number } => self.change_done(number),
+        }
+    }
+
+    fn turn(&mut self, now: Now, fx: &mut Fx) {
+        self.turn += 1;
+        if !self.started {
+            self.started = true;
+            self.start(now, fx);
+        }
+        for _ in 0..self.blocked_parts.len() {
+            if let Some((from, mail)) = self.blocked_parts.pop_front() {
+                self.mail(from, mail, now, fx);
+            }
+        }
+        for key in std::mem::take(&mut self.blocked) {
+            self.retry(key, now, fx);
+        }
+        self.wal.turn(now.mono_ns, &mut fx.disk);
+        while let Some(&(deadline, key, _)) = self.timers.first() {
+            if deadline > now.mono_ns {
+                break;
+            }
+            self.timers.pop_first();
+            self.mark_ready(key);
+        }
+        self.pump_ready(now, fx);
+        self.upkeep(now, fx);
+        self.pump_ready(now, fx);
+        if self.is_stopping {
+            self.drain(fx);
+        }
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        let mut deadline = self.upkeep_deadline_ns();
+        if let Some(wal) = self.wal.deadline_ns() {
+            deadline = deadline.min(wal);
+        }
+        if let Some(&(timer, ..)) = self.timers.first() {
+            deadline = deadline.min(timer);
+        }
+        Some(deadline)
+    }
+
+    fn stop(&mut self, _now: Now, fx: &mut Fx) {
+        self.is_stopping = true;
+        let _ = fx;
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+}
+
+impl Shard {
+    fn pump_ready(&mut self, now: Now, fx: &mut Fx) {
+        let mut ready = std::mem::take(&mut self.ready);
+        for key in ready.drain(..) {
+            if let Some(session) = self.sessions.get_mut(&key) {
+                session.is_ready = false;
+                self.pump(key, now, fx);
+            }
+        }
+        // What became ready meanwhile has its turn next; the buffer is used again.
+        ready.append(&mut self.ready);
+        self.ready = ready;
+    }
+
+    /// Everything of a peer that is gone.
+    fn forget(&mut self, key: SessionKey) {
+        let Some(session) = self.sessions.remove(&key) else { return };
+        for fetch in session.fetches {
+            self.timers.remove(&(fetch.deadline_ns, key, fetch.correlation));
+            self.unwatch(fetch.partition, key);
+        }
+        for subscription in session.subscriptions {
+            self.unwatch(subscription.partition, key);
+        }
+        self.blocked.retain(|k| *k != key);
+    }
+
+    /// The way to the end: the log is written, everything is in segments and snapshots, then the
+    /// connections are closed.
+    fn drain(&mut self, fx: &mut Fx) {
+        if self.wal.appended() > self.wal.committed() {
+            self.wal.want(self.wal.appended());
+            return;
+        }
+        let is_quiet = self.waiters.is_empty()
+            && self.control.is_idle()
+            && self.checkpoint.is_none()
+            && self.wal.is_idle()
+            && self.writers_are_idle()
+            && !self.slots_are_coming();
+        let is_saved = self.groups.values().all(|g| g.snapshot_index == g.last_index);
+        if !is_quiet || !is_saved {
+            return;
+        }
+        let mut is_open = false;
+        for (key, session) in &mut self.sessions {
+            if let SessionKey::Local(conn) = key {
+                is_open = true;
+                if !session.is_closing {
+                    session.is_closing = true;
+                    fx.net.push(NetOp::Close(*conn));
+                }
+            }
+        }
+        self.is_stopped = !is_open;
+    }
+}

@@ -1,0 +1,87 @@
+//! What shards say to each other.
+
+use std::sync::Arc;
+
+use ringtide_io::ConnId;
+use ringtide_schema::ids::{PartitionId, TopicId};
+use ringtide_schema::wire::PublishResult;
+
+use crate::topics::Topic;
+
+/// A message between shards. Memory in it belongs to the message.
+#[derive(Clone, Debug)]
+pub enum Mail {
+    /// A frame for the shard that owns the partition.
+    Request {
+        /// The sender's connection.
+        conn: ConnId,
+        /// The whole frame.
+        frame: Vec<u8>,
+    },
+    /// Frames for the peer of a connection.
+    Reply {
+        /// The receiver's connection.
+        conn: ConnId,
+        /// Whole frames.
+        bytes: Vec<u8>,
+        /// Requests that are done with this.
+        finished: u32,
+    },
+    /// The frames of the last reply were sent: more may follow.
+    Drained {
+        /// The sender's connection.
+        conn: ConnId,
+    },
+    /// The connection is gone.
+    Gone {
+        /// The sender's connection.
+        conn: ConnId,
+    },
+    /// One part of a publish request of several parts.
+    Part {
+        /// The sender's connection.
+        conn: ConnId,
+        /// The sender's number of the request.
+        publish: u64,
+        /// The part.
+        part: u32,
+        /// As in the request.
+        acks: u8,
+        /// Where to.
+        partition: PartitionId,
+        /// The batch.
+        batch: Vec<u8>,
+    },
+    /// The answer to a part.
+    PartDone {
+        /// The receiver's connection.
+        conn: ConnId,
+        /// The receiver's number of the request.
+        publish: u64,
+        /// The answer.
+        result: PublishResult,
+        /// Describes the error.
+        message: Option<String>,
+    },
+    /// The metadata changed (from shard 0 to every other).
+    Change {
+        /// Counts the changes.
+        number: u64,
+        /// What changed.
+        change: Change,
+    },
+    /// The change is in force on the sender.
+    ChangeDone {
+        /// Which.
+        number: u64,
+    },
+}
+
+/// A change of the metadata.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The topic is this from now on.
+    Put(Arc<Topic>),
+    /// The topic is gone.
+    Deleted(TopicId),
+}

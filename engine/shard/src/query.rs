@@ -1,0 +1,346 @@
+//! Questions about a partition, and the offsets that named consumers keep there.
+
+use ringtide_io::{DiskOp, Now};
+use ringtide_log::partition::TimePlan;
+use ringtide_log::wal::EntryMeta;
+use ringtide_schema::batch::Batches;
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::{FLAG_RESPONSE, Op};
+use ringtide_schema::limits::{DEFAULT_INFLATED_BYTES, MAX_CONSUMERS_PER_PARTITION};
+use ringtide_schema::record::records;
+use ringtide_schema::store::{CommitOffsetT, CommittedT};
+use ringtide_schema::topic::check_consumer_name;
+use ringtide_schema::wal::EntryKind;
+use ringtide_schema::wire;
+use ringtide_session::{Frame, envelope};
+
+use crate::commit::Answer;
+use crate::fault::Fault;
+use crate::requests::{Handled, Place, bad_envelope, partition_of};
+use crate::session::SessionKey;
+use crate::settings::MAX_SEARCHES;
+use crate::{Fx, Pending, Shard};
+
+/// A search for the first record at or after a time.
+#[derive(Debug)]
+pub(crate) struct Search {
+    key: SessionKey,
+    correlation: u64,
+    partition: usize,
+    timestamp_ms: i64,
+    /// Nothing before this offset is late enough.
+    offset: u64,
+    /// A read is under way; where to go on if it finds nothing.
+    reading: Option<u64>,
+}
+
+impl Shard {
+    pub(crate) fn describe_partition(
+        &mut self,
+        key: SessionKey,
+        frame: &Frame<'_>,
+        fx: &mut Fx,
+    ) -> Result<Handled, Fault> {
+        let request =
+            envelope::<wire::DescribePartitionRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let i = match self.locate(partition_of(request.partition())?)? {
+            Place::Here(i) => i,
+            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+        };
+        let shard = self.settings.shard;
+        let leader_epoch = self.settings.leader_epoch;
+        let Some(held) = self.held(i) else { return Ok(Handled::Done) };
+        let (segments, bytes) = held.log.size();
+        let answer = wire::DescribePartitionResponseT {
+            earliest: held.log.earliest(),
+            visible: held.log.visible(),
+            committed: held.log.committed(),
+            latest: held.log.latest(),
+            leader_epoch,
+            shard,
+            log_group: held.log.group().0,
+            segments,
+            bytes,
+        };
+        let correlation = frame.header.correlation;
+        self.reply(key, Op::DescribePartition, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        Ok(Handled::Done)
+    }
+
+    pub(crate) fn list_offsets(
+        &mut self,
+        key: SessionKey,
+        frame: &Frame<'_>,
+        fx: &mut Fx,
+    ) -> Result<Handled, Fault> {
+        let request =
+            envelope::<wire::ListOffsetsRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let i = match self.locate(partition_of(request.partition())?)? {
+            Place::Here(i) => i,
+            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+        };
+        let Some(held) = self.held(i) else { return Ok(Handled::Done) };
+        let (earliest, visible) = (held.log.earliest(), held.log.visible());
+        let correlation = frame.header.correlation;
+        match request.at() {
+            -1 => self.answer_offset(key, correlation, i, visible, -1),
+            -2 => self.answer_offset(key, correlation, i, earliest, -1),
+            at if at < 0 => {
+                let message = format!("{at} is not -1 (latest), -2 (earliest) or a time from 0");
+                return Err(Fault::new(ErrorCode::InvalidRequest, message));
+            }
+            timestamp_ms => {
+                if self.searches.len() >= MAX_SEARCHES {
+                    return Ok(Handled::Blocked);
+                }
+                self.next_search += 1;
+                let search = Search {
+                    key,
+                    correlation,
+                    partition: i,
+                    timestamp_ms,
+                    offset: earliest,
+                    reading: None,
+                };
+                self.searches.insert(self.next_search, search);
+                self.step_search(self.next_search, fx);
+            }
+        }
+        Ok(Handled::Later)
+    }
+
+    fn answer_offset(
+        &mut self,
+        key: SessionKey,
+        correlation: u64,
+        i: usize,
+        offset: u64,
+        timestamp_ms: i64,
+    ) {
+        let leader_epoch =
+            self.partitions[i].as_ref().map_or(0, |h| h.log.leader_epoch());
+        self.reply(key, Op::ListOffsets, FLAG_RESPONSE, correlation, |b| {
+            wire::ListOffsetsResponseT { offset, timestamp_ms, leader_epoch }.pack(b)
+        });
+        self.finish(key);
+    }
+
+    /// Searches that wait for the partition go on.
+    pub(crate) fn step_searches(&mut self, i: usize, fx: &mut Fx) {
+        let waiting: Vec<u64> = self
+            .searches
+            .iter()
+            .filter(|(_, s)| s.partition == i && s.reading.is_none())
+            .map(|(&n, _)| n)
+            .collect();
+        for number in waiting {
+            self.step_search(number, fx);
+        }
+    }
+
+    fn step_search(&mut self, number: u64, fx: &mut Fx) {
+        let Some(s) = self.searches.get(&number) else { return };
+        let (i, timestamp_ms, offset, turn) = (s.partition, s.timestamp_ms, s.offset, self.turn);
+        let plan =
+            self.with_log(i, fx, |log, ops| log.plan_time(timestamp_ms, offset, turn, ops));
+        match plan {
+            None => self.end_search(number, Err(Fault::new(
+                ErrorCode::UnknownTopic,
+                "the topic was deleted",
+            ))),
+            Some(TimePlan::Wait) => self.want_readable(i),
+            Some(TimePlan::None) => self.end_search(number, Ok(None)),
+            Some(TimePlan::Batch(bytes)) => {
+                let found = first_at_or_after(&bytes, timestamp_ms, offset);
+                self.end_search(number, found);
+            }
+            Some(TimePlan::File { file, position, bytes, otherwise }) => {
+                let Some(into) = self.pool.take().filter(|c| c.room() >= bytes) else {
+                    let fault = Fault::new(ErrorCode::Overloaded, "no memory for the search");
+                    return self.end_search(number, Err(fault));
+                };
+                if let Some(s) = self.searches.get_mut(&number) {
+                    s.reading = Some(otherwise);
+                }
+                let op = self.op(Pending::Search(number));
+                fx.disk.push((op, DiskOp::Read { file, position, bytes, into }));
+            }
+        }
+    }
+
+    /// The range that a search asked for was read, or not.
+    pub(crate) fn search_read(&mut self, number: u64, read: Result<&[u8], String>, fx: &mut Fx) {
+        let Some(s) = self.searches.get_mut(&number) else { return };
+        let otherwise = s.reading.take().unwrap_or(s.offset);
+        let (timestamp_ms, offset) = (s.timestamp_ms, s.offset);
+        let found = match read {
+            Ok(bytes) => first_at_or_after(bytes, timestamp_ms, offset),
+            Err(message) => Err(Fault::new(ErrorCode::DataUnreadable, message)),
+        };
+        match found {
+            Ok(None) => {
+                s.offset = otherwise.max(offset);
+                self.step_search(number, fx);
+            }
+            found => self.end_search(number, found),
+        }
+    }
+
+    fn end_search(&mut self, number: u64, found: Result<Option<(u64, i64)>, Fault>) {
+        let Some(s) = self.searches.remove(&number) else { return };
+        match found {
+            Ok(found) => {
+                let end =
+                    self.partitions[s.partition].as_ref().map_or(0, |h| h.log.visible());
+                let (offset, time) = found.unwrap_or((end, -1));
+                self.answer_offset(s.key, s.correlation, s.partition, offset, time);
+            }
+            Err(fault) => self.refuse(s.key, Op::ListOffsets, s.correlation, &fault),
+        }
+    }
+
+    pub(crate) fn commit_offset(
+        &mut self,
+        key: SessionKey,
+        frame: &Frame<'_>,
+        now: Now,
+        fx: &mut Fx,
+    ) -> Result<Handled, Fault> {
+        let request =
+            envelope::<wire::CommitOffsetRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let consumer = consumer_name(request.consumer())?;
+        let i = match self.locate(partition_of(request.partition())?)? {
+            Place::Here(i) => i,
+            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+        };
+        if self.is_stopping {
+            return Err(Fault::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
+        }
+        let Some(Some(held)) = self.partitions.get_mut(i) else { return Ok(Handled::Done) };
+        let (offset, latest) = (request.offset(), held.log.latest());
+        if offset > latest {
+            let message = format!("offset {offset} of {} is past its end {latest}", held.log.id());
+            return Err(Fault {
+                range: Some((held.log.earliest(), latest)),
+                ..Fault::new(ErrorCode::OffsetOutOfRange, message)
+            });
+        }
+        let is_new = held.log.consumer(consumer).is_none();
+        if is_new && held.log.consumers() >= MAX_CONSUMERS_PER_PARTITION {
+            let message = format!(
+                "{} keeps offsets of {MAX_CONSUMERS_PER_PARTITION} consumers, which is the limit",
+                held.log.id()
+            );
+            return Err(Fault::new(ErrorCode::TooMany, message));
+        }
+        let entry = CommitOffsetT {
+            consumer: consumer.to_owned(),
+            offset,
+            leader_epoch: request.leader_epoch(),
+            time_ms: now.wall_ms,
+        };
+        let payload = pack(|b| entry.pack(b));
+        let group_id = held.log.group();
+        let group = self.groups.entry(group_id).or_default();
+        let meta = EntryMeta {
+            kind: EntryKind::CommitOffset,
+            group: group_id,
+            group_index: group.last_index + 1,
+            partition: held.log.id(),
+            base_offset: offset,
+            append_time_ms: now.wall_ms,
+        };
+        let fill = |target: &mut [u8]| target.copy_from_slice(&payload);
+        let Ok(appended) =
+            self.wal.append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
+        else {
+            return Ok(Handled::Blocked);
+        };
+        group.last_index += 1;
+        held.log.commit_offset(CommittedT {
+            consumer: entry.consumer,
+            offset,
+            leader_epoch: entry.leader_epoch,
+            time_ms: entry.time_ms,
+        });
+        self.wal.want(appended.seq);
+        let correlation = frame.header.correlation;
+        self.wait_for(appended.seq, Answer::CommitOffset { key, correlation });
+        Ok(Handled::Later)
+    }
+
+    pub(crate) fn read_offset(
+        &mut self,
+        key: SessionKey,
+        frame: &Frame<'_>,
+        fx: &mut Fx,
+    ) -> Result<Handled, Fault> {
+        let request =
+            envelope::<wire::ReadOffsetRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let consumer = consumer_name(request.consumer())?;
+        let i = match self.locate(partition_of(request.partition())?)? {
+            Place::Here(i) => i,
+            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+        };
+        let committed = self.held(i).and_then(|h| h.log.consumer(consumer));
+        let answer = wire::ReadOffsetResponseT {
+            offset: committed.map_or(-1, |c| c.offset as i64),
+            leader_epoch: committed.map_or(0, |c| c.leader_epoch),
+        };
+        let correlation = frame.header.correlation;
+        self.reply(key, Op::ReadOffset, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        Ok(Handled::Done)
+    }
+}
+
+fn consumer_name(name: Option<&str>) -> Result<&str, Fault> {
+    let name = name.unwrap_or_default();
+    check_consumer_name(name).map_err(|e| {
+        Fault::new(ErrorCode::InvalidConsumerName, format!("consumer name {name:?}: {e}"))
+    })?;
+    Ok(name)
+}
+
+/// A FlatBuffer of its own, for an entry of the log.
+pub(crate) fn pack<T>(
+    build: impl FnOnce(
+        &mut ringtide_schema::flatbuffers::FlatBufferBuilder<'static>,
+    ) -> ringtide_schema::flatbuffers::WIPOffset<T>,
+) -> Vec<u8> {
+    let mut builder = ringtide_schema::flatbuffers::FlatBufferBuilder::new();
+    let root = build(&mut builder);
+    builder.finish_minimal(root);
+    builder.finished_data().to_vec()
+}
+
+/// The first record from `offset` on at or after a time: its offset and timestamp.
+fn first_at_or_after(
+    bytes: &[u8],
+    timestamp_ms: i64,
+    offset: u64,
+) -> Result<Option<(u64, i64)>, Fault> {
+    let unreadable = |e: ringtide_schema::batch::BatchError| {
+        Fault::new(ErrorCode::DataUnreadable, format!("a stored batch is damaged: {e}"))
+    };
+    let mut scratch = Vec::new();
+    for batch in Batches::new(bytes) {
+        let (header, batch) = batch.map_err(unreadable)?;
+        if header.max_timestamp_ms < timestamp_ms || header.next_offset() <= offset {
+            continue;
+        }
+        match records(batch, &mut scratch, DEFAULT_INFLATED_BYTES) {
+            Ok(records) => {
+                let late = |r: &ringtide_schema::record::Record<'_>| {
+                    r.offset >= offset && r.timestamp_ms >= timestamp_ms
+                };
+                let mut records = records;
+                if let Some(record) = records.find(late) {
+                    return Ok(Some((record.offset, record.timestamp_ms)));
+                }
+            }
+            // A batch that cannot be inflated here begins where its records may.
+            Err(_) => return Ok(Some((header.base_offset.max(offset), header.max_timestamp_ms))),
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,374 @@
+//! From a frame to the operation that handles it; to another shard if the partition lives there.
+
+use ringtide_io::{ConnId, NetOp, Now};
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, WIPOffset};
+use ringtide_schema::frame::{FLAG_RESPONSE, FrameHeader, HEADER_BYTES, Op};
+use ringtide_schema::ids::PartitionId;
+use ringtide_schema::limits::{MAX_BATCH_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_MAX, PROTOCOL_MIN};
+use ringtide_schema::wire;
+use ringtide_session::{Frame, Taken, envelope, negotiate};
+
+use crate::fault::Fault;
+use crate::mail::Mail;
+use crate::session::SessionKey;
+use crate::settings::{MAX_FORWARDED, MAX_OUT_BYTES};
+use crate::{Fx, Shard};
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Handled {
+    /// Answered, or no answer is wanted.
+    Done,
+    /// Answered later.
+    Later,
+    /// Not now: the session is blocked with it.
+    Blocked,
+}
+
+/// Where a partition is.
+pub(crate) enum Place {
+    /// Here, with this index.
+    Here(usize),
+    /// On another shard.
+    Shard(u16),
+}
+
+/// An envelope that is not of its operation.
+pub(crate) fn bad_envelope(error: InvalidFlatbuffer) -> Fault {
+    Fault::new(ErrorCode::BadEnvelope, format!("the envelope is malformed: {error}"))
+}
+
+/// The partition that a request names.
+pub(crate) fn partition_of(named: Option<&wire::PartitionRef>) -> Result<PartitionId, Fault> {
+    named
+        .map(Into::into)
+        .ok_or_else(|| Fault::new(ErrorCode::InvalidRequest, "the request names no partition"))
+}
+
+impl Shard {
+    /// Takes what arrived for a session.
+    pub(crate) fn feed(&mut self, key: SessionKey, bytes: &[u8], now: Now, fx: &mut Fx) {
+        let Some(session) = self.sessions.get_mut(&key).filter(|s| !s.is_closing) else { return };
+        let mut assembler = std::mem::take(&mut session.assembler);
+        let result = assembler.feed_until(bytes, |frame| self.frame(key, &frame, now, fx));
+        self.fed(key, assembler, result, fx);
+    }
+
+    /// Offers a blocked session's requests again.
+    pub(crate) fn retry(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let mut assembler = std::mem::take(&mut session.assembler);
+        let result = assembler.retry(|frame| self.frame(key, &frame, now, fx));
+        self.fed(key, assembler, result, fx);
+    }
+
+    fn fed(
+        &mut self,
+        key: SessionKey,
+        assembler: ringtide_session::Assembler,
+        result: Result<(), ringtide_session::SessionError>,
+        fx: &mut Fx,
+    ) {
+        let is_blocked = assembler.is_blocked();
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        session.assembler = assembler;
+        if let Err(error) = result {
+            tracing::warn!(peer = session.peer, %error, "closing a connection that cannot be trusted");
+            let fault = Fault::new(ErrorCode::BadFrame, error.to_string());
+            self.encoder.error(&mut session.out, Op::Hello, 0, &fault.to_wire());
+            self.close(key);
+            return;
+        }
+        let SessionKey::Local(conn) = key else {
+            if is_blocked {
+                self.blocked.push(key);
+            }
+            return;
+        };
+        if is_blocked {
+            self.blocked.push(key);
+            if !session.is_paused {
+                session.is_paused = true;
+                fx.net.push(NetOp::Pause(conn));
+            }
+        } else if session.is_paused {
+            session.is_paused = false;
+            fx.net.push(NetOp::Resume(conn));
+        }
+    }
+
+    /// Nothing more is handled for the session; it is closed once everything is sent.
+    pub(crate) fn close(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.is_closing = true;
+        }
+        self.mark_ready(key);
+    }
+
+    fn frame(&mut self, key: SessionKey, frame: &Frame<'_>, now: Now, fx: &mut Fx) -> Taken {
+        let limit = self.settings.max_in_flight_requests;
+        let Some(session) = self.sessions.get_mut(&key) else { return Taken::Yes };
+        if session.is_closing {
+            return Taken::Yes;
+        }
+        if session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit {
+            return Taken::No;
+        }
+        let correlation = frame.header.correlation;
+        let Some(op) = Op::from_u8(frame.header.op) else {
+            let message = format!("operation {} is unknown to this broker", frame.header.op);
+            tracing::warn!(peer = session.peer, message, "refused a request");
+            session.in_flight += 1;
+            let fault = Fault::new(ErrorCode::UnknownOperation, message);
+            self.refuse(key, Op::Ping, correlation, &fault);
+            return Taken::Yes;
+        };
+        if frame.header.version != PROTOCOL_MAX || (!session.is_greeted && op != Op::Hello) {
+            let message = match session.is_greeted {
+                true => format!("frame version {} was not agreed on", frame.header.version),
+                false if op == Op::Hello => format!(
+                    "frame version {} is unknown: this broker speaks {PROTOCOL_MIN} to \
+                     {PROTOCOL_MAX}",
+                    frame.header.version
+                ),
+                false => "the first request of a connection must be hello".into(),
+            };
+            tracing::warn!(peer = session.peer, message, "closing a connection");
+            session.in_flight += 1;
+            let fault = Fault::new(ErrorCode::UnsupportedVersion, message);
+            self.refuse(key, op, correlation, &fault);
+            self.close(key);
+            return Taken::Yes;
+        }
+        session.in_flight += 1;
+        match self.dispatch(key, op, frame, now, fx) {
+            Ok(Handled::Done) => self.finish(key),
+            Ok(Handled::Later) => {}
+            Ok(Handled::Blocked) => {
+                if let Some(session) = self.sessions.get_mut(&key) {
+                    session.in_flight -= 1;
+                }
+                return Taken::No;
+            }
+            Err(fault) => {
+                let peer = self.sessions.get(&key).map(|s| s.peer.as_str()).unwrap_or_default();
+                tracing::debug!(peer, ?op, code = ?fault.code, message = fault.message, "refused a request");
+                self.refuse(key, op, correlation, &fault);
+            }
+        }
+        Taken::Yes
+    }
+
+    fn dispatch(
+        &mut self,
+        key: SessionKey,
+        op: Op,
+        frame: &Frame<'_>,
+        now: Now,
+        fx: &mut Fx,
+    ) -> Result<Handled, Fault> {
+        if op != Op::Publish && !frame.payload.is_empty() {
+            let message = format!("{op:?} has no payload, yet {} bytes came", frame.payload.len());
+            return Err(Fault::new(ErrorCode::InvalidRequest, message));
+        }
+        let correlation = frame.header.correlation;
+        match op {
+            Op::Publish => self.publish(key, frame, now, fx),
+            Op::Fetch => self.fetch(key, frame, now, fx),
+            Op::Subscribe => self.subscribe(key, frame, fx),
+            Op::Credit => self.credit(key, frame, fx),
+            Op::Unsubscribe => self.unsubscribe(key, frame, fx),
+            Op::ListOffsets => self.list_offsets(key, frame, fx),
+            Op::CommitOffset => self.commit_offset(key, frame, now, fx),
+            Op::ReadOffset => self.read_offset(key, frame, fx),
+            Op::DescribePartition => self.describe_partition(key, frame, fx),
+            Op::Hello => self.hello(key, frame),
+            Op::Ping => {
+                envelope::<wire::PingRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+                self.reply(key, op, FLAG_RESPONSE, correlation, |b| {
+                    wire::PingResponse::create(b, &wire::PingResponseArgs {})
+                });
+                Ok(Handled::Done)
+            }
+            Op::Metadata => self.metadata(key, frame),
+            Op::InitProducer => self.init_producer(key, correlation),
+            Op::CreateTopic | Op::AlterTopic | Op::DeleteTopic => {
+                self.change_topic(key, op, frame, now, fx)
+            }
+            Op::Push => {
+                Err(Fault::new(ErrorCode::InvalidRequest, "push is sent by the broker only"))
+            }
+        }
+    }
+
+    fn hello(&mut self, key: SessionKey, frame: &Frame<'_>) -> Result<Handled, Fault> {
+        let hello = envelope::<wire::HelloRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let version = negotiate(hello.min_version(), hello.max_version())
+            .map_err(|e| Fault::new(ErrorCode::UnsupportedVersion, e.to_string()))?;
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.is_greeted = true;
+            let client = hello.client_name().unwrap_or("unnamed");
+            tracing::debug!(peer = session.peer, client, "hello");
+        }
+        let answer = wire::HelloResponseT {
+            version,
+            broker_version: Some(self.settings.broker_version.clone()),
+            data_directory_id: Some(self.settings.data_directory.into()),
+            incarnation: self.settings.incarnation,
+            shard: self.settings.shard,
+            shards: self.settings.shards,
+            max_frame_bytes: MAX_PAYLOAD_BYTES as u32,
+            max_batch_bytes: MAX_BATCH_BYTES as u32,
+            max_in_flight_requests: self.settings.max_in_flight_requests,
+        };
+        let correlation = frame.header.correlation;
+        self.reply(key, Op::Hello, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        Ok(Handled::Done)
+    }
+
+    fn metadata(&mut self, key: SessionKey, frame: &Frame<'_>) -> Result<Handled, Fault> {
+        let request = envelope::<wire::MetadataRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let named = request.topics().filter(|t| !t.is_empty());
+        let topics = match named {
+            None => self.topics.all().map(|t| self.placement.describe(t)).collect(),
+            Some(names) => names
+                .iter()
+                .map(|name| match self.topics.named(name) {
+                    Ok(topic) => self.placement.describe(topic),
+                    Err(fault) => wire::TopicMetadataT {
+                        error: fault.code as u16,
+                        name: Some(name.to_owned()),
+                        ..wire::TopicMetadataT::default()
+                    },
+                })
+                .collect(),
+        };
+        let answer = wire::MetadataResponseT {
+            shards: Some(self.placement.to_wire()),
+            topics: Some(topics),
+        };
+        let correlation = frame.header.correlation;
+        self.reply(key, Op::Metadata, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        Ok(Handled::Done)
+    }
+
+    /// A producer identity that this data directory never gave before: the incarnation is durable,
+    /// the shard and a count within it do the rest.
+    fn init_producer(&mut self, key: SessionKey, correlation: u64) -> Result<Handled, Fault> {
+        const COUNT_BITS: u32 = 24;
+        const SHARD_BITS: u32 = 8;
+        let count = self.next_producer;
+        let incarnation = self.settings.incarnation;
+        if count >> COUNT_BITS != 0 || incarnation >> (62 - COUNT_BITS - SHARD_BITS) != 0 {
+            let message = "producer identities are used up: restart the broker";
+            return Err(Fault::new(ErrorCode::TooMany, message));
+        }
+        self.next_producer += 1;
+        let shard = u64::from(self.settings.shard) << COUNT_BITS;
+        let id = (incarnation << (COUNT_BITS + SHARD_BITS)) | shard | count;
+        self.reply(key, Op::InitProducer, FLAG_RESPONSE, correlation, |b| {
+            wire::InitProducerResponseT { producer_id: id as i64, producer_epoch: 0 }.pack(b)
+        });
+        Ok(Handled::Done)
+    }
+
+    /// Where a partition is, or why it is nowhere.
+    pub(crate) fn locate(&self, id: PartitionId) -> Result<Place, Fault> {
+        if let Some(&i) = self.index.get(&id) {
+            return Ok(Place::Here(i));
+        }
+        let Some(topic) = self.topics.with_id(id.topic) else {
+            let message = format!("there is no topic with the identity {}", id.topic);
+            return Err(Fault::new(ErrorCode::UnknownTopic, message));
+        };
+        let (_, shard) = self.placement.of(id);
+        if id.partition >= topic.partitions || shard == self.settings.shard {
+            let message = format!(
+                "topic {:?} has {} partitions, there is no partition {}",
+                topic.name, topic.partitions, id.partition
+            );
+            return Err(Fault::new(ErrorCode::UnknownPartition, message));
+        }
+        Ok(Place::Shard(shard))
+    }
+
+    /// A request that was forwarded already and is still not at home.
+    pub(crate) fn wrong_shard(&self, shard: u16) -> Fault {
+        let address = self.placement.addresses.get(usize::from(shard));
+        let address = address.map(|(host, port)| format!("{host}:{port}")).unwrap_or_default();
+        let message = format!("the partition is on shard {shard}, at {address}");
+        Fault::new(ErrorCode::WrongShard, message)
+    }
+
+    /// Hands a request to the shard that it is for.
+    pub(crate) fn forward(
+        &mut self,
+        key: SessionKey,
+        shard: u16,
+        frame: &Frame<'_>,
+        fx: &mut Fx,
+    ) -> Result<Handled, Fault> {
+        let SessionKey::Local(conn) = key else { return Err(self.wrong_shard(shard)) };
+        let Some(session) = self.sessions.get_mut(&key) else { return Ok(Handled::Done) };
+        if session.forwarded >= MAX_FORWARDED {
+            return Ok(Handled::Blocked);
+        }
+        session.forwarded += 1;
+        if !session.known_to.contains(&shard) {
+            session.known_to.push(shard);
+        }
+        let mut bytes = Vec::with_capacity(frame.header.frame_bytes());
+        bytes.extend_from_slice(&FrameHeader::encode(&frame.header));
+        bytes.extend_from_slice(frame.envelope);
+        bytes.extend_from_slice(frame.payload);
+        debug_assert_eq!(bytes.len(), HEADER_BYTES + frame.envelope.len() + frame.payload.len());
+        fx.mail.push((shard, Mail::Request { conn, frame: bytes }));
+        Ok(Handled::Later)
+    }
+
+    /// Puts a frame without payload into the session's `out`.
+    pub(crate) fn reply<T>(
+        &mut self,
+        key: SessionKey,
+        op: Op,
+        flags: u16,
+        correlation: u64,
+        build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<T>,
+    ) {
+        let Some(session) = self.sessions.get_mut(&key) else { return };
+        self.encoder.frame(&mut session.out, op, flags, correlation, 0, build);
+        if !session.is_ready {
+            session.is_ready = true;
+            self.ready.push(key);
+        }
+    }
+
+    /// A request was answered for the last time.
+    pub(crate) fn finish(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.finish();
+            if matches!(key, SessionKey::Remote(..)) {
+                self.mark_ready(key);
+            }
+        }
+    }
+
+    /// Answers a request with an error.
+    pub(crate) fn refuse(&mut self, key: SessionKey, op: Op, correlation: u64, fault: &Fault) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            self.encoder.error(&mut session.out, op, correlation, &fault.to_wire());
+            session.finish();
+        }
+        self.mark_ready(key);
+    }
+
+    /// The connection that another shard's mail is about.
+    pub(crate) fn remote_session(&mut self, shard: u16, conn: ConnId) -> SessionKey {
+        let key = SessionKey::Remote(shard, conn);
+        self.sessions.entry(key).or_insert_with(|| {
+            crate::session::Session::new(format!("shard {shard}, connection {}", conn.0), true)
+        });
+        key
+    }
+}

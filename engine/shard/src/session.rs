@@ -1,0 +1,150 @@
+//! One peer of a shard: a connection of its own, or one of another shard that forwards.
+//!
+//! Frames come in through the assembler; answers gather in `out` and leave as one egress at a
+//! time. What the peer can make grow here has a bound: `out`, requests in flight, subscriptions,
+//! fetches; past it the session is blocked, which stops reading its socket.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ringtide_io::ConnId;
+use ringtide_schema::ids::PartitionId;
+use ringtide_schema::wire::PublishResult;
+use ringtide_session::Assembler;
+
+/// Who a session belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SessionKey {
+    /// A connection of this shard.
+    Local(ConnId),
+    /// A connection of another shard, which forwards.
+    Remote(u16, ConnId),
+}
+
+/// A subscription of a session.
+#[derive(Debug)]
+pub struct Subscription {
+    /// The correlation id of its request: its number.
+    pub number: u64,
+    /// Index of the partition.
+    pub partition: usize,
+    /// The next offset to deliver.
+    pub next_offset: u64,
+    /// Bytes that may still be sent; negative after a batch larger than the credit.
+    pub credit: i64,
+}
+
+/// A fetch that was not answered yet.
+#[derive(Debug)]
+pub struct PendingFetch {
+    /// To answer with.
+    pub correlation: u64,
+    /// Index of the partition.
+    pub partition: usize,
+    /// From where.
+    pub offset: u64,
+    /// At most about this much.
+    pub max_bytes: usize,
+    /// At least this much before the deadline.
+    pub min_bytes: usize,
+    /// When it is answered with what there is.
+    pub deadline_ns: u64,
+}
+
+/// A publish request of several parts.
+#[derive(Debug)]
+pub struct Multi {
+    /// To answer with.
+    pub correlation: u64,
+    /// Parts without an answer.
+    pub remaining: u32,
+    /// Answers not sent yet.
+    pub results: Vec<PublishResult>,
+    /// Describes the first error among them.
+    pub message: Option<String>,
+    /// Whether answers are wanted at all.
+    pub answered: bool,
+}
+
+/// A peer.
+#[derive(Debug)]
+pub struct Session {
+    /// For log lines.
+    pub peer: String,
+    /// Hello was answered.
+    pub is_greeted: bool,
+    /// Cuts the stream.
+    pub assembler: Assembler,
+    /// Whole frames to send.
+    pub out: Vec<u8>,
+    /// A buffer to use again.
+    pub spare: Vec<u8>,
+    /// An egress is under way, or a reply that was not drained.
+    pub is_sending: bool,
+    /// The last egress was a reply of another shard's, which waits to hear of it.
+    pub drained_to: Vec<u16>,
+    /// Requests not answered.
+    pub in_flight: u32,
+    /// Requests finished since the last reply (of a forwarded session).
+    pub finished: u32,
+    /// Receiving was stopped.
+    pub is_paused: bool,
+    /// Nothing more is handled; closed once `out` is sent.
+    pub is_closing: bool,
+    /// In the shard's list of sessions to look at.
+    pub is_ready: bool,
+    /// Subscriptions, served in turn.
+    pub subscriptions: Vec<Subscription>,
+    /// Which is next.
+    pub next_subscription: usize,
+    /// Fetches, answered in any order.
+    pub fetches: Vec<PendingFetch>,
+    /// Subscriptions that live on other shards.
+    pub remote_subscriptions: HashMap<u64, u16>,
+    /// Requests under way on other shards.
+    pub forwarded: u32,
+    /// Shards that know of this connection.
+    pub known_to: Vec<u16>,
+    /// Publish requests of several parts.
+    pub multis: BTreeMap<u64, Multi>,
+    /// A publish request of several parts that was blocked: how many parts are done, and its
+    /// number.
+    pub resume: Option<(u32, u64)>,
+    /// Per partition, the last log entry that a durable publish of this peer waits for.
+    pub durable: HashMap<PartitionId, u64>,
+}
+
+impl Session {
+    /// A session at its start.
+    pub fn new(peer: String, is_greeted: bool) -> Self {
+        Self {
+            peer,
+            is_greeted,
+            assembler: Assembler::new(),
+            out: Vec::new(),
+            spare: Vec::new(),
+            is_sending: false,
+            drained_to: Vec::new(),
+            in_flight: 0,
+            finished: 0,
+            is_paused: false,
+            is_closing: false,
+            is_ready: false,
+            subscriptions: Vec::new(),
+            next_subscription: 0,
+            fetches: Vec::new(),
+            remote_subscriptions: HashMap::new(),
+            forwarded: 0,
+            known_to: Vec::new(),
+            multis: BTreeMap::new(),
+            resume: None,
+            durable: HashMap::new(),
+        }
+    }
+
+    /// A request was answered for the last time.
+    pub fn finish(&mut self) {
+        debug_assert!(self.in_flight > 0, "an answer without a request");
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.finished += 1;
+    }
+}

@@ -1,0 +1,88 @@
+//! What a shard is told at its start, and its bounds.
+
+use std::path::PathBuf;
+
+use ringtide_schema::ids::TopicId;
+use ringtide_schema::store::GroupSnapshotT;
+
+use crate::topics::Topic;
+
+/// What a shard is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// This shard.
+    pub shard: u16,
+    /// All shards.
+    pub shards: u16,
+    /// Data groups of the data directory.
+    pub groups: u16,
+    /// Where the files are.
+    pub data_dir: PathBuf,
+    /// The data directory's identity.
+    pub data_directory: TopicId,
+    /// This start of the broker.
+    pub incarnation: u64,
+    /// Written into every batch.
+    pub leader_epoch: u32,
+    /// Host and port that clients are told, per shard.
+    pub addresses: Vec<(String, u16)>,
+    /// Memory for batches, in bytes.
+    pub memory_bytes: usize,
+    /// Bytes of every slot of the write-ahead log.
+    pub wal_slot_bytes: u64,
+    /// Slots that exist and are free.
+    pub wal_slots: Vec<PathBuf>,
+    /// Slots to be made.
+    pub new_wal_slots: Vec<PathBuf>,
+    /// Most writes of the write-ahead log in flight.
+    pub wal_in_flight: usize,
+    /// Most requests of one connection that are not answered.
+    pub max_in_flight_requests: u32,
+    /// Segments are synced at least this often, in milliseconds.
+    pub sync_interval_ms: u64,
+    /// For what must be unpredictable, or in a simulation predictable: topic identities.
+    pub seed: u64,
+    /// Told to clients.
+    pub broker_version: String,
+}
+
+/// What recovery found, for one shard.
+#[derive(Clone, Debug, Default)]
+pub struct Inventory {
+    /// Every topic.
+    pub topics: Vec<Topic>,
+    /// The serial number of the next topic.
+    pub next_topic_serial: u64,
+    /// The groups that this shard hosts.
+    pub groups: Vec<GroupSnapshotT>,
+}
+
+/// Batches smaller than this are copied once more, packed, so that they do not keep the mostly
+/// empty blocks of single small writes in memory.
+pub const SMALL_BATCH_BYTES: usize = 2048;
+/// A partition with this much waiting is written out.
+pub const WRITE_OUT_BYTES: usize = 256 << 10;
+/// Partitions that write to their segments at the same time.
+pub const MAX_WRITERS: usize = 2;
+/// A partition with this much unsynced is synced before the interval is over.
+pub const SYNC_BYTES: u64 = 32 << 20;
+/// What a partition keeps in memory for readers although it is synced, while memory is plenty.
+pub const KEEP_TAIL_BYTES: usize = 4 << 20;
+/// Answers waiting for a peer that does not read, before its requests are not read any more.
+pub const MAX_OUT_BYTES: usize = 1 << 20;
+/// Subscriptions of one connection.
+pub const MAX_SUBSCRIPTIONS: usize = 4096;
+/// Requests of one connection under way on other shards.
+pub const MAX_FORWARDED: u32 = 64;
+/// Mail to one other shard that is not answered.
+pub const MAX_MAIL: u32 = 4096;
+/// Searches by time under way.
+pub const MAX_SEARCHES: usize = 64;
+/// Snapshots replace files of this many groups at the same time.
+pub const MAX_SNAPSHOTS_IN_FLIGHT: usize = 8;
+/// A file that was not read for this long is closed, in nanoseconds.
+pub const CLOSE_READER_NS: u64 = 60_000_000_000;
+/// Upkeep that nothing triggers is looked at this often, in nanoseconds.
+pub const UPKEEP_NS: u64 = 1_000_000_000;
+/// A full disk is tried again after this long, in nanoseconds.
+pub const DISK_FULL_RETRY_NS: u64 = 500_000_000;

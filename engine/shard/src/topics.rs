@@ -1,0 +1,230 @@
+//! What a shard knows of topics, and (on shard 0) the group that orders their changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
+use ringtide_schema::limits::{MAX_PARTITIONS, MAX_TOPICS};
+use ringtide_schema::store::{DeleteTopicT, MetaEntryT, TopicT};
+use ringtide_schema::topic::{TopicConfig, check_topic_name};
+use ringtide_schema::wire::{
+    AlterTopicRequestT, CreateTopicRequestT, ShardAddressT, TopicMetadataT, TopicSettingsT,
+};
+
+use crate::fault::Fault;
+use crate::mail::Change;
+
+/// A topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topic {
+    /// Its identity.
+    pub id: TopicId,
+    /// Its name.
+    pub name: String,
+    /// Partitions 0 to this, less one.
+    pub partitions: u32,
+    /// Its settings.
+    pub config: TopicConfig,
+}
+
+impl Topic {
+    fn to_store(&self) -> TopicT {
+        TopicT {
+            id: Some(self.id.into()),
+            name: self.name.clone(),
+            partitions: self.partitions,
+            config: Box::new(self.config.to_store()),
+        }
+    }
+}
+
+/// The topics as one shard knows them.
+#[derive(Debug, Default)]
+pub struct Topics {
+    by_name: BTreeMap<String, Arc<Topic>>,
+    by_id: HashMap<TopicId, Arc<Topic>>,
+    /// The serial number of the next topic; kept on shard 0.
+    pub next_serial: u64,
+}
+
+/// A change of the metadata on its way: its entry, and what it will do.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The entry's payload.
+    pub entry: MetaEntryT,
+    /// What follows from it.
+    pub change: Change,
+}
+
+impl Topics {
+    /// The topic with this name.
+    pub fn named(&self, name: &str) -> Result<&Arc<Topic>, Fault> {
+        self.by_name.get(name).ok_or_else(|| {
+            Fault::new(ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"))
+        })
+    }
+
+    /// The topic with this identity.
+    pub fn with_id(&self, id: TopicId) -> Option<&Arc<Topic>> {
+        self.by_id.get(&id)
+    }
+
+    /// Every topic, by name.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Topic>> {
+        self.by_name.values()
+    }
+
+    /// Applies a change.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Put(topic) => {
+                self.next_serial = self.next_serial.max(topic.id.serial() + 1);
+                self.by_name.insert(topic.name.clone(), topic.clone());
+                self.by_id.insert(topic.id, topic.clone());
+            }
+            Change::Deleted(id) => {
+                if let Some(topic) = self.by_id.remove(id) {
+                    self.by_name.remove(&topic.name);
+                }
+            }
+        }
+    }
+
+    /// Every topic as a snapshot holds them.
+    pub fn to_store(&self) -> Vec<TopicT> {
+        self.by_name.values().map(|t| t.to_store()).collect()
+    }
+
+    /// Checks a request to create a topic.
+    pub fn create(&self, request: &CreateTopicRequestT, random: u64) -> Result<Proposal, Fault> {
+        let name = request.name.clone().unwrap_or_default();
+        check_topic_name(&name).map_err(|e| {
+            Fault::new(ErrorCode::InvalidTopicName, format!("topic name {name:?}: {e}"))
+        })?;
+        if self.by_name.contains_key(&name) {
+            let message = format!("topic {name:?} exists already");
+            return Err(Fault::new(ErrorCode::TopicExists, message));
+        }
+        if self.by_name.len() >= MAX_TOPICS {
+            let message = format!("there are {MAX_TOPICS} topics already, which is the limit");
+            return Err(Fault::new(ErrorCode::TooMany, message));
+        }
+        check_partitions(request.partitions)?;
+        let config = with_settings(TopicConfig::default(), request.settings.as_deref())?;
+        let id = TopicId::new(random, self.next_serial);
+        let topic = Topic { id, name, partitions: request.partitions, config };
+        Ok(Proposal {
+            entry: MetaEntryT {
+                created: Some(Box::new(topic.to_store())),
+                ..MetaEntryT::default()
+            },
+            change: Change::Put(Arc::new(topic)),
+        })
+    }
+
+    /// Checks a request to alter a topic.
+    pub fn alter(&self, request: &AlterTopicRequestT) -> Result<Proposal, Fault> {
+        let name = request.name.as_deref().unwrap_or_default();
+        let mut topic = Topic::clone(self.named(name)?);
+        if let Some(partitions) = request.partitions {
+            check_partitions(partitions)?;
+            if partitions < topic.partitions {
+                let message = format!(
+                    "topic {name:?} has {} partitions; partitions can be added, not removed",
+                    topic.partitions
+                );
+                return Err(Fault::new(ErrorCode::InvalidSetting, message));
+            }
+            topic.partitions = partitions;
+        }
+        topic.config = with_settings(topic.config, request.settings.as_deref())?;
+        Ok(Proposal {
+            entry: MetaEntryT {
+                altered: Some(Box::new(topic.to_store())),
+                ..MetaEntryT::default()
+            },
+            change: Change::Put(Arc::new(topic)),
+        })
+    }
+
+    /// Checks a request to delete a topic.
+    pub fn delete(&self, name: &str) -> Result<Proposal, Fault> {
+        let id = self.named(name)?.id;
+        Ok(Proposal {
+            entry: MetaEntryT {
+                deleted: Some(Box::new(DeleteTopicT { id: Some(id.into()) })),
+                ..MetaEntryT::default()
+            },
+            change: Change::Deleted(id),
+        })
+    }
+}
+
+fn check_partitions(partitions: u32) -> Result<(), Fault> {
+    if (1..=MAX_PARTITIONS).contains(&partitions) {
+        return Ok(());
+    }
+    let message = format!("{partitions} partitions are impossible: from 1 to {MAX_PARTITIONS}");
+    Err(Fault::new(ErrorCode::InvalidSetting, message))
+}
+
+fn with_settings(
+    config: TopicConfig,
+    change: Option<&TopicSettingsT>,
+) -> Result<TopicConfig, Fault> {
+    match change {
+        None => Ok(config),
+        Some(change) => config
+            .with(change)
+            .map_err(|e| Fault::new(ErrorCode::InvalidSetting, e.to_string())),
+    }
+}
+
+/// Where partitions live.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// Data groups.
+    pub groups: u16,
+    /// Shards.
+    pub shards: u16,
+    /// Host and port per shard.
+    pub addresses: Vec<(String, u16)>,
+}
+
+impl Placement {
+    /// The partition's group and shard.
+    pub fn of(&self, id: PartitionId) -> (GroupId, u16) {
+        let group = id.group(self.groups);
+        (group, group.shard(self.groups, self.shards))
+    }
+
+    /// The group of the metadata.
+    pub fn metadata_group(&self) -> GroupId {
+        GroupId(self.groups)
+    }
+
+    /// The shards as clients are told.
+    pub fn to_wire(&self) -> Vec<ShardAddressT> {
+        let address = |(shard, (host, port)): (usize, &(String, u16))| ShardAddressT {
+            shard: shard as u16,
+            host: Some(host.clone()),
+            port: *port,
+        };
+        self.addresses.iter().enumerate().map(address).collect()
+    }
+
+    /// A topic as clients are told.
+    pub fn describe(&self, topic: &Topic) -> TopicMetadataT {
+        let shards = (0..topic.partitions)
+            .map(|partition| self.of(PartitionId { topic: topic.id, partition }).1)
+            .collect();
+        TopicMetadataT {
+            error: 0,
+            name: Some(topic.name.clone()),
+            id: Some(topic.id.into()),
+            settings: Some(Box::new(topic.config.to_wire())),
+            partition_shards: Some(shards),
+        }
+    }
+}

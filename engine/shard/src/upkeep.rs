@@ -1,0 +1,351 @@
+//! Work off the path of a message: write-out to segments, syncs, retention, memory, WAL slots.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+
+use ringtide_io::{
+    DiskDone, DiskError, DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, Now, OpId, OpenMode,
+};
+use ringtide_log::partition::{PartitionOp, WriteError, WriteProgress};
+use ringtide_log::wal::EntryMeta;
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::wal::EntryKind;
+
+use crate::fault::Fault;
+use crate::settings::{
+    CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_WRITERS, SYNC_BYTES, UPKEEP_NS,
+    WRITE_OUT_BYTES,
+};
+use crate::{Fx, Pending, Shard};
+
+/// State of the work behind.
+#[derive(Debug, Default)]
+pub(crate) struct Upkeep {
+    /// Partitions that wait for a writer.
+    queue: VecDeque<usize>,
+    /// Partitions that write.
+    pub(crate) writers: usize,
+    /// Why publishes are refused.
+    pub(crate) disk_full: Option<String>,
+    retry_at_ns: u64,
+    snapshot_retry_ns: u64,
+    next_ns: u64,
+    next_sync_ns: u64,
+    next_pressure_ns: u64,
+    /// A checkpoint may be able to go on.
+    pub(crate) checkpoint_moved: bool,
+    /// Slots still to be made, the next one last.
+    new_slots: Vec<PathBuf>,
+    opening_slots: usize,
+    /// The turn at which the last readers' files were looked at.
+    reader_turn: u64,
+    next_reader_ns: u64,
+}
+
+impl Upkeep {
+    /// A snapshot met a full disk: the checkpoint goes on at this time.
+    pub(crate) fn retry_snapshot(&mut self, at_ns: u64) {
+        self.snapshot_retry_ns = at_ns;
+    }
+}
+
+impl Shard {
+    /// The first turn: opens the slots of the log, makes those that are missing.
+    pub(crate) fn start(&mut self, now: Now, fx: &mut Fx) {
+        for path in std::mem::take(&mut self.settings.wal_slots) {
+            self.open_slot(path, fx);
+        }
+        self.upkeep.new_slots = std::mem::take(&mut self.settings.new_wal_slots);
+        self.upkeep.new_slots.reverse();
+        self.make_slot(fx);
+        self.upkeep.next_ns = now.mono_ns + UPKEEP_NS;
+        self.upkeep.next_sync_ns = now.mono_ns + self.settings.sync_interval_ms * 1_000_000;
+    }
+
+    fn open_slot(&mut self, path: PathBuf, fx: &mut Fx) {
+        let file = self.file();
+        self.upkeep.opening_slots += 1;
+        let op = self.op(Pending::OpenSlot(file));
+        fx.disk.push((op, DiskOp::Open { file, path, mode: OpenMode::Wal }));
+    }
+
+    fn make_slot(&mut self, fx: &mut Fx) {
+        let Some(path) = self.upkeep.new_slots.pop() else { return };
+        let bytes = self.settings.wal_slot_bytes;
+        let op = self.op(Pending::CreateSlot(path.clone()));
+        fx.disk.push((op, DiskOp::CreateSlot { path, bytes }));
+    }
+
+    pub(crate) fn slot_opened(
+        &mut self,
+        file: FileId,
+        result: Result<DiskDone, DiskError>,
+        fx: &mut Fx,
+    ) {
+        self.upkeep.opening_slots -= 1;
+        match result {
+            Ok(_) => self.wal.add_slot(file),
+            Err(e) => fatal(fx, FatalReason::Wal, e.message),
+        }
+    }
+
+    pub(crate) fn slot_made(
+        &mut self,
+        path: PathBuf,
+        result: Result<DiskDone, DiskError>,
+        now: Now,
+        fx: &mut Fx,
+    ) {
+        match result {
+            Ok(_) => {
+                self.open_slot(path, fx);
+                if !self.is_stopping {
+                    self.make_slot(fx);
+                }
+            }
+            Err(e) if e.kind == DiskErrorKind::Full => {
+                self.upkeep.new_slots.push(path);
+                tracing::warn!(error = e.message, "no space for another slot of the log");
+                self.upkeep.retry_at_ns = now.mono_ns + 10 * DISK_FULL_RETRY_NS;
+            }
+            Err(e) => fatal(fx, FatalReason::Wal, e.message),
+        }
+    }
+
+    /// Has a partition written out as soon as a writer is free.
+    pub(crate) fn queue_writer(&mut self, i: usize, sync: bool) {
+        let Some(held) = self.partitions.get_mut(i).and_then(Option::as_mut) else { return };
+        held.wants_sync |= sync;
+        if !held.is_queued && !held.is_writing {
+            held.is_queued = true;
+            self.upkeep.queue.push_back(i);
+        }
+    }
+
+    fn run_writers(&mut self, fx: &mut Fx) {
+        if self.upkeep.disk_full.is_some() {
+            return;
+        }
+        while self.upkeep.writers < MAX_WRITERS {
+            let Some(i) = self.upkeep.queue.pop_front() else { return };
+            self.run_writer(i, fx);
+        }
+    }
+
+    fn run_writer(&mut self, i: usize, fx: &mut Fx) {
+        let Some(held) = self.held(i) else { return };
+        held.is_queued = false;
+        let sync = held.wants_sync;
+        let started = self.with_log(i, fx, |log, ops| log.write_out(sync, ops));
+        let Some(held) = self.held(i) else { return };
+        if held.log.is_writing() {
+            held.is_writing = true;
+            self.upkeep.writers += 1;
+        } else if started == Some(false) && sync {
+            // Nothing (more) to write or sync: what a snapshot may claim is up to date.
+            held.wants_sync = false;
+            self.upkeep.checkpoint_moved = true;
+        }
+    }
+
+    /// An operation of a partition ended.
+    pub(crate) fn partition_done(
+        &mut self,
+        i: usize,
+        op: PartitionOp,
+        result: Result<DiskDone, DiskError>,
+        now: Now,
+        fx: &mut Fx,
+    ) {
+        let turn = self.turn;
+        let keep = if self.pool.free_chunks() * 2 > self.pool.chunks() { KEEP_TAIL_BYTES } else { 0 };
+        let Some(held) = self.held(i) else { return };
+        let was_writing = held.is_writing;
+        let result = held.log.completed(op, result, turn);
+        let is_done = was_writing && !held.log.is_writing();
+        if is_done {
+            held.is_writing = false;
+        }
+        let again = held.log.waiting_bytes() >= WRITE_OUT_BYTES
+            || held.log.unsynced_bytes() >= SYNC_BYTES
+            || held.wants_sync
+            || held.log.needs_flush();
+        let sync = held.log.unsynced_bytes() >= SYNC_BYTES;
+        let sealed = held.log.take_sealed_file();
+        if is_done {
+            self.upkeep.writers -= 1;
+        }
+        if let Some(file) = sealed {
+            fx.disk.push((OpId(0), DiskOp::Close { file }));
+        }
+        match result {
+            Ok(progress) => {
+                if is_done && again {
+                    self.queue_writer(i, sync);
+                }
+                self.progressed(i, progress, keep, fx);
+            }
+            Err(WriteError::DiskFull(message)) => {
+                if self.upkeep.disk_full.is_none() {
+                    tracing::error!(message, "disk full: publishes are refused until there is space");
+                }
+                let advice = "the broker's disk is full: publishes go on by themselves when there is space";
+                self.upkeep.disk_full = Some(format!("{advice} ({message})"));
+                self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
+                self.queue_writer(i, true);
+            }
+            Err(WriteError::Unreadable(message)) => {
+                tracing::error!(message, "a segment cannot be read");
+                let watchers = self.held(i).map(|h| h.watchers.clone()).unwrap_or_default();
+                let fault = Fault::new(ErrorCode::DataUnreadable, message);
+                self.fail_watchers(i, watchers, &fault);
+            }
+            Err(WriteError::Fatal(message)) => fatal(fx, FatalReason::Segment, message),
+        }
+    }
+
+    fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {
+        if progress.synced {
+            if let Some(held) = self.held(i) {
+                held.log.evict(keep);
+            }
+            self.upkeep.checkpoint_moved = true;
+        }
+        // A flush of a partition's first write-out also lets readers go on.
+        self.wake(i);
+        self.step_searches(i, fx);
+        let _ = progress.readable;
+    }
+
+    /// The end of a turn.
+    pub(crate) fn upkeep(&mut self, now: Now, fx: &mut Fx) {
+        if self.upkeep.disk_full.is_some() && now.mono_ns >= self.upkeep.retry_at_ns {
+            // The next round tells whether there is space.
+            let message = self.upkeep.disk_full.take();
+            let probe = self.upkeep.queue.pop_front();
+            if let Some(i) = probe {
+                self.run_writer(i, fx);
+            } else {
+                tracing::info!("there is space on the disk again");
+            }
+            let _ = message;
+        }
+        if now.mono_ns >= self.upkeep.next_ns {
+            self.upkeep.next_ns = now.mono_ns + UPKEEP_NS;
+            if self.upkeep.disk_full.is_none() {
+                self.retention(now, fx);
+                if now.mono_ns >= self.upkeep.retry_at_ns {
+                    self.make_slot(fx);
+                }
+            }
+            self.close_readers(now, fx);
+        }
+        if now.mono_ns >= self.upkeep.next_sync_ns {
+            self.upkeep.next_sync_ns = now.mono_ns + self.settings.sync_interval_ms * 1_000_000;
+            for i in 0..self.partitions.len() {
+                if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
+                    self.queue_writer(i, true);
+                }
+            }
+        }
+        if self.upkeep.snapshot_retry_ns > 0 && now.mono_ns >= self.upkeep.snapshot_retry_ns {
+            self.upkeep.snapshot_retry_ns = 0;
+            self.upkeep.checkpoint_moved = true;
+        }
+        self.relieve_memory(now);
+        self.run_checkpoint(fx);
+        self.run_writers(fx);
+    }
+
+    /// When upkeep is due at the latest.
+    pub(crate) fn upkeep_deadline_ns(&self) -> u64 {
+        match &self.upkeep.disk_full {
+            Some(_) => self.upkeep.next_ns.min(self.upkeep.retry_at_ns),
+            None => self.upkeep.next_ns,
+        }
+    }
+
+    /// Memory runs low: what is in it goes to segments, what is there already is given up.
+    fn relieve_memory(&mut self, now: Now) {
+        let (free, all) = (self.pool.free_chunks(), self.pool.chunks());
+        if free * 2 > all || now.mono_ns < self.upkeep.next_pressure_ns {
+            return;
+        }
+        self.upkeep.next_pressure_ns = now.mono_ns + 5_000_000;
+        for i in 0..self.partitions.len() {
+            let Some(held) = self.held(i) else { continue };
+            if held.log.tail_bytes() == 0 {
+                continue;
+            }
+            held.log.evict(0);
+            if held.log.tail_bytes() > 0 {
+                self.queue_writer(i, true);
+            }
+        }
+    }
+
+    fn retention(&mut self, now: Now, fx: &mut Fx) {
+        let committed = self.wal.committed();
+        for i in 0..self.partitions.len() {
+            let closed = self.with_log(i, fx, |log, ops| log.remove_files(committed, ops));
+            for file in closed.unwrap_or_default() {
+                fx.disk.push((OpId(0), DiskOp::Close { file }));
+            }
+            let Some(Some(held)) = self.partitions.get_mut(i) else { continue };
+            let expired = held.log.expired(now.wall_ms);
+            if held.log.wants_roll() {
+                self.queue_writer(i, false);
+            }
+            let Some(log_start) = expired else { continue };
+            let Some(Some(held)) = self.partitions.get_mut(i) else { continue };
+            let group_id = held.log.group();
+            let group = self.groups.entry(group_id).or_default();
+            let meta = EntryMeta {
+                kind: EntryKind::LogStart,
+                group: group_id,
+                group_index: group.last_index + 1,
+                partition: held.log.id(),
+                base_offset: log_start,
+                append_time_ms: now.wall_ms,
+            };
+            let Ok(entry) = self.wal.append(meta, 0, |_| (), now.mono_ns, &mut fx.disk) else {
+                return;
+            };
+            group.last_index += 1;
+            held.log.set_log_start(log_start, entry.seq);
+            tracing::debug!(partition = %held.log.id(), log_start, "retention removed records");
+            self.wake(i);
+        }
+    }
+
+    fn close_readers(&mut self, now: Now, fx: &mut Fx) {
+        if now.mono_ns < self.upkeep.next_reader_ns {
+            return;
+        }
+        self.upkeep.next_reader_ns = now.mono_ns + CLOSE_READER_NS;
+        let before = self.upkeep.reader_turn;
+        self.upkeep.reader_turn = self.turn;
+        for held in self.partitions.iter_mut().flatten() {
+            for file in held.log.close_readers(before) {
+                fx.disk.push((OpId(0), DiskOp::Close { file }));
+            }
+        }
+    }
+
+    /// Whether no segment is being written and none waits to be.
+    pub(crate) fn writers_are_idle(&self) -> bool {
+        self.upkeep.writers == 0 && self.upkeep.queue.is_empty()
+    }
+
+    /// Whether slots of the log are on their way.
+    pub(crate) fn slots_are_coming(&self) -> bool {
+        self.upkeep.opening_slots > 0
+            || self.ops.values().any(|p| matches!(p, Pending::CreateSlot(_)))
+    }
+}
+
+/// The shard cannot go on.
+pub(crate) fn fatal(fx: &mut Fx, reason: FatalReason, message: String) {
+    tracing::error!(?reason, message, "cannot go on");
+    fx.fatal.get_or_insert(Fatal { reason, message });
+}
