@@ -1,11 +1,12 @@
 //! The native client of Ringtide.
 //!
 //! One core without I/O (`core`, private) and two faces of it: [`sync`], for one thread that polls,
-//! with the lowest latency; and `asynch`, for tokio. Both have the same three parts: a client for
+//! with the lowest latency; and [`asynch`], for tokio. Both have the same three parts: a client for
 //! administration, producers and consumers.
 
 #![warn(missing_docs)]
 
+pub mod asynch;
 mod core;
 mod error;
 mod options;
@@ -13,7 +14,7 @@ mod record;
 pub mod sync;
 
 pub use crate::core::call::{
-    CommittedOffset, ListedOffset, OffsetAt, PartitionDescription, TopicSettings,
+    CommittedOffset, ListedOffset, OffsetAt, PartitionDescription, TopicDescription, TopicSettings,
 };
 pub use crate::core::cluster::Topic;
 pub use crate::core::connection::Hello;

@@ -1,7 +1,7 @@
 //! What can be chosen, with the defaults and what they are for.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use ringtide_schema::compress::Codec;
 use ringtide_schema::limits;
@@ -412,4 +412,22 @@ impl ConsumerOptions {
             _ => Ok(self),
         }
     }
+}
+
+/// Ms since 1970.
+pub(crate) fn now_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Randomness for jitter; the clock serves where the system has none to give.
+pub(crate) fn seed() -> u64 {
+    getrandom::u64().unwrap_or_else(|_| {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or(Duration::ZERO);
+        since.as_nanos() as u64
+    })
 }

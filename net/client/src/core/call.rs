@@ -76,6 +76,16 @@ pub struct PartitionDescription {
     pub bytes: u64,
 }
 
+/// A topic with the state of each of its partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TopicDescription {
+    /// Name, identity and settings.
+    pub topic: Topic,
+    /// What the owner of each partition says about it.
+    pub partitions: Vec<PartitionDescription>,
+}
+
 /// An offset found by time, or an end of the partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -174,6 +184,26 @@ pub(crate) enum Response {
     Producer(Identity),
     Offset(ListedOffset),
     Committed(Option<CommittedOffset>),
+}
+
+/// Gives what a request of that kind is answered with; [`Request::read`] pairs them.
+macro_rules! expect {
+    ($name:ident, $variant:ident, $ty:ty) => {
+        pub(crate) fn $name(self) -> crate::error::Result<$ty> {
+            match self {
+                Self::$variant(value) => Ok(value),
+                _ => Err(crate::error::Error::Closed),
+            }
+        }
+    };
+}
+
+impl Response {
+    expect!(topics, Topics, Vec<Topic>);
+    expect!(topic, Topic, Topic);
+    expect!(partition, Partition, PartitionDescription);
+    expect!(offset, Offset, ListedOffset);
+    expect!(committed, Committed, Option<CommittedOffset>);
 }
 
 /// On whose behalf a call is made.

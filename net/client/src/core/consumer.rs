@@ -129,6 +129,17 @@ impl Consumer {
         })
     }
 
+    /// Which cursor reads a partition.
+    pub(crate) fn cursor_of(&self, partition: u32) -> Result<usize> {
+        let found = self.cursors.iter().position(|c| c.partition == partition);
+        found.ok_or_else(|| {
+            Error::invalid(format!(
+                "the consumer does not read {}/{partition}",
+                self.topic.name
+            ))
+        })
+    }
+
     /// What arrived first of what was not taken.
     pub(crate) fn take(&mut self) -> Option<Result<Chunk>> {
         while let Some(chunk) = self.queue.pop_front() {
@@ -325,6 +336,11 @@ impl Reader {
     pub(crate) fn begin(&mut self, chunk: Chunk) -> Option<Chunk> {
         self.at = 0;
         self.chunk.replace(chunk)
+    }
+
+    /// Drops the rest of a payload if it is of this cursor.
+    pub(crate) fn forget(&mut self, cursor: usize) {
+        self.chunk = self.chunk.take().filter(|c| c.cursor != cursor);
     }
 
     /// Whether there is another batch with records that are wanted, without checking it.

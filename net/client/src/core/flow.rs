@@ -175,6 +175,9 @@ impl Core {
             return self.finish_call(key, Err(error), now);
         }
         let deadline = call.deadline;
+        if let Some(error) = self.never_contacted() {
+            return self.finish_call(key, Err(error), now);
+        }
         self.wake_at(Some(deadline));
         let Some(call) = self.calls.get(&key) else {
             return;

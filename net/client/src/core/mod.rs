@@ -69,6 +69,7 @@ pub(crate) struct Core {
     next_server: usize,
     /// Whether any server ever answered.
     contacted: bool,
+    contact_required: bool,
     cluster: Cluster,
     calls: BTreeMap<u64, Call>,
     next_call: u64,
@@ -106,6 +107,7 @@ impl Core {
             links,
             next_server: 0,
             contacted: false,
+            contact_required: false,
             cluster: Cluster::new(backoff),
             calls: BTreeMap::new(),
             next_call: 0,
@@ -130,10 +132,15 @@ impl Core {
         Backoff::new(self.options.backoff_first, self.options.backoff_max)
     }
 
+    /// Lets calls fail as soon as each server was tried and none answered.
+    pub(crate) fn require_contact(&mut self) {
+        self.contact_required = true;
+    }
+
     /// Why no server could be reached, when each was tried and none ever answered.
-    pub(crate) fn never_contacted(&self) -> Option<Error> {
+    fn never_contacted(&self) -> Option<Error> {
         let servers = &self.links[..self.servers];
-        if self.contacted || servers.iter().any(|l| l.error.is_none()) {
+        if !self.contact_required || self.contacted || servers.iter().any(|l| l.error.is_none()) {
             return None;
         }
         servers.iter().rev().find_map(|l| l.error.clone())
@@ -178,6 +185,13 @@ impl Core {
     /// The answer of a call, once.
     pub(crate) fn take_answer(&mut self, call: u64) -> Option<Result<Response>> {
         self.answers.remove(&call)
+    }
+
+    /// Gives every answer that there is.
+    pub(crate) fn drain_answers(&mut self, mut each: impl FnMut(u64, Result<Response>)) {
+        for (call, answer) in self.answers.drain() {
+            each(call, answer);
+        }
     }
 
     /// Nobody waits for the answer of this call any more.

@@ -3,15 +3,15 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::core::Core;
 use crate::core::call::{
-    CommittedOffset, ListedOffset, OffsetAt, PartitionDescription, Request, Response, TopicSettings,
+    CommittedOffset, ListedOffset, OffsetAt, PartitionDescription, Request, Response,
+    TopicDescription, TopicSettings,
 };
 use crate::core::cluster::Topic;
 use crate::error::{Error, Result};
-use crate::options::{ConsumerOptions, Options, ProducerOptions};
+use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 use crate::sync::consumer::Consumer;
 use crate::sync::driver::Driver;
 use crate::sync::producer::Producer;
@@ -20,16 +20,6 @@ use crate::sync::producer::Producer;
 #[derive(Clone)]
 pub struct Client {
     driver: Rc<RefCell<Driver>>,
-}
-
-/// A topic with the state of each of its partitions.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct TopicDescription {
-    /// Name, identity and settings.
-    pub topic: Topic,
-    /// What the owner of each partition says about it.
-    pub partitions: Vec<PartitionDescription>,
 }
 
 impl Client {
@@ -42,11 +32,12 @@ impl Client {
         options: Options,
     ) -> Result<Self> {
         let servers: Vec<String> = servers.into_iter().map(|s| s.as_ref().to_owned()).collect();
-        let core = Core::new(&servers, options, seed())?;
+        let mut core = Core::new(&servers, options, seed())?;
+        core.require_contact();
         let client = Self {
             driver: Rc::new(RefCell::new(Driver::new(core))),
         };
-        client.call_or(Request::Ping, |core| core.never_contacted())?;
+        client.ping()?;
         Ok(client)
     }
 
@@ -63,24 +54,12 @@ impl Client {
     }
 
     fn call(&self, request: Request) -> Result<Response> {
-        self.call_or(request, |_| None)
-    }
-
-    fn call_or(
-        &self,
-        request: Request,
-        give_up: impl Fn(&Core) -> Option<Error>,
-    ) -> Result<Response> {
         let mut driver = self.driver.borrow_mut();
         let call = driver.core.call(request, std::time::Instant::now());
         loop {
             let arrived = driver.turn();
             if let Some(answer) = driver.core.take_answer(call) {
                 return answer;
-            }
-            if let Some(error) = give_up(&driver.core) {
-                driver.core.forget_call(call);
-                return Err(error);
             }
             if !arrived {
                 driver.idle(None);
@@ -105,7 +84,7 @@ impl Client {
             partitions,
             settings: *settings,
         };
-        expect_topic(self.call(request)?)
+        self.call(request)?.topic()
     }
 
     /// Changes settings of a topic, or adds partitions: `partitions` is the new total.
@@ -120,7 +99,7 @@ impl Client {
             partitions,
             settings: *settings,
         };
-        expect_topic(self.call(request)?)
+        self.call(request)?.topic()
     }
 
     /// Deletes a topic and its records.
@@ -131,15 +110,13 @@ impl Client {
 
     /// All topics.
     pub fn list_topics(&self) -> Result<Vec<Topic>> {
-        match self.call(Request::ListTopics)? {
-            Response::Topics(topics) => Ok(topics),
-            _ => Err(Error::Closed),
-        }
+        self.call(Request::ListTopics)?.topics()
     }
 
     /// One topic: identity, settings, owners.
     pub fn topic(&self, name: &str) -> Result<Topic> {
-        expect_topic(self.call(Request::DescribeTopic { name: name.into() })?)
+        self.call(Request::DescribeTopic { name: name.into() })?
+            .topic()
     }
 
     /// One topic with the state of each partition.
@@ -154,13 +131,11 @@ impl Client {
 
     /// The state of one partition.
     pub fn describe_partition(&self, topic: &str, partition: u32) -> Result<PartitionDescription> {
-        match self.call(Request::DescribePartition {
+        self.call(Request::DescribePartition {
             topic: topic.into(),
             partition,
-        })? {
-            Response::Partition(description) => Ok(description),
-            _ => Err(Error::Closed),
-        }
+        })?
+        .partition()
     }
 
     /// HOST:PORT of the shard that owns a partition, for a [`RawConnection`](super::RawConnection).
@@ -180,14 +155,12 @@ impl Client {
 
     /// An end of a partition, or the first offset at or after a time.
     pub fn list_offsets(&self, topic: &str, partition: u32, at: OffsetAt) -> Result<ListedOffset> {
-        match self.call(Request::ListOffsets {
+        self.call(Request::ListOffsets {
             topic: topic.into(),
             partition,
             at,
-        })? {
-            Response::Offset(offset) => Ok(offset),
-            _ => Err(Error::Closed),
-        }
+        })?
+        .offset()
     }
 
     /// Stores where a named consumer is: the next offset that it wants.
@@ -219,14 +192,12 @@ impl Client {
         partition: u32,
     ) -> Result<Option<CommittedOffset>> {
         let (consumer, topic) = (consumer.into(), topic.into());
-        match self.call(Request::ReadOffset {
+        self.call(Request::ReadOffset {
             consumer,
             topic,
             partition,
-        })? {
-            Response::Committed(offset) => Ok(offset),
-            _ => Err(Error::Closed),
-        }
+        })?
+        .committed()
     }
 
     /// A producer of one topic.
@@ -258,19 +229,4 @@ impl Client {
             limit,
         ))
     }
-}
-
-fn expect_topic(response: Response) -> Result<Topic> {
-    match response {
-        Response::Topic(topic) => Ok(topic),
-        _ => Err(Error::Closed),
-    }
-}
-
-/// Randomness for jitter; the clock serves where the system has none to give.
-pub(crate) fn seed() -> u64 {
-    getrandom::u64().unwrap_or_else(|_| {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.unwrap_or(Duration::ZERO).as_nanos() as u64
-    })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::core::consumer::{Batch, Reader};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::options::Start;
 use crate::sync::client::Client;
 use crate::sync::driver::Driver;
@@ -46,7 +46,7 @@ impl Consumer {
     /// The next batch, whose records are read where they lie; `None` when none came in time.
     ///
     /// # Errors
-    /// [`Error::OffsetOutOfRange`], [`Error::BadBatch`] and what the broker refuses for good.
+    /// [`OffsetOutOfRange`](crate::Error::OffsetOutOfRange), [`BadBatch`](crate::Error::BadBatch) and what the broker refuses for good.
     pub fn poll(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>> {
         if !self.reader.has_more() && !self.next_chunk(timeout)? {
             return Ok(None);
@@ -114,15 +114,11 @@ impl Consumer {
     }
 
     fn cursor(&self, partition: u32) -> Result<usize> {
-        let driver = &mut *self.driver.borrow_mut();
-        let cursors = &driver.core.consumer(self.key).cursors;
-        cursors
-            .iter()
-            .position(|c| c.partition == partition)
-            .ok_or_else(|| {
-                let topic = &self.reader.topic;
-                Error::invalid(format!("the consumer does not read {topic}/{partition}"))
-            })
+        self.driver
+            .borrow_mut()
+            .core
+            .consumer(self.key)
+            .cursor_of(partition)
     }
 
     /// The offset after the last batch of a partition that was handed out; `None` before the first.
@@ -133,14 +129,7 @@ impl Consumer {
     /// Moves to another place in a partition; what had arrived for it is forgotten.
     pub fn seek(&mut self, partition: u32, start: Start) -> Result<()> {
         let cursor = self.cursor(partition)?;
-        if self
-            .reader
-            .chunk
-            .as_ref()
-            .is_some_and(|c| c.cursor == cursor)
-        {
-            self.reader.chunk = None;
-        }
+        self.reader.forget(cursor);
         self.positions[cursor] = None;
         self.driver
             .borrow_mut()

@@ -29,7 +29,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Client, TopicDescription};
+pub use client::Client;
 pub use consumer::Consumer;
 pub use producer::Producer;
 pub use raw::{RawConnection, RawEvent};

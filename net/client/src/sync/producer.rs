@@ -2,9 +2,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::options::now_ms;
 use crate::record::{Ack, Delivered, Record, Ticket};
 use crate::sync::driver::Driver;
 
@@ -147,12 +148,4 @@ impl Drop for Producer {
     fn drop(&mut self) {
         self.driver.borrow_mut().core.remove_producer(self.key);
     }
-}
-
-/// Ms since 1970.
-pub(crate) fn now_ms() -> i64 {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or(Duration::ZERO);
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,0 +1,245 @@
+//! The client: connecting, administration, and making producers and consumers.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::asynch::consumer::Consumer;
+use crate::asynch::producer::Producer;
+use crate::asynch::shared::Handle;
+use crate::core::Core;
+use crate::core::call::{
+    CommittedOffset, ListedOffset, OffsetAt, PartitionDescription, Request, Response,
+    TopicDescription, TopicSettings,
+};
+use crate::core::cluster::Topic;
+use crate::error::{Error, Result};
+use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
+
+/// A client of one broker. Clones share the connections.
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<Handle>,
+}
+
+/// Forgets a call that nobody waits for any more.
+struct Waiting<'a> {
+    handle: &'a Handle,
+    call: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.handle.lock();
+        state.calls.remove(&self.call);
+        state.core.forget_call(self.call);
+    }
+}
+
+impl Client {
+    /// Connects to the broker that these servers (HOST:PORT; any shard of it) belong to.
+    ///
+    /// # Errors
+    /// When none of them answers: each is tried once.
+    pub async fn connect<S: AsRef<str>>(
+        servers: impl IntoIterator<Item = S>,
+        options: Options,
+    ) -> Result<Self> {
+        let servers: Vec<String> = servers.into_iter().map(|s| s.as_ref().to_owned()).collect();
+        let mut core = Core::new(&servers, options, seed())?;
+        core.require_contact();
+        let client = Self {
+            handle: Handle::start(core),
+        };
+        client.ping().await?;
+        Ok(client)
+    }
+
+    /// The last failure of a connection, unless one has come up since.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Error> {
+        self.handle.lock().core.trouble().cloned()
+    }
+
+    async fn call(&self, request: Request) -> Result<Response> {
+        let (sender, receiver) = oneshot::channel();
+        let waiting = {
+            let mut state = self.handle.lock();
+            let call = state.core.call(request, Instant::now());
+            state.calls.insert(call, sender);
+            state.settle();
+            Waiting {
+                handle: &self.handle,
+                call,
+            }
+        };
+        let answer = receiver.await;
+        drop(waiting);
+        answer.map_err(|_| Error::Closed)?
+    }
+
+    /// Asks the broker whether it is there.
+    pub async fn ping(&self) -> Result<()> {
+        self.call(Request::Ping).await.map(drop)
+    }
+
+    /// Makes a topic.
+    pub async fn create_topic(
+        &self,
+        name: &str,
+        partitions: u32,
+        settings: &TopicSettings,
+    ) -> Result<Topic> {
+        let settings = *settings;
+        self.call(Request::CreateTopic {
+            name: name.into(),
+            partitions,
+            settings,
+        })
+        .await?
+        .topic()
+    }
+
+    /// Changes settings of a topic, or adds partitions: `partitions` is the new total.
+    pub async fn alter_topic(
+        &self,
+        name: &str,
+        partitions: Option<u32>,
+        settings: &TopicSettings,
+    ) -> Result<Topic> {
+        let settings = *settings;
+        self.call(Request::AlterTopic {
+            name: name.into(),
+            partitions,
+            settings,
+        })
+        .await?
+        .topic()
+    }
+
+    /// Deletes a topic and its records.
+    pub async fn delete_topic(&self, name: &str) -> Result<()> {
+        self.call(Request::DeleteTopic { name: name.into() })
+            .await
+            .map(drop)
+    }
+
+    /// All topics.
+    pub async fn list_topics(&self) -> Result<Vec<Topic>> {
+        self.call(Request::ListTopics).await?.topics()
+    }
+
+    /// One topic: identity, settings, owners.
+    pub async fn topic(&self, name: &str) -> Result<Topic> {
+        self.call(Request::DescribeTopic { name: name.into() })
+            .await?
+            .topic()
+    }
+
+    /// One topic with the state of each partition.
+    pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription> {
+        let topic = self.topic(name).await?;
+        let mut partitions = Vec::new();
+        for partition in 0..topic.partitions() {
+            partitions.push(self.describe_partition(name, partition).await?);
+        }
+        Ok(TopicDescription { topic, partitions })
+    }
+
+    /// The state of one partition.
+    pub async fn describe_partition(
+        &self,
+        topic: &str,
+        partition: u32,
+    ) -> Result<PartitionDescription> {
+        let request = Request::DescribePartition {
+            topic: topic.into(),
+            partition,
+        };
+        self.call(request).await?.partition()
+    }
+
+    /// An end of a partition, or the first offset at or after a time.
+    pub async fn list_offsets(
+        &self,
+        topic: &str,
+        partition: u32,
+        at: OffsetAt,
+    ) -> Result<ListedOffset> {
+        self.call(Request::ListOffsets {
+            topic: topic.into(),
+            partition,
+            at,
+        })
+        .await?
+        .offset()
+    }
+
+    /// Stores where a named consumer is: the next offset that it wants.
+    pub async fn commit_offset(
+        &self,
+        consumer: &str,
+        topic: &str,
+        partition: u32,
+        offset: u64,
+        leader_epoch: u32,
+    ) -> Result<()> {
+        let (consumer, topic, epoch) = (consumer.into(), topic.into(), leader_epoch);
+        let request = Request::CommitOffset {
+            consumer,
+            topic,
+            partition,
+            offset,
+            epoch,
+        };
+        self.call(request).await.map(drop)
+    }
+
+    /// Where a named consumer has committed to be.
+    pub async fn read_offset(
+        &self,
+        consumer: &str,
+        topic: &str,
+        partition: u32,
+    ) -> Result<Option<CommittedOffset>> {
+        let (consumer, topic) = (consumer.into(), topic.into());
+        self.call(Request::ReadOffset {
+            consumer,
+            topic,
+            partition,
+        })
+        .await?
+        .committed()
+    }
+
+    /// A producer of one topic.
+    pub async fn producer(&self, topic: &str, options: ProducerOptions) -> Result<Producer> {
+        let topic = Arc::new(self.topic(topic).await?);
+        let mut state = self.handle.lock();
+        let key = state.core.add_producer(topic, options, Instant::now())?;
+        state.producers.insert(key, Default::default());
+        state.settle();
+        Ok(Producer::new(self.handle.clone(), key))
+    }
+
+    /// A consumer of one topic.
+    pub async fn consumer(&self, topic: &str, options: ConsumerOptions) -> Result<Consumer> {
+        let topic = Arc::new(self.topic(topic).await?);
+        let (name, limit) = (topic.name.clone(), options.inflated_bytes);
+        let mut state = self.handle.lock();
+        let key = state.core.add_consumer(topic, options)?;
+        let news = Arc::default();
+        state.consumers.insert(key, Arc::clone(&news));
+        let cursors = state.core.consumer(key).cursors.len();
+        state.settle();
+        drop(state);
+        Ok(Consumer::new(
+            self.clone(),
+            self.handle.clone(),
+            key,
+            news,
+            (name, limit, cursors),
+        ))
+    }
+}

@@ -1,0 +1,139 @@
+//! Publishing from tasks.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::asynch::shared::Handle;
+use crate::error::{Error, Result};
+use crate::options::now_ms;
+use crate::record::{Ack, Record, Ticket};
+
+/// Publishes to one topic; may be shared by tasks.
+///
+/// Dropping it gives up what was not acknowledged: [`Producer::flush`] first.
+pub struct Producer {
+    handle: Arc<Handle>,
+    key: usize,
+}
+
+/// Becomes the acknowledgement of one record. It need not be awaited for the record to be sent.
+#[derive(Debug)]
+#[must_use = "an error would go unnoticed"]
+pub struct Acknowledgement {
+    ticket: Ticket,
+    receiver: oneshot::Receiver<Result<Ack>>,
+}
+
+impl Acknowledgement {
+    /// Which record it is about.
+    #[must_use]
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+}
+
+impl Future for Acknowledgement {
+    type Output = Result<Ack>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.receiver).poll(context).map(|received| {
+            received.unwrap_or_else(|_| {
+                let what = format!("publish to partition {}", self.ticket.partition).into();
+                let why = "the producer was dropped before the answer".into();
+                Err(Error::OutcomeUnknown { what, why })
+            })
+        })
+    }
+}
+
+impl Producer {
+    pub(crate) fn new(handle: Arc<Handle>, key: usize) -> Self {
+        Self { handle, key }
+    }
+
+    /// Takes a record, waiting while too much is not acknowledged, and sends it at once if the
+    /// window allows. The future that is returned becomes its acknowledgement.
+    ///
+    /// # Errors
+    /// An unknown partition, a record too large, or a time before 1970 is refused here; what the
+    /// broker refuses is an error of the acknowledgement.
+    pub async fn send(&self, record: &Record<'_>) -> Result<Acknowledgement> {
+        loop {
+            let space = match self.try_or_wait(record) {
+                Ok(taken) => return taken,
+                Err(space) => space,
+            };
+            let mut notified = pin!(space.notified());
+            // Whatever was acknowledged before this line is seen by the next attempt.
+            notified.as_mut().enable();
+            if let Ok(taken) = self.try_or_wait(record) {
+                return taken;
+            }
+            notified.await;
+        }
+    }
+
+    /// As [`Self::send`], but refuses with [`Error::BufferFull`] instead of waiting.
+    pub fn try_send(&self, record: &Record<'_>) -> Result<Acknowledgement> {
+        let (sender, receiver) = oneshot::channel();
+        let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
+        let mut state = self.handle.lock();
+        let ticket = state
+            .core
+            .send(self.key, record, timestamp_ms, Instant::now())?;
+        if let Some(waiters) = state.producers.get_mut(&self.key) {
+            waiters.push(ticket.partition, sender);
+        }
+        state.settle();
+        Ok(Acknowledgement { ticket, receiver })
+    }
+
+    fn try_or_wait(
+        &self,
+        record: &Record<'_>,
+    ) -> Result<Result<Acknowledgement>, Arc<tokio::sync::Notify>> {
+        match self.try_send(record) {
+            Err(Error::BufferFull { .. }) => Err(self.space()),
+            taken => Ok(taken),
+        }
+    }
+
+    fn space(&self) -> Arc<tokio::sync::Notify> {
+        let state = self.handle.lock();
+        state
+            .producers
+            .get(&self.key)
+            .map_or_else(Arc::default, |w| w.space.clone())
+    }
+
+    /// Sends what lingers and waits until the outcome of every record is known.
+    pub async fn flush(&self) {
+        loop {
+            let space = self.space();
+            let mut notified = pin!(space.notified());
+            notified.as_mut().enable();
+            {
+                let mut state = self.handle.lock();
+                state.core.flush(self.key, Instant::now());
+                state.settle();
+                if state.core.producer(self.key).is_idle() {
+                    return;
+                }
+            }
+            notified.await;
+        }
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        let mut state = self.handle.lock();
+        state.producers.remove(&self.key);
+        state.core.remove_producer(self.key);
+    }
+}
