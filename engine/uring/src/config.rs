@@ -1,0 +1,89 @@
+//! How a shard is driven. Nothing here decides the format of data.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// What a shard does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdlePolicy {
+    /// Keeps looking; takes the whole core. Lets kernel workers of the core run in between.
+    Spin,
+    /// Keeps looking for `budget` after the last network event or mail, then sleeps.
+    Adaptive {
+        /// How long.
+        budget: Duration,
+    },
+    /// Sleeps at once.
+    Park,
+}
+
+/// How ranges of segment files reach a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CatchUp {
+    /// Copied for peers on this host, by sendfile for all others.
+    Auto,
+    /// Always by sendfile.
+    Sendfile,
+    /// Always copied through a buffer.
+    Copy,
+}
+
+/// The configuration of one shard.
+#[derive(Clone, Debug)]
+pub struct ShardConfig {
+    /// The CPU that the shard's thread is pinned to.
+    pub cpu: usize,
+    /// The shard's number: shards are numbered from 0 in the order in which they are given.
+    pub shard: u16,
+    /// Where the shard listens; for messages only, the socket is bound by [`crate::bind`].
+    pub listen: SocketAddr,
+    /// What it does when idle.
+    pub idle: IdlePolicy,
+    /// Entries of the ring's submission queue.
+    pub ring_entries: u32,
+    /// Entries of the ring's completion queue.
+    pub completion_entries: u32,
+    /// Receive buffers shared by all connections; a power of two.
+    pub recv_buffers: u16,
+    /// Bytes of each.
+    pub recv_buffer_bytes: u32,
+    /// Send buffer of accepted sockets in bytes; the system's choice if absent.
+    pub socket_send_buffer: Option<usize>,
+    /// Connections beyond this wait in the listen queue.
+    pub max_connections: usize,
+    /// How ranges of files are sent.
+    pub catch_up: CatchUp,
+    /// Buffers of 256 KiB for ranges of files on their way to sockets.
+    pub file_buffers: u16,
+    /// The most kernel worker threads of the ring: for bounded (files) and unbounded work.
+    pub io_wq_workers: [u32; 2],
+    /// Threads for blocking work on files.
+    pub job_threads: usize,
+    /// Mails under way to each other shard before they wait at the sender.
+    pub mailbox_slots: usize,
+}
+
+impl ShardConfig {
+    /// The defaults, for a shard of this number on this CPU.
+    pub fn new(shard: u16, cpu: usize, listen: SocketAddr) -> Self {
+        Self {
+            cpu,
+            shard,
+            listen,
+            idle: IdlePolicy::Adaptive {
+                budget: Duration::from_millis(1),
+            },
+            ring_entries: 1024,
+            completion_entries: 4096,
+            recv_buffers: 128,
+            recv_buffer_bytes: 64 << 10,
+            socket_send_buffer: None,
+            max_connections: 10_000,
+            catch_up: CatchUp::Auto,
+            file_buffers: 16,
+            io_wq_workers: [4, 4],
+            job_threads: 2,
+            mailbox_slots: 1024,
+        }
+    }
+}

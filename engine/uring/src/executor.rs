@@ -1,0 +1,319 @@
+//! The shard loop: one turn after the other until the logic has stopped.
+//!
+//! ```text
+//! enter the ring (submit what the last turn made, let completions happen; skipped if in vain)
+//!   ─► completions ─► mail ─► finished jobs ─► the logic's `turn` ─► its effects ─► again
+//! nothing happened: let other threads of the core run; after a while, sleep
+//! ```
+//!
+//! Effects never call the logic: what ends at once is reported in the next turn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ringtide_io::{DiskDone, DiskError, Effects, Fatal, FatalReason, Logic, Now, OpId};
+
+use crate::clock;
+use crate::config::{IdlePolicy, ShardConfig};
+use crate::disk::Disk;
+use crate::mailbox::Mailboxes;
+use crate::net::{Deliver, Net};
+use crate::ring::{Completion, Ring};
+use crate::token::Kind;
+use crate::wake::{StopSignal, Wake};
+
+/// How often a busy loop lets the executor's other tasks have a turn.
+const HOSPITALITY_NS: u64 = 10_000_000;
+/// How long the end of a shard waits for the kernel to let go of its memory.
+const DRAIN_NS: u64 = 5_000_000_000;
+
+/// One shard with all that it owns.
+pub(crate) struct Shard<L: Logic> {
+    // First, so that the kernel has let go of the memory before it goes.
+    ring: Ring,
+    net: Net,
+    disk: Disk,
+    logic: L,
+    fx: Effects<L::Mail>,
+    mail: Mailboxes<L::Mail>,
+    wake: Arc<Wake>,
+    stop: StopSignal,
+    /// Some shard has failed: all end.
+    failed: Arc<AtomicBool>,
+    idle: IdlePolicy,
+    /// The logic was told to stop.
+    stopping: bool,
+    completions: Vec<Completion>,
+}
+
+/// What the parts of a shard are made of.
+pub(crate) struct Parts<L: Logic> {
+    pub ring: Ring,
+    pub net: Net,
+    pub disk: Disk,
+    pub logic: L,
+    pub mail: Mailboxes<L::Mail>,
+    pub wake: Arc<Wake>,
+    pub stop: StopSignal,
+    pub failed: Arc<AtomicBool>,
+}
+
+/// What a turn came to.
+#[derive(Default)]
+struct Turn {
+    /// Something happened that others wait for: the next turn follows at once.
+    busy: bool,
+    /// A peer or another shard was heard: worth to keep looking for more.
+    heard: bool,
+}
+
+impl<L: Logic> Shard<L> {
+    pub fn new(config: &ShardConfig, parts: Parts<L>) -> Self {
+        let Parts {
+            ring,
+            net,
+            disk,
+            logic,
+            mail,
+            wake,
+            stop,
+            failed,
+        } = parts;
+        Self {
+            ring,
+            net,
+            disk,
+            logic,
+            fx: Effects::default(),
+            mail,
+            wake,
+            stop,
+            failed,
+            idle: config.idle,
+            stopping: false,
+            completions: Vec::with_capacity(256),
+        }
+    }
+
+    /// Runs until the logic has stopped, or something fatal happened.
+    pub async fn run(mut self) -> Result<(), Fatal> {
+        let result = self.turns().await;
+        self.drain();
+        if self.ring.outstanding() > 0 {
+            tracing::warn!("the kernel still holds memory of a shard; it is left to it");
+            std::mem::forget(self);
+        }
+        result
+    }
+
+    async fn turns(&mut self) -> Result<(), Fatal> {
+        self.wake.arm(&mut self.ring);
+        self.net.accept(&mut self.ring);
+        let mut heard_ns = clock::mono_ns();
+        let mut yielded_ns = heard_ns;
+        loop {
+            if self.ring.wants_enter() {
+                self.ring
+                    .enter()
+                    .map_err(|error| broken(format!("io_uring_enter: {error}")))?;
+            }
+            let now = clock::now();
+            let mut turn = self.events(now);
+            if !self.stopping && self.stop.is_stopped() {
+                self.stopping = true;
+                turn.busy = true;
+                self.net.close_listener(&mut self.ring);
+                self.logic.stop(now, &mut self.fx);
+            }
+            if self.failed.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            let due = self.deadline_ns().is_some_and(|at| at <= now.mono_ns);
+            if turn.busy || due {
+                self.logic.turn(now, &mut self.fx);
+                turn.busy |= self.carry_out()?;
+            }
+            turn.busy |= self.mail.flush();
+            if turn.heard {
+                heard_ns = now.mono_ns;
+            }
+            let working = turn.busy || self.ring.wants_enter() || self.net.has_ready();
+            if self.stopping && !working && self.logic.is_stopped() && self.is_quiet() {
+                return Ok(());
+            }
+            let background =
+                self.disk.jobs.under_way() > 0 && glommio_ng::executor().need_preempt();
+            if background
+                || self.disk.jobs.take_fresh()
+                || now.mono_ns.saturating_sub(yielded_ns) > HOSPITALITY_NS
+            {
+                yielded_ns = now.mono_ns;
+                glommio_ng::executor().yield_task_queue_now().await;
+            }
+            if working {
+                continue;
+            }
+            let spin = match self.idle {
+                IdlePolicy::Spin => true,
+                IdlePolicy::Park => false,
+                IdlePolicy::Adaptive { budget } => {
+                    u128::from(now.mono_ns.saturating_sub(heard_ns)) < budget.as_nanos()
+                }
+            };
+            if spin {
+                // Kernel threads of this core finish writes; a loop that never lets go starves
+                // them.
+                std::thread::yield_now();
+            } else {
+                self.park()?;
+            }
+        }
+    }
+
+    /// Everything that has happened, told to the logic.
+    fn events(&mut self, now: Now) -> Turn {
+        let mut turn = Turn::default();
+        let Self {
+            ring,
+            net,
+            disk,
+            logic,
+            fx,
+            mail,
+            completions,
+            wake,
+            ..
+        } = self;
+        completions.clear();
+        ring.collect(completions);
+        let mut to = Deliver { logic, fx, now };
+        for &completion in completions.iter() {
+            match completion.token.kind {
+                Kind::Accept => net.on_accept(completion, ring, &mut to),
+                Kind::Recv => net.on_recv(completion, ring, &mut to),
+                Kind::Send | Kind::Writable | Kind::FileRead => {
+                    net.on_egress(completion, ring, &mut to);
+                }
+                Kind::Disk => {
+                    if let Some((op, result)) = disk.completed(completion, ring) {
+                        to.disk(op, result);
+                    }
+                }
+                Kind::Cancel => continue,
+                Kind::Wake => {
+                    wake.clear();
+                    if !completion.more() {
+                        wake.arm(ring);
+                    }
+                    continue;
+                }
+            }
+            turn.busy = true;
+            turn.heard |= matches!(completion.token.kind, Kind::Accept | Kind::Recv);
+        }
+        turn.busy |= net.go_on(ring, &mut to);
+        for (op, result) in disk.ended.drain(..) {
+            turn.busy = true;
+            to.disk(op, result);
+        }
+        if disk.jobs.has_results() {
+            turn.busy = true;
+            for (op, result) in disk.finished_jobs() {
+                to.disk(op, result);
+            }
+        }
+        let Deliver { logic, fx, .. } = &mut to;
+        if mail.receive(|from, mail| logic.mail(from, mail, now, fx)) {
+            turn.busy = true;
+            turn.heard = true;
+        }
+        turn.busy |= net.settle(ring, &mut to);
+        turn
+    }
+
+    /// Carries out what the logic wants done. Whether there was anything.
+    fn carry_out(&mut self) -> Result<bool, Fatal> {
+        if let Some(fatal) = self.fx.fatal.take() {
+            return Err(fatal);
+        }
+        let fx = &mut self.fx;
+        let any = !(fx.net.is_empty() && fx.disk.is_empty() && fx.mail.is_empty());
+        for (op, what) in fx.disk.drain(..) {
+            self.disk.start(op, what, &mut self.ring);
+        }
+        for op in fx.net.drain(..) {
+            self.net.apply(op, &self.disk.files, &mut self.ring);
+        }
+        for (to, mail) in fx.mail.drain(..) {
+            self.mail.send(to, mail);
+        }
+        Ok(any)
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        match (self.logic.deadline_ns(), self.net.deadline_ns()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Whether nothing of the shard waits outside the ring.
+    fn is_quiet(&self) -> bool {
+        !self.mail.has_work() && self.disk.jobs.under_way() == 0 && self.disk.ended.is_empty()
+    }
+
+    /// Sleeps until there is work or the logic's deadline has come.
+    ///
+    /// The thread sleeps on the shard's own ring. Other tasks of the executor stand still
+    /// meanwhile; the only ones are those that hand jobs over, and they are through by then.
+    fn park(&mut self) -> Result<(), Fatal> {
+        let timeout = match self.deadline_ns() {
+            None => None,
+            Some(at) => match at.checked_sub(clock::mono_ns()) {
+                None | Some(0) => return Ok(()),
+                Some(left) => Some(Duration::from_nanos(left)),
+            },
+        };
+        self.wake.announce_parking();
+        let must_not_sleep = self.mail.has_work()
+            || self.disk.jobs.has_results()
+            || !self.disk.ended.is_empty()
+            || self.stopping != self.stop.is_stopped()
+            || self.failed.load(Ordering::SeqCst);
+        let slept = if must_not_sleep {
+            Ok(())
+        } else {
+            self.ring.wait(timeout)
+        };
+        self.wake.awake();
+        slept.map_err(|error| broken(format!("io_uring_enter: {error}")))
+    }
+
+    /// Cancels what the kernel still does and waits until it has let go of all memory.
+    fn drain(&mut self) {
+        self.net.end_all(&mut self.ring);
+        self.ring.cancel_all();
+        let until_ns = clock::mono_ns() + DRAIN_NS;
+        while self.ring.outstanding() > 0 && clock::mono_ns() < until_ns {
+            if self.ring.wait(Some(Duration::from_millis(100))).is_err() {
+                break;
+            }
+            self.completions.clear();
+            self.ring.collect(&mut self.completions);
+        }
+    }
+}
+
+impl<L: Logic> Deliver<'_, L> {
+    fn disk(&mut self, op: OpId, result: Result<DiskDone, DiskError>) {
+        self.logic.disk(op, result, self.now, self.fx);
+    }
+}
+
+fn broken(message: String) -> Fatal {
+    Fatal {
+        reason: FatalReason::Invariant,
+        message,
+    }
+}

@@ -1,0 +1,456 @@
+//! Work on files that blocks: it runs on threads of glommio's blocking pool, away from the shard,
+//! and never on the path of a message.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ringtide_io::{DiskError, DiskErrorKind, FileId, IndexBytes, OpId, OpenMode};
+use ringtide_schema::batch;
+use ringtide_schema::index::{self, IndexEntry, IndexView};
+use ringtide_schema::limits::BLOCK_BYTES;
+
+use crate::files::{OpenFile, failed};
+use crate::memory::Blocks;
+use crate::wake::Wake;
+
+/// One piece of blocking work.
+pub(crate) enum Job {
+    Open {
+        file: FileId,
+        path: PathBuf,
+        mode: OpenMode,
+    },
+    Seal {
+        file: Arc<OpenFile>,
+        bytes: u64,
+        index_path: PathBuf,
+        index: Vec<u8>,
+    },
+    LoadIndex {
+        index_path: PathBuf,
+        log_path: PathBuf,
+        base_offset: u64,
+        bytes: u64,
+    },
+    Replace {
+        path: PathBuf,
+        contents: Vec<u8>,
+    },
+    Remove {
+        paths: Vec<PathBuf>,
+        and_directory: Option<PathBuf>,
+    },
+    CreateSlot {
+        path: PathBuf,
+        bytes: u64,
+    },
+}
+
+/// How it ended well.
+pub(crate) enum Outcome {
+    Done,
+    Opened {
+        id: FileId,
+        file: OpenFile,
+        bytes: u64,
+    },
+    Index(IndexBytes),
+}
+
+type Finished = (OpId, Result<Outcome, DiskError>);
+
+/// The jobs of one shard.
+pub(crate) struct Jobs {
+    results: Arc<Results>,
+    under_way: usize,
+    /// Some were spawned that the executor has not seen yet.
+    fresh: bool,
+}
+
+struct Results {
+    list: Mutex<Vec<Finished>>,
+    any: AtomicBool,
+    shard: Arc<Wake>,
+}
+
+impl Jobs {
+    pub fn new(shard: Arc<Wake>) -> Self {
+        let results = Results {
+            list: Mutex::default(),
+            any: AtomicBool::new(false),
+            shard,
+        };
+        Self {
+            results: Arc::new(results),
+            under_way: 0,
+            fresh: false,
+        }
+    }
+
+    /// Hands a job over. It begins when the shard loop next yields to the executor.
+    pub fn start(&mut self, op: OpId, job: Job) {
+        self.under_way += 1;
+        self.fresh = true;
+        let results = self.results.clone();
+        let work = move || {
+            let result = job.run();
+            results
+                .list
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push((op, result));
+            results.any.store(true, Ordering::SeqCst);
+            results.shard.wake_if_parked();
+        };
+        let handed_over = glommio_ng::executor().spawn_blocking(work);
+        glommio_ng::spawn_local(handed_over).detach();
+    }
+
+    /// Whether jobs were started since this was last asked: the executor must be yielded to.
+    pub fn take_fresh(&mut self) -> bool {
+        std::mem::take(&mut self.fresh)
+    }
+
+    /// Jobs that were started and not collected.
+    pub fn under_way(&self) -> usize {
+        self.under_way
+    }
+
+    /// Whether there are results to collect.
+    pub fn has_results(&self) -> bool {
+        self.under_way > 0 && self.results.any.load(Ordering::SeqCst)
+    }
+
+    /// The results that have come.
+    pub fn collect(&mut self) -> Vec<Finished> {
+        self.results.any.store(false, Ordering::SeqCst);
+        let mut list = self
+            .results
+            .list
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let finished = std::mem::take(&mut *list);
+        self.under_way -= finished.len();
+        finished
+    }
+}
+
+impl Job {
+    fn run(self) -> Result<Outcome, DiskError> {
+        match self {
+            Self::Open { file, path, mode } => open(file, path, mode),
+            Self::Seal {
+                file,
+                bytes,
+                index_path,
+                index,
+            } => seal(&file, bytes, &index_path, &index).map(|()| Outcome::Done),
+            Self::LoadIndex {
+                index_path,
+                log_path,
+                base_offset,
+                bytes,
+            } => load_index(&index_path, &log_path, base_offset, bytes).map(Outcome::Index),
+            Self::Replace { path, contents } => replace(&path, &contents).map(|()| Outcome::Done),
+            Self::Remove {
+                paths,
+                and_directory,
+            } => remove(&paths, and_directory.as_deref()).map(|()| Outcome::Done),
+            Self::CreateSlot { path, bytes } => create_slot(&path, bytes).map(|()| Outcome::Done),
+        }
+    }
+}
+
+fn open(id: FileId, path: PathBuf, mode: OpenMode) -> Result<Outcome, DiskError> {
+    let failed_to = |what: &str, error: io::Error| failed(what, &path, &error);
+    let mut options = OpenOptions::new();
+    options.read(true);
+    let file = match mode {
+        OpenMode::Read => options.open(&path),
+        OpenMode::Wal => options
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
+            .open(&path),
+        OpenMode::Append { .. } => {
+            create_directory(parent(&path))?;
+            options
+                .write(true)
+                .create(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(&path)
+        }
+    }
+    .map_err(|error| failed_to("open", error))?;
+    let mut bytes = file
+        .metadata()
+        .map_err(|error| failed_to("look at", error))?
+        .len();
+    if let OpenMode::Append { keep_bytes } = mode {
+        if bytes < keep_bytes {
+            return Err(DiskError {
+                kind: DiskErrorKind::Corrupt,
+                message: format!(
+                    "{} has {bytes} bytes, {keep_bytes} of it were synced before",
+                    path.display()
+                ),
+            });
+        }
+        if bytes > keep_bytes {
+            file.set_len(keep_bytes)
+                .map_err(|error| failed_to("cut", error))?;
+            bytes = keep_bytes;
+        }
+        // Not known whether it was there: syncing the directory once too often does no harm.
+        sync_directory(parent(&path))?;
+    }
+    Ok(Outcome::Opened {
+        id,
+        file: OpenFile { file, path },
+        bytes,
+    })
+}
+
+fn seal(file: &OpenFile, bytes: u64, index_path: &Path, index: &[u8]) -> Result<(), DiskError> {
+    let failed_to = |what: &str, error: io::Error| failed(what, &file.path, &error);
+    let have = file
+        .file
+        .metadata()
+        .map_err(|error| failed_to("look at", error))?
+        .len();
+    if have < bytes {
+        return Err(DiskError {
+            kind: DiskErrorKind::Corrupt,
+            message: format!("{} has {have} bytes, {bytes} to seal", file.path.display()),
+        });
+    }
+    file.file
+        .set_len(bytes)
+        .map_err(|error| failed_to("cut", error))?;
+    file.file
+        .sync_all()
+        .map_err(|error| failed_to("sync", error))?;
+    // Derived data: without it the index is built anew when it is asked for.
+    if let Err(error) = write_index(index_path, index) {
+        tracing::warn!("cannot write index {}: {error}", index_path.display());
+    }
+    Ok(())
+}
+
+fn write_index(path: &Path, contents: &[u8]) -> io::Result<()> {
+    let beside = beside(path);
+    fs::write(&beside, contents)?;
+    fs::rename(&beside, path)
+}
+
+fn load_index(
+    index_path: &Path,
+    log_path: &Path,
+    base_offset: u64,
+    bytes: u64,
+) -> Result<IndexBytes, DiskError> {
+    if let Some(map) = mapped_index(index_path, base_offset, bytes) {
+        return Ok(IndexBytes::File(map));
+    }
+    let log = File::open(log_path).map_err(|error| failed("open", log_path, &error))?;
+    let (entries, covered_bytes) = scan(&log, log_path, base_offset, bytes)?;
+    if covered_bytes >= bytes && u32::try_from(covered_bytes).is_ok() {
+        let contents = index::encode(base_offset, covered_bytes as u32, &entries);
+        if let Err(error) = write_index(index_path, &contents) {
+            tracing::warn!("cannot write index {}: {error}", index_path.display());
+        }
+    }
+    Ok(IndexBytes::Built {
+        entries,
+        covered_bytes,
+    })
+}
+
+/// The index file, if it is there, whole, and knows enough.
+fn mapped_index(
+    path: &Path,
+    base_offset: u64,
+    bytes: u64,
+) -> Option<Arc<dyn AsRef<[u8]> + Send + Sync>> {
+    let file = File::open(path).ok()?;
+    let map = crate::memory::map_index(&file).ok()?;
+    let view = IndexView::check(&map).ok()?;
+    let fits = view.base_offset == base_offset && u64::from(view.covered_bytes) >= bytes;
+    fits.then(|| Arc::new(map) as _)
+}
+
+/// Reads the batch headers of a segment up to `bytes`.
+fn scan(
+    log: &File,
+    path: &Path,
+    base_offset: u64,
+    bytes: u64,
+) -> Result<(Vec<IndexEntry>, u64), DiskError> {
+    const WINDOW_BYTES: usize = 1 << 20;
+    let corrupt = |message: String| DiskError {
+        kind: DiskErrorKind::Corrupt,
+        message,
+    };
+    let length = log
+        .metadata()
+        .map_err(|error| failed("look at", path, &error))?
+        .len();
+    if length < bytes {
+        return Err(corrupt(format!(
+            "{} has {length} bytes instead of {bytes}",
+            path.display()
+        )));
+    }
+    let mut window = vec![0; WINDOW_BYTES];
+    let (mut start, mut filled) = (0u64, 0usize);
+    let mut entries: Vec<IndexEntry> = Vec::new();
+    let mut max_before_ms = i64::MIN;
+    let mut position = 0u64;
+    while position < bytes {
+        if position + batch::HEADER_BYTES as u64 > start + filled as u64 {
+            if position + batch::HEADER_BYTES as u64 > length {
+                break;
+            }
+            start = position;
+            filled = WINDOW_BYTES.min((length - position) as usize);
+            log.read_exact_at(&mut window[..filled], start)
+                .map_err(|error| failed("read", path, &error))?;
+        }
+        let at = (position - start) as usize;
+        let header = batch::Header::peek(&window[at..filled])
+            .map_err(|error| corrupt(format!("{} at byte {position}: {error}", path.display())))?;
+        let relative = header.base_offset.checked_sub(base_offset);
+        let relative = relative.and_then(|offset| u32::try_from(offset).ok());
+        let (Some(relative_offset), Ok(at_u32)) = (relative, u32::try_from(position)) else {
+            return Err(corrupt(format!(
+                "{} at byte {position}: offset {} in the segment of {base_offset}",
+                path.display(),
+                header.base_offset
+            )));
+        };
+        let due = entries
+            .last()
+            .is_none_or(|last| at_u32 - last.position >= index::INTERVAL_BYTES);
+        if due {
+            entries.push(IndexEntry {
+                relative_offset,
+                position: at_u32,
+                timestamp_ms: header.base_timestamp_ms,
+                max_timestamp_before_ms: max_before_ms,
+            });
+        }
+        max_before_ms = max_before_ms.max(header.max_timestamp_ms);
+        position += header.batch_bytes as u64;
+    }
+    Ok((entries, position))
+}
+
+fn replace(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
+    create_directory(parent(path))?;
+    let beside = beside(path);
+    let written = File::create(&beside).and_then(|mut file| {
+        file.write_all(contents)?;
+        file.sync_all()
+    });
+    written.map_err(|error| failed("write", &beside, &error))?;
+    fs::rename(&beside, path).map_err(|error| failed("replace", path, &error))?;
+    sync_directory(parent(path))
+}
+
+fn remove(paths: &[PathBuf], and_directory: Option<&Path>) -> Result<(), DiskError> {
+    let absent_is_fine = |result: io::Result<()>| match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    for path in paths {
+        absent_is_fine(fs::remove_file(path)).map_err(|error| failed("remove", path, &error))?;
+    }
+    if let Some(directory) = and_directory {
+        absent_is_fine(fs::remove_dir_all(directory))
+            .map_err(|error| failed("remove", directory, &error))?;
+    }
+    let mut parents: Vec<_> = paths
+        .iter()
+        .map(PathBuf::as_path)
+        .chain(and_directory)
+        .map(parent)
+        .collect();
+    parents.sort_unstable();
+    parents.dedup();
+    for directory in parents {
+        match sync_directory(directory) {
+            // Went with the directory, whose own parent is in the list.
+            Err(error) if error.kind == DiskErrorKind::NotFound => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Pieces in which a slot is filled with zeros: small, so that writes of the log beside it wait
+/// for one piece at the most.
+const ZEROS_BYTES: usize = 256 << 10;
+
+fn create_slot(path: &Path, bytes: u64) -> Result<(), DiskError> {
+    create_directory(parent(path))?;
+    let beside = beside(path);
+    let written = || -> io::Result<()> {
+        let zeros = Blocks::new(ZEROS_BYTES)?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(&beside)?;
+        let mut position = 0;
+        while position < bytes {
+            let piece = (bytes - position).min(ZEROS_BYTES as u64) as usize;
+            file.write_all_at(&zeros[..piece], position)?;
+            position += piece as u64;
+        }
+        file.sync_all()
+    };
+    assert!(
+        bytes.is_multiple_of(BLOCK_BYTES as u64),
+        "slot of {bytes} bytes"
+    );
+    written().map_err(|error| failed("write", &beside, &error))?;
+    fs::rename(&beside, path).map_err(|error| failed("create", path, &error))?;
+    sync_directory(parent(path))
+}
+
+/// Where the next contents of a file are written before they take its name.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    PathBuf::from(name)
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Creates a directory and those above it; what was created is durable.
+fn create_directory(path: &Path) -> Result<(), DiskError> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    create_directory(parent(path))?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(failed("create directory", path, &error))
+        }
+        _ => sync_directory(parent(path)),
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), DiskError> {
+    let synced = File::open(path).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| failed("sync directory", path, &error))
+}

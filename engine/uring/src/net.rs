@@ -1,0 +1,535 @@
+//! Connections: accepting, receiving, pausing, closing. What they send is in [`crate::egress`].
+//!
+//! A connection ends in one way only: the socket is shut down, what the kernel still holds is
+//! cancelled, and once every completion was collected the descriptor is closed and the logic told,
+//! once.
+#![expect(unsafe_code, reason = "socket calls, and memory given to the ring")]
+
+use std::collections::VecDeque;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use io_uring::{opcode, types};
+use ringtide_io::{ConnId, Disconnect, Effects, Logic, NetOp, Now};
+
+use crate::config::{CatchUp, ShardConfig};
+use crate::egress::{FileWay, Outgoing, Step};
+use crate::files::Files;
+use crate::memory::{FileBuffers, ReceiveBuffers};
+use crate::ring::{Completion, RECEIVE_GROUP, Ring};
+use crate::token::{Kind, MAX_SLOTS, Token};
+
+/// Hands events to the logic and counts them.
+pub(crate) struct Deliver<'a, L: Logic> {
+    pub logic: &'a mut L,
+    pub fx: &'a mut Effects<L::Mail>,
+    pub now: Now,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Receiving {
+    Off,
+    Armed,
+    Cancelling,
+}
+
+struct Conn {
+    id: ConnId,
+    socket: OwnedFd,
+    way: FileWay,
+    receiving: Receiving,
+    paused: bool,
+    out: Box<Outgoing>,
+    close_after_send: bool,
+    /// Set when closing began.
+    ending: Option<Disconnect>,
+    /// Its last completion was collected.
+    quiet: bool,
+}
+
+impl Conn {
+    fn token(&self, kind: Kind) -> Token {
+        Token::new(kind, slot_of(self.id), generation_of(self.id))
+    }
+}
+
+/// Bits of a connection's number that say its slot; the others count connections.
+const SLOT_BITS: u32 = 20;
+const _: () = assert!(1 << SLOT_BITS <= MAX_SLOTS);
+
+fn slot_of(id: ConnId) -> u32 {
+    id.0 as u32 & ((1 << SLOT_BITS) - 1)
+}
+
+fn generation_of(id: ConnId) -> u32 {
+    (id.0 >> SLOT_BITS) as u32
+}
+
+/// How long accepting rests after the system had no descriptor or memory for another connection.
+const ACCEPT_REST_NS: u64 = 100_000_000;
+
+/// The sockets of a shard.
+pub(crate) struct Net {
+    listener: TcpListener,
+    accepting: Receiving,
+    accept_again_ns: Option<u64>,
+    /// No more connections: the shard ends.
+    closed: bool,
+    /// Accepted beyond the bound, before the kernel was told to stop.
+    surplus: VecDeque<OwnedFd>,
+    conns: Vec<Option<Conn>>,
+    free: Vec<u32>,
+    open: usize,
+    accepted: u64,
+    max_connections: usize,
+    catch_up: CatchUp,
+    send_buffer: Option<usize>,
+    pub receive: ReceiveBuffers,
+    /// Receives to arm again now that all buffers are back.
+    rearm: Vec<ConnId>,
+    file_buffers: FileBuffers,
+    /// Egresses that wait for a file buffer.
+    starved: VecDeque<ConnId>,
+    /// Egresses that go on without waiting for the kernel.
+    ready: VecDeque<ConnId>,
+    /// Connections whose last completion was collected.
+    gone: Vec<ConnId>,
+}
+
+impl Net {
+    pub fn new(config: &ShardConfig, listener: TcpListener) -> std::io::Result<Self> {
+        Ok(Self {
+            listener,
+            accepting: Receiving::Off,
+            accept_again_ns: None,
+            closed: false,
+            surplus: VecDeque::new(),
+            conns: Vec::new(),
+            free: Vec::new(),
+            open: 0,
+            accepted: 0,
+            max_connections: config.max_connections.clamp(1, 1 << SLOT_BITS),
+            catch_up: config.catch_up,
+            send_buffer: config.socket_send_buffer,
+            receive: ReceiveBuffers::new(config.recv_buffers, config.recv_buffer_bytes)?,
+            rearm: Vec::new(),
+            file_buffers: FileBuffers::new(config.file_buffers)?,
+            starved: VecDeque::new(),
+            ready: VecDeque::new(),
+            gone: Vec::new(),
+        })
+    }
+
+    fn conn(&mut self, id: ConnId) -> Option<&mut Conn> {
+        let conn = self.conns.get_mut(slot_of(id) as usize)?.as_mut()?;
+        (conn.id == id).then_some(conn)
+    }
+
+    /// The connection that a completion is about. A slot is not used again before all completions
+    /// of its connection were collected, so that it is always there.
+    fn of(&mut self, token: Token) -> &mut Conn {
+        let conn = self.conns[token.slot as usize]
+            .as_mut()
+            .expect("completion of an empty slot");
+        assert_eq!(
+            generation_of(conn.id),
+            token.generation,
+            "completion of an earlier connection"
+        );
+        conn
+    }
+
+    // Accepting
+
+    fn has_room(&self) -> bool {
+        !self.closed && self.open + self.surplus.len() < self.max_connections
+    }
+
+    fn accept_token() -> Token {
+        Token::new(Kind::Accept, 0, 0)
+    }
+
+    /// Begins to accept, or again, where nothing speaks against it.
+    pub fn accept(&mut self, ring: &mut Ring) {
+        if self.accepting != Receiving::Off || !self.has_room() || self.accept_again_ns.is_some() {
+            return;
+        }
+        let entry = opcode::AcceptMulti::new(types::Fd(self.listener.as_raw_fd()))
+            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+            .build();
+        // SAFETY: the entry points to no memory; the listener lives as long as the ring.
+        unsafe { ring.push(entry, Self::accept_token()) };
+        self.accepting = Receiving::Armed;
+    }
+
+    fn pause_accepting(&mut self, ring: &mut Ring) {
+        if self.accepting == Receiving::Armed {
+            ring.cancel(Self::accept_token());
+            self.accepting = Receiving::Cancelling;
+        }
+    }
+
+    /// No new connections from now on.
+    pub fn close_listener(&mut self, ring: &mut Ring) {
+        self.closed = true;
+        self.surplus.clear();
+        self.pause_accepting(ring);
+    }
+
+    /// When accepting is to be tried again.
+    pub fn deadline_ns(&self) -> Option<u64> {
+        self.accept_again_ns
+    }
+
+    pub fn on_accept<L: Logic>(
+        &mut self,
+        completion: Completion,
+        ring: &mut Ring,
+        to: &mut Deliver<'_, L>,
+    ) {
+        if !completion.more() {
+            self.accepting = Receiving::Off;
+        }
+        if completion.result >= 0 {
+            // SAFETY: a descriptor that the kernel just made for us.
+            let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
+            if self.open < self.max_connections && !self.closed {
+                self.add(socket, ring, to);
+            } else if !self.closed {
+                self.surplus.push_back(socket);
+            }
+        } else if matches!(
+            -completion.result,
+            libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EINVAL
+        ) {
+            self.accept_again_ns = Some(to.now.mono_ns + ACCEPT_REST_NS);
+        }
+        if self.has_room() {
+            self.accept(ring);
+        } else {
+            self.pause_accepting(ring);
+        }
+    }
+
+    fn add<L: Logic>(&mut self, socket: OwnedFd, ring: &mut Ring, to: &mut Deliver<'_, L>) {
+        let stream = TcpStream::from(socket);
+        // A peer that is gone already shows here; so it does in what follows.
+        let Ok(peer) = stream.peer_addr() else { return };
+        let _ = stream.set_nodelay(true);
+        let socket = OwnedFd::from(stream);
+        if let Some(bytes) = self.send_buffer {
+            set_send_buffer(&socket, bytes);
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.conns.push(None);
+            self.conns.len() as u32 - 1
+        });
+        self.accepted += 1;
+        self.open += 1;
+        let id = ConnId(self.accepted << SLOT_BITS | u64::from(slot));
+        let conn = Conn {
+            id,
+            socket,
+            way: file_way(self.catch_up, &peer),
+            receiving: Receiving::Off,
+            paused: false,
+            out: Box::default(),
+            close_after_send: false,
+            ending: None,
+            quiet: false,
+        };
+        arm(self.conns[slot as usize].insert(conn), ring);
+        to.logic.accepted(id, peer, to.now, to.fx);
+    }
+
+    // Receiving
+
+    pub fn on_recv<L: Logic>(
+        &mut self,
+        completion: Completion,
+        ring: &mut Ring,
+        to: &mut Deliver<'_, L>,
+    ) {
+        let conn = self.of(completion.token);
+        let id = conn.id;
+        if !completion.more() {
+            conn.receiving = Receiving::Off;
+        }
+        let open = conn.ending.is_none() && !conn.close_after_send;
+        if let Some(buffer) = completion.buffer() {
+            if open && completion.result > 0 {
+                let bytes = self.receive.received(buffer, completion.result as usize);
+                to.logic.received(id, bytes, to.now, to.fx);
+            }
+            self.receive.give(buffer);
+        }
+        match completion.result {
+            0 => self.end(id, Disconnect::Peer, ring),
+            1.. if completion.more() => {}
+            1.. => self.rearm.push(id),
+            failure => match -failure {
+                libc::ENOBUFS | libc::EINTR | libc::EAGAIN => self.rearm.push(id),
+                libc::ECANCELED => self.rearm.push(id),
+                errno => self.end(id, Disconnect::Error(errno), ring),
+            },
+        }
+        self.finish_if_quiet(id);
+    }
+
+    /// After all completions of a turn: buffers are back, receives go on, connections that have
+    /// ended are reported. Whether anything was.
+    pub fn settle<L: Logic>(&mut self, ring: &mut Ring, to: &mut Deliver<'_, L>) -> bool {
+        self.receive.publish();
+        while let Some(id) = self.rearm.pop() {
+            if let Some(conn) = self.conn(id) {
+                arm(conn, ring);
+            }
+        }
+        if self.accept_again_ns.is_some_and(|at| at <= to.now.mono_ns) {
+            self.accept_again_ns = None;
+            self.accept(ring);
+        }
+        let any = !self.gone.is_empty();
+        while let Some(id) = self.gone.pop() {
+            self.forget(id, ring, to);
+        }
+        any
+    }
+
+    // Sending
+
+    /// Whether an egress can go on at once.
+    pub fn has_ready(&self) -> bool {
+        !self.ready.is_empty() || !self.gone.is_empty() || !self.rearm.is_empty()
+    }
+
+    /// Goes on with the egresses that were ready when this turn began.
+    pub fn go_on<L: Logic>(&mut self, ring: &mut Ring, to: &mut Deliver<'_, L>) -> bool {
+        let ready = self.ready.len();
+        for _ in 0..ready {
+            let Some(id) = self.ready.pop_front() else {
+                break;
+            };
+            self.step(id, None, ring, to);
+        }
+        ready > 0
+    }
+
+    /// An operation of an egress completed: a send, a wait for room, or a read of a file.
+    pub fn on_egress<L: Logic>(
+        &mut self,
+        completion: Completion,
+        ring: &mut Ring,
+        to: &mut Deliver<'_, L>,
+    ) {
+        let id = self.of(completion.token).id;
+        self.step(id, Some(completion), ring, to);
+    }
+
+    fn step<L: Logic>(
+        &mut self,
+        id: ConnId,
+        completion: Option<Completion>,
+        ring: &mut Ring,
+        to: &mut Deliver<'_, L>,
+    ) {
+        let Some(conn) = self.conns[slot_of(id) as usize]
+            .as_mut()
+            .filter(|conn| conn.id == id)
+        else {
+            return;
+        };
+        if let Some(completion) = completion {
+            conn.out.collected(completion.token.kind);
+        }
+        if conn.ending.is_some() {
+            self.finish_if_quiet(id);
+            return;
+        }
+        let token = conn.token(Kind::Send);
+        let result = completion.map(|completion| (completion.token.kind, completion.result));
+        let fd = conn.socket.as_raw_fd();
+        match conn
+            .out
+            .step(result, fd, token, ring, &mut self.file_buffers)
+        {
+            Step::Waiting => {}
+            Step::Again => self.ready.push_back(id),
+            Step::Starved => self.starved.push_back(id),
+            Step::Sent(egress) => {
+                let close = conn.close_after_send;
+                to.logic.sent(id, egress, to.now, to.fx);
+                if close {
+                    self.end(id, Disconnect::Asked, ring);
+                }
+            }
+            Step::Failed(why) => self.end(id, why, ring),
+        }
+        self.feed();
+    }
+
+    /// Lets those who waited for a file buffer go on, where there are buffers now.
+    fn feed(&mut self) {
+        for _ in 0..self.file_buffers.free().min(self.starved.len()) {
+            self.ready.extend(self.starved.pop_front());
+        }
+    }
+
+    // What the logic asks for
+
+    pub fn apply(&mut self, op: NetOp, files: &Files, ring: &mut Ring) {
+        match op {
+            NetOp::Send(id, egress) => {
+                let buffers = &mut self.file_buffers;
+                let conn = self
+                    .conns
+                    .get_mut(slot_of(id) as usize)
+                    .and_then(Option::as_mut);
+                let Some(conn) = conn.filter(|conn| conn.id == id) else {
+                    return;
+                };
+                if conn.ending.is_some() || conn.close_after_send {
+                    return;
+                }
+                let token = conn.token(Kind::Send);
+                let fd = conn.socket.as_raw_fd();
+                match conn
+                    .out
+                    .begin(egress, conn.way, files, fd, token, ring, buffers)
+                {
+                    Step::Waiting => {}
+                    Step::Starved => self.starved.push_back(id),
+                    Step::Again => self.ready.push_back(id),
+                    Step::Sent(_) => unreachable!("an egress cannot end before it was submitted"),
+                    Step::Failed(why) => self.end(id, why, ring),
+                }
+            }
+            NetOp::Pause(id) => {
+                let Some(conn) = self.conn(id) else { return };
+                conn.paused = true;
+                if conn.receiving == Receiving::Armed {
+                    conn.receiving = Receiving::Cancelling;
+                    ring.cancel(conn.token(Kind::Recv));
+                }
+            }
+            NetOp::Resume(id) => {
+                let Some(conn) = self.conn(id) else { return };
+                conn.paused = false;
+                arm(conn, ring);
+            }
+            NetOp::Close(id) => {
+                let Some(conn) = self.conn(id) else { return };
+                if conn.out.is_idle() {
+                    self.end(id, Disconnect::Asked, ring);
+                } else {
+                    conn.close_after_send = true;
+                }
+            }
+            NetOp::Abort(id) => self.end(id, Disconnect::Asked, ring),
+        }
+    }
+
+    // Ending
+
+    /// Shuts a connection down; `disconnected` follows when the kernel let go of it.
+    fn end(&mut self, id: ConnId, why: Disconnect, ring: &mut Ring) {
+        let Some(conn) = self.conn(id) else { return };
+        if conn.ending.is_some() {
+            return;
+        }
+        conn.ending = Some(why);
+        // SAFETY: no pointers; the descriptor is open. That the peer is gone already is no matter.
+        unsafe { libc::shutdown(conn.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        if conn.receiving == Receiving::Armed {
+            conn.receiving = Receiving::Cancelling;
+            ring.cancel(conn.token(Kind::Recv));
+        }
+        if let Some(kind) = conn.out.under_way() {
+            ring.cancel(conn.token(kind));
+        }
+        self.finish_if_quiet(id);
+    }
+
+    fn finish_if_quiet(&mut self, id: ConnId) {
+        let Some(conn) = self.conn(id) else { return };
+        if conn.ending.is_some()
+            && conn.receiving == Receiving::Off
+            && conn.out.under_way().is_none()
+            && !conn.quiet
+        {
+            conn.quiet = true;
+            self.gone.push(id);
+        }
+    }
+
+    fn forget<L: Logic>(&mut self, id: ConnId, ring: &mut Ring, to: &mut Deliver<'_, L>) {
+        let conn = self.conns[slot_of(id) as usize]
+            .take()
+            .expect("it was there when it ended");
+        assert_eq!(conn.id, id);
+        self.free.push(slot_of(id));
+        self.open -= 1;
+        let Conn {
+            socket,
+            mut out,
+            ending,
+            ..
+        } = conn;
+        out.release(&mut self.file_buffers);
+        drop(socket);
+        self.feed();
+        to.logic
+            .disconnected(id, ending.unwrap_or(Disconnect::Asked), to.now, to.fx);
+        if let Some(socket) = self.surplus.pop_front() {
+            self.add(socket, ring, to);
+        }
+        self.accept(ring);
+    }
+
+    /// Ends all connections, for the end of the shard.
+    pub fn end_all(&mut self, ring: &mut Ring) {
+        self.close_listener(ring);
+        for slot in 0..self.conns.len() {
+            if let Some(id) = self.conns[slot].as_ref().map(|conn| conn.id) {
+                self.end(id, Disconnect::Asked, ring);
+            }
+        }
+    }
+}
+
+/// Arms the receive of a connection that is open, not paused, and has none.
+fn arm(conn: &mut Conn, ring: &mut Ring) {
+    if conn.receiving != Receiving::Off || conn.paused || conn.ending.is_some() {
+        return;
+    }
+    let fd = types::Fd(conn.socket.as_raw_fd());
+    let entry = opcode::RecvMulti::new(fd, RECEIVE_GROUP).build();
+    // SAFETY: the entry points to no memory; buffers come from the registered group. The
+    // descriptor stays open until this operation's last completion.
+    unsafe { ring.push(entry, conn.token(Kind::Recv)) };
+    conn.receiving = Receiving::Armed;
+}
+
+fn file_way(catch_up: CatchUp, peer: &SocketAddr) -> FileWay {
+    match catch_up {
+        CatchUp::Copy => FileWay::Copy,
+        CatchUp::Sendfile => FileWay::Sendfile,
+        CatchUp::Auto if peer.ip().to_canonical().is_loopback() => FileWay::Copy,
+        CatchUp::Auto => FileWay::Sendfile,
+    }
+}
+
+fn set_send_buffer(socket: &OwnedFd, bytes: usize) {
+    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let length = size_of_val(&value) as libc::socklen_t;
+    // SAFETY: the option's value is an int, passed with its size. A refusal leaves the default.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUF,
+            (&raw const value).cast(),
+            length,
+        )
+    };
+}

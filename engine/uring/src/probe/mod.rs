@@ -1,0 +1,3 @@
+//! Facts about the host.
+
+pub mod cpus;

@@ -1,0 +1,259 @@
+//! Starting and joining the shards of a broker.
+#![expect(
+    unsafe_code,
+    reason = "a longer listen queue, and buffers registered with the ring"
+)]
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use glommio_ng::{CpuSet, ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
+use ringtide_io::{Fatal, FatalReason, Logic};
+
+use crate::config::ShardConfig;
+use crate::disk::Disk;
+use crate::executor::{Parts, Shard};
+use crate::jobs::Jobs;
+use crate::mailbox::{Mailboxes, mesh};
+use crate::net::Net;
+use crate::ring::Ring;
+use crate::wake::{StopSignal, Wake};
+
+/// Connections that the kernel keeps for a shard that has not accepted them yet.
+const LISTEN_BACKLOG: i32 = 4096;
+
+/// Binds a listening socket, so that an address in use is known before any shard starts.
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    // std sets SO_REUSEADDR, and listens with a short queue; listening again lengthens it.
+    let listener = TcpListener::bind(address)?;
+    // SAFETY: no pointers; the descriptor is open.
+    if unsafe { libc::listen(listener.as_raw_fd(), LISTEN_BACKLOG) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(listener)
+}
+
+/// One shard to start: how it is driven, where it listens, and what makes its logic, on the
+/// shard's own thread.
+pub type ShardStart<L> = (ShardConfig, TcpListener, Box<dyn FnOnce() -> L + Send>);
+
+/// Why the shards could not be started. Those that had begun were stopped again.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The shards are not numbered 0, 1, 2 and so on.
+    #[error("shard {found} in place {place}: shards are numbered from 0 without a gap")]
+    Numbering {
+        /// Where it is in the list.
+        place: usize,
+        /// Its number.
+        found: u16,
+    },
+    /// No thread for a shard, or not on its CPU.
+    #[error("cannot start the thread of shard {shard} on CPU {cpu}: {message}")]
+    Thread {
+        /// Which shard.
+        shard: u16,
+        /// The CPU it was to run on.
+        cpu: usize,
+        /// The system's words.
+        message: String,
+    },
+    /// No ring for a shard.
+    #[error("cannot set up io_uring for shard {shard}: {error}; `ringtide doctor` tells more")]
+    Ring {
+        /// Which shard.
+        shard: u16,
+        /// The system's words.
+        error: io::Error,
+    },
+}
+
+/// Shards at work.
+pub struct Running {
+    threads: Vec<(u16, ExecutorJoinHandle<Result<(), Fatal>>)>,
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Running({} shards)", self.threads.len())
+    }
+}
+
+impl Running {
+    /// Waits until all shards have ended. A shard that ended because another failed is `Ok`.
+    pub fn join(self) -> Vec<Result<(), Fatal>> {
+        let join = |(shard, thread): (u16, ExecutorJoinHandle<Result<(), Fatal>>)| {
+            thread.join().unwrap_or_else(|error| {
+                let message = format!("the thread of shard {shard} ended: {error}");
+                Err(Fatal {
+                    reason: FatalReason::Invariant,
+                    message,
+                })
+            })
+        };
+        self.threads.into_iter().map(join).collect()
+    }
+}
+
+/// What all shards share.
+struct Common {
+    wakes: Vec<Arc<Wake>>,
+    failed: Arc<AtomicBool>,
+    stop: StopSignal,
+    /// CPUs without a shard: for the kernel's workers and for blocking work.
+    other_cpus: Vec<usize>,
+}
+
+/// Starts the shards, one thread each. When this returns, every one of them listens.
+///
+/// A failure that is fatal for one ends all of them.
+pub fn run<L>(shards: Vec<ShardStart<L>>, stop: StopSignal) -> Result<Running, StartError>
+where
+    L: Logic + 'static,
+{
+    for (place, (config, ..)) in shards.iter().enumerate() {
+        if usize::from(config.shard) != place {
+            return Err(StartError::Numbering {
+                place,
+                found: config.shard,
+            });
+        }
+    }
+    let wakes: io::Result<Vec<_>> = shards.iter().map(|_| Wake::new().map(Arc::new)).collect();
+    let wakes = wakes.map_err(|error| StartError::Ring { shard: 0, error })?;
+    let slots = shards
+        .iter()
+        .map(|(config, ..)| config.mailbox_slots)
+        .max()
+        .unwrap_or(1);
+    let taken: Vec<usize> = shards.iter().map(|(config, ..)| config.cpu).collect();
+    let other_cpus = crate::probe::cpus::allowed()
+        .into_iter()
+        .filter(|cpu| !taken.contains(cpu))
+        .collect();
+    let common = Arc::new(Common {
+        failed: Arc::new(AtomicBool::new(false)),
+        stop,
+        other_cpus,
+        wakes: wakes.clone(),
+    });
+    for wake in &wakes {
+        common.stop.register(wake.clone());
+    }
+
+    let (report, reports) = mpsc::channel();
+    let mut threads = Vec::new();
+    let mut start_error = None;
+    for ((config, listener, logic), mail) in shards.into_iter().zip(mesh(&wakes, slots)) {
+        let (shard, cpu) = (config.shard, config.cpu);
+        let builder = LocalExecutorBuilder::new(Placement::Fixed(cpu))
+            .name(&format!("shard-{shard}"))
+            .io_memory(64 << 10)
+            .ring_depth(64)
+            .preempt_timer(Duration::from_micros(200))
+            .blocking_thread_pool_placement(job_threads(&config, &common.other_cpus));
+        let (common, report) = (common.clone(), report.clone());
+        let thread = builder.spawn(move || async move {
+            serve(config, listener, logic, mail, &common, &report).await
+        });
+        match thread {
+            Ok(thread) => threads.push((shard, thread)),
+            Err(error) => {
+                let message = error.to_string();
+                start_error = Some(StartError::Thread {
+                    shard,
+                    cpu,
+                    message,
+                });
+                break;
+            }
+        }
+    }
+    drop(report);
+    // Every shard reports once; one that ended without closes its end of the channel.
+    start_error = start_error.or_else(|| reports.iter().take(threads.len()).find_map(Result::err));
+    let running = Running { threads };
+    match start_error {
+        None => Ok(running),
+        Some(error) => {
+            common.fail();
+            running.join();
+            Err(error)
+        }
+    }
+}
+
+impl Common {
+    fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+        self.wakes.iter().for_each(|wake| wake.wake_if_parked());
+    }
+}
+
+fn job_threads(config: &ShardConfig, cpus: &[usize]) -> PoolPlacement {
+    let threads = config.job_threads.max(1);
+    let online = CpuSet::online().map(|set| set.filter(|cpu| cpus.contains(&cpu.cpu)));
+    match online {
+        Ok(set) if !set.is_empty() => PoolPlacement::Fenced(threads, set),
+        _ => PoolPlacement::Unbound(threads),
+    }
+}
+
+/// The life of one shard, on its own thread.
+async fn serve<L: Logic>(
+    config: ShardConfig,
+    listener: TcpListener,
+    logic: Box<dyn FnOnce() -> L + Send>,
+    mail: Mailboxes<L::Mail>,
+    common: &Common,
+    report: &mpsc::Sender<Result<(), StartError>>,
+) -> Result<(), Fatal> {
+    let parts = set_up(&config, listener, logic, mail, common);
+    let parts = match parts {
+        Ok(parts) => parts,
+        Err(error) => {
+            let _ = report.send(Err(StartError::Ring {
+                shard: config.shard,
+                error,
+            }));
+            return Ok(());
+        }
+    };
+    let _ = report.send(Ok(()));
+    let result = Shard::new(&config, parts).run().await;
+    if result.is_err() {
+        common.fail();
+    }
+    result
+}
+
+fn set_up<L: Logic>(
+    config: &ShardConfig,
+    listener: TcpListener,
+    logic: Box<dyn FnOnce() -> L + Send>,
+    mail: Mailboxes<L::Mail>,
+    common: &Common,
+) -> io::Result<Parts<L>> {
+    let wake = common.wakes[usize::from(config.shard)].clone();
+    let ring = Ring::new(config.ring_entries, config.completion_entries)?;
+    ring.bound_workers(config.io_wq_workers, &common.other_cpus)?;
+    let net = Net::new(config, listener)?;
+    // SAFETY: `Shard` drops its ring before its buffers, and neither while an operation is
+    // outstanding.
+    unsafe { ring.register_buffers(&net.receive)? };
+    Ok(Parts {
+        ring,
+        net,
+        disk: Disk::new(Jobs::new(wake.clone())),
+        logic: logic(),
+        mail,
+        wake,
+        stop: common.stop.clone(),
+        failed: common.failed.clone(),
+    })
+}
