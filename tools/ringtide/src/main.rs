@@ -1,2 +1,46 @@
-//! The binary.
-fn main() {}
+//! The one binary of Ringtide: the broker and the tools around it.
+//!
+//! What lives here is the command line, configuration, logging and the outer shell of each command.
+//! How a broker works is in `engine/`, how to talk to one in `net/client`.
+
+mod cli;
+mod config;
+mod connect;
+mod consume;
+mod doctor;
+mod exit;
+mod host_cpus;
+mod ledger;
+mod lines;
+mod logging;
+mod output;
+mod produce;
+mod progress;
+mod raw_config;
+mod record_json;
+mod topic;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+use exit::Exit;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Topic(command) => topic::run(command),
+        Command::Produce(args) => produce::run(&args),
+        Command::Consume(args) => consume::run(&args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match result {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("ringtide: {failure}");
+            }
+            failure.exit.into()
+        }
+    }
+}

@@ -1,0 +1,535 @@
+//! The settings of `ringtide serve`: flags and a TOML file with the same names, flags win.
+//!
+//! What the operator wrote is kept as text ([`Raw`]) and validated once ([`Config::from_raw`]), so
+//! that a flag and a key of the file are read by the same code and refused in the same words: the
+//! key, the value, where it stood, and what would do.
+
+use std::fmt::Display;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ringtide_schema::limits;
+
+use crate::host_cpus;
+use crate::raw_config::{Origin, Raw, Text};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// The most shards that a broker starts unless `cpus` names more.
+const DEFAULT_MOST_SHARDS: usize = 4;
+
+/// What a shard does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    /// Look again at once; a core is dedicated to the shard.
+    Spin,
+    /// Look again for a while, then sleep until something arrives.
+    Adaptive,
+    /// Sleep until something arrives.
+    Park,
+}
+
+/// How records that lie in segments are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CatchUp {
+    /// By the faster of the two for the peer and the size.
+    Auto,
+    /// Always by sendfile.
+    Sendfile,
+    /// Always through memory.
+    Copy,
+}
+
+/// What log lines look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    Auto,
+    /// For a person.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The settings of a broker, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Config {
+    pub(crate) data_dir: PathBuf,
+    /// Of the first shard; shard i listens on port + i. Port 0: each shard gets a free one.
+    pub(crate) listen: SocketAddr,
+    /// The host that clients are told to connect to.
+    pub(crate) advertise: String,
+    /// The CPU of each shard.
+    pub(crate) cpus: Vec<usize>,
+    pub(crate) idle: Idle,
+    pub(crate) idle_spin: Duration,
+    pub(crate) memory_bytes: usize,
+    pub(crate) wal_slot_bytes: u64,
+    pub(crate) wal_slots: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_in_flight_requests: usize,
+    /// For a new data directory only.
+    pub(crate) log_groups: u16,
+    pub(crate) sync_interval: Duration,
+    pub(crate) catch_up: CatchUp,
+    pub(crate) log_level: tracing::Level,
+    pub(crate) log_format: LogFormat,
+    pub(crate) shutdown_timeout: Duration,
+}
+
+/// A setting that cannot be, or a file that cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The value would not do.
+    #[error("{key} = {value} ({origin}) is impossible: {need}")]
+    Impossible {
+        key: &'static str,
+        value: String,
+        origin: Origin,
+        need: String,
+    },
+    /// No setting has this name.
+    #[error("{}: there is no setting {key:?}{}; docs/OPERATIONS.md lists them all", .path.display(), meant(.nearest))]
+    UnknownKey {
+        path: PathBuf,
+        key: String,
+        nearest: Option<&'static str>,
+    },
+    /// The value is a table, a date or the like.
+    #[error("{}: {key} cannot be {what}: give a string, a number, or a list of numbers", .path.display())]
+    WrongType {
+        path: PathBuf,
+        key: String,
+        what: &'static str,
+    },
+    /// Not TOML.
+    #[error("{}: not a TOML file: {why}", .path.display())]
+    Syntax { path: PathBuf, why: String },
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}: {why}; check the path given with --config", .path.display())]
+    Unreadable { path: PathBuf, why: String },
+}
+
+fn meant(nearest: &Option<&'static str>) -> String {
+    nearest
+        .map(|name| format!(", did you mean {name:?}?"))
+        .unwrap_or_default()
+}
+
+/// A setting as written, with its name, on its way to being validated.
+struct Given<'a> {
+    key: &'static str,
+    text: Option<&'a Text>,
+}
+
+impl Given<'_> {
+    fn refuse<T>(&self, need: impl Display) -> Result<T, ConfigError> {
+        let (value, origin) = match self.text {
+            Some(text) => (text.value.clone(), text.origin.clone()),
+            None => ("(not set)".into(), Origin::Default),
+        };
+        Err(ConfigError::Impossible {
+            key: self.key,
+            value,
+            origin,
+            need: need.to_string(),
+        })
+    }
+
+    fn value(&self) -> Option<&str> {
+        self.text.map(|text| text.value.as_str())
+    }
+
+    fn number(&self, default: u64, least: u64, most: u64, unit: &str) -> Result<u64, ConfigError> {
+        let Some(value) = self.value() else {
+            return Ok(default);
+        };
+        match value.parse::<u64>() {
+            Ok(number) if (least..=most).contains(&number) => Ok(number),
+            _ => self.refuse(format_args!("give a number from {least} to {most}{unit}")),
+        }
+    }
+
+    /// A number of bytes, plain or with KiB, MiB or GiB behind it.
+    fn bytes(&self, default: u64, least: u64, most: u64) -> Result<u64, ConfigError> {
+        let Some(value) = self.value() else {
+            return Ok(default);
+        };
+        match parse_bytes(value) {
+            Some(bytes) if (least..=most).contains(&bytes) => Ok(bytes),
+            _ => self.refuse(format_args!(
+                "give bytes from {} to {}, as a number or with KiB, MiB or GiB behind it",
+                show_bytes(least),
+                show_bytes(most)
+            )),
+        }
+    }
+
+    fn choice<T: Copy>(&self, default: T, choices: &[(&str, T)]) -> Result<T, ConfigError> {
+        let Some(value) = self.value() else {
+            return Ok(default);
+        };
+        match choices.iter().find(|(name, _)| *name == value) {
+            Some((_, choice)) => Ok(*choice),
+            None => {
+                let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
+                self.refuse(format_args!("give one of {}", names.join(", ")))
+            }
+        }
+    }
+}
+
+/// Reads `4096`, `64KiB`, `256 MiB`, `1GiB`.
+pub(crate) fn parse_bytes(text: &str) -> Option<u64> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let unit = match text[digits..].trim() {
+        "" => 1,
+        "KiB" => KIB,
+        "MiB" => MIB,
+        "GiB" => GIB,
+        _ => return None,
+    };
+    text[..digits].parse::<u64>().ok()?.checked_mul(unit)
+}
+
+/// The shortest exact way to write a number of bytes.
+pub(crate) fn show_bytes(bytes: u64) -> String {
+    match bytes {
+        b if b >= GIB && b.is_multiple_of(GIB) => format!("{} GiB", b / GIB),
+        b if b >= MIB && b.is_multiple_of(MIB) => format!("{} MiB", b / MIB),
+        b if b >= KIB && b.is_multiple_of(KIB) => format!("{} KiB", b / KIB),
+        b => format!("{b}"),
+    }
+}
+
+impl Config {
+    /// Flags over the file's keys over the defaults.
+    pub(crate) fn load(flags: Raw, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let file = file.map(Raw::read).transpose()?.unwrap_or_default();
+        Self::from_raw(&flags.over(file), &host_cpus::allowed())
+    }
+
+    /// Validates what was written. `allowed` are the CPUs that this process may run on.
+    pub(crate) fn from_raw(raw: &Raw, allowed: &[usize]) -> Result<Self, ConfigError> {
+        macro_rules! given {
+            ($field:ident) => {
+                Given {
+                    key: Raw::name_of(stringify!($field)),
+                    text: raw.$field.as_ref(),
+                }
+            };
+        }
+        let data_dir = given!(data_dir);
+        if data_dir.value() == Some("") {
+            return data_dir.refuse("give the path of a directory");
+        }
+        let cpus = choose_cpus(&given!(cpus), allowed)?;
+        let listen = choose_listen(&given!(listen), cpus.len())?;
+        let advertise = choose_advertise(&given!(advertise), listen)?;
+        let wal_slot_bytes = given!(wal_slot_bytes);
+        let slot = wal_slot_bytes.bytes(64 * MIB, ringtide_schema::wal::MIN_SLOT_BYTES, 4 * GIB)?;
+        if !slot.is_multiple_of(MIB) {
+            return wal_slot_bytes.refuse("give a whole number of MiB");
+        }
+        Ok(Self {
+            data_dir: data_dir.value().unwrap_or("./ringtide-data").into(),
+            listen,
+            advertise,
+            cpus,
+            idle: given!(idle).choice(
+                Idle::Adaptive,
+                &[
+                    ("spin", Idle::Spin),
+                    ("adaptive", Idle::Adaptive),
+                    ("park", Idle::Park),
+                ],
+            )?,
+            idle_spin: Duration::from_micros(given!(idle_spin_us).number(
+                200,
+                0,
+                1_000_000,
+                " microseconds",
+            )?),
+            memory_bytes: given!(memory_bytes).bytes(256 * MIB, 16 * MIB, 1024 * GIB)? as usize,
+            wal_slot_bytes: slot,
+            wal_slots: given!(wal_slots).number(8, 3, 1024, " slots")? as usize,
+            max_connections: given!(max_connections).number(16_384, 1, 1 << 20, "")? as usize,
+            max_in_flight_requests: given!(max_in_flight_requests).number(4096, 1, 65_536, "")?
+                as usize,
+            log_groups: given!(log_groups).number(u64::from(limits::DEFAULT_GROUPS), 1, 4096, "")?
+                as u16,
+            sync_interval: Duration::from_millis(given!(sync_interval_ms).number(
+                1000,
+                10,
+                60_000,
+                " milliseconds",
+            )?),
+            catch_up: given!(catch_up).choice(
+                CatchUp::Auto,
+                &[
+                    ("auto", CatchUp::Auto),
+                    ("sendfile", CatchUp::Sendfile),
+                    ("copy", CatchUp::Copy),
+                ],
+            )?,
+            log_level: given!(log_level).choice(
+                tracing::Level::INFO,
+                &[
+                    ("error", tracing::Level::ERROR),
+                    ("warn", tracing::Level::WARN),
+                    ("info", tracing::Level::INFO),
+                    ("debug", tracing::Level::DEBUG),
+                    ("trace", tracing::Level::TRACE),
+                ],
+            )?,
+            log_format: given!(log_format).choice(
+                LogFormat::Auto,
+                &[
+                    ("auto", LogFormat::Auto),
+                    ("human", LogFormat::Human),
+                    ("json", LogFormat::Json),
+                ],
+            )?,
+            shutdown_timeout: Duration::from_millis(given!(shutdown_timeout_ms).number(
+                30_000,
+                100,
+                3_600_000,
+                " milliseconds",
+            )?),
+        })
+    }
+}
+
+fn choose_cpus(given: &Given<'_>, allowed: &[usize]) -> Result<Vec<usize>, ConfigError> {
+    let Some(value) = given.value() else {
+        // The rest is for the kernel's workers, for interrupts and for whatever else runs here;
+        // those keep to the low numbers by habit.
+        let shards = (allowed.len() / 2).clamp(1, DEFAULT_MOST_SHARDS);
+        return Ok(allowed[allowed.len() - shards..].to_vec());
+    };
+    let offer = host_cpus::show(allowed);
+    let Some(cpus) = host_cpus::parse_list(value) else {
+        return given.refuse("give CPU numbers such as 0 or 2,3 or 2-5, one for each shard");
+    };
+    if let Some(cpu) = cpus.iter().find(|cpu| !allowed.contains(cpu)) {
+        return given.refuse(format_args!(
+            "CPU {cpu} is none that this process may use ({offer})"
+        ));
+    }
+    if cpus.len() > usize::from(limits::MAX_SHARDS) {
+        let most = limits::MAX_SHARDS;
+        return given.refuse(format_args!("a broker has at most {most} shards"));
+    }
+    let mut sorted = cpus.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    if sorted.len() < cpus.len() {
+        return given.refuse("each shard needs a CPU of its own: name none twice");
+    }
+    Ok(cpus)
+}
+
+fn choose_listen(given: &Given<'_>, shards: usize) -> Result<SocketAddr, ConfigError> {
+    let default = format!("127.0.0.1:{}", limits::DEFAULT_PORT);
+    let value = given.value().unwrap_or(&default);
+    let address = match value.to_socket_addrs().map(|mut found| found.next()) {
+        Ok(Some(address)) => address,
+        Ok(None) => return given.refuse("the name has no address"),
+        Err(error) => {
+            return given.refuse(format_args!(
+                "give HOST:PORT, for example 127.0.0.1:7311 or [::]:7311 ({error})"
+            ));
+        }
+    };
+    let last = usize::from(address.port()) + shards - 1;
+    if address.port() != 0 && last > usize::from(u16::MAX) {
+        return given.refuse(format_args!(
+            "{shards} shards listen on as many ports from {} on, and the last is past 65535",
+            address.port()
+        ));
+    }
+    Ok(address)
+}
+
+fn choose_advertise(given: &Given<'_>, listen: SocketAddr) -> Result<String, ConfigError> {
+    match given.value() {
+        Some("") => given.refuse("give the host name or address that clients connect to"),
+        Some(value) if value.parse::<SocketAddr>().is_ok() || has_port(value) => given.refuse(
+            "give a host name or address without a port; each shard advertises its own port",
+        ),
+        Some(value) => Ok(value.into()),
+        None if listen.ip().is_unspecified() => given.refuse(format_args!(
+            "listening on {} means every address of this host, so say which name or address \
+             clients shall use, for example --advertise broker-1.example.com",
+            listen.ip()
+        )),
+        None => Ok(listen.ip().to_string()),
+    }
+}
+
+/// Whether it looks like `host:port` rather than a bare IPv6 address.
+fn has_port(value: &str) -> bool {
+    value.matches(':').count() == 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(flags: &[(&'static str, &str)], file: &str) -> Result<Config, ConfigError> {
+        let file = Raw::parse(Path::new("ringtide.toml"), file)?;
+        Config::from_raw(&Raw::from_flags(flags).over(file), &[0, 1, 2, 3])
+    }
+
+    #[test]
+    fn without_a_word_from_the_operator_the_defaults_hold() {
+        let config = config(&[], "").expect("defaults");
+        assert_eq!(config.data_dir, Path::new("./ringtide-data"));
+        assert_eq!(config.listen.to_string(), "127.0.0.1:7311");
+        assert_eq!(config.advertise, "127.0.0.1");
+        assert_eq!(config.cpus, [2, 3], "half of the CPUs, from the end");
+        assert_eq!(config.idle, Idle::Adaptive);
+        assert_eq!(config.log_groups, 64);
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let config = config(
+            &[("idle", "spin")],
+            "idle = \"park\"\nwal-slots = 4\nmemory-bytes = \"64MiB\"\ncpus = [1, 0]\n",
+        )
+        .expect("valid");
+        assert_eq!(config.idle, Idle::Spin);
+        assert_eq!(config.wal_slots, 4);
+        assert_eq!(config.memory_bytes, 64 << 20);
+        assert_eq!(config.cpus, [1, 0], "in the order given");
+    }
+
+    #[test]
+    fn an_impossible_value_names_key_value_origin_and_what_would_do() {
+        type Case = (
+            &'static [(&'static str, &'static str)],
+            &'static str,
+            &'static [&'static str],
+        );
+        let cases: &[Case] = &[
+            (
+                &[],
+                "wal-slots = 0",
+                &["wal-slots = 0", "ringtide.toml", "from 3 to 1024"],
+            ),
+            (
+                &[("wal-slots", "many")],
+                "",
+                &["wal-slots = many", "--wal-slots", "from 3"],
+            ),
+            (
+                &[("idle", "sleep")],
+                "",
+                &["idle = sleep", "spin, adaptive, park"],
+            ),
+            (&[], "idle = 3", &["idle = 3", "spin, adaptive, park"]),
+            (&[("cpus", "0,9")], "", &["cpus = 0,9", "CPU 9", "0-3"]),
+            (&[("cpus", "1,1")], "", &["cpus = 1,1", "none twice"]),
+            (&[("cpus", "x")], "", &["cpus = x", "for each shard"]),
+            (&[("listen", "here")], "", &["listen = here", "HOST:PORT"]),
+            (
+                &[("listen", "127.0.0.1:65535"), ("cpus", "0,1")],
+                "",
+                &["past 65535"],
+            ),
+            (
+                &[("listen", "0.0.0.0:7311")],
+                "",
+                &["advertise", "every address"],
+            ),
+            (
+                &[("advertise", "host:1")],
+                "",
+                &["advertise = host:1", "without a port"],
+            ),
+            (
+                &[("memory-bytes", "1")],
+                "",
+                &["memory-bytes = 1", "from 16 MiB"],
+            ),
+            (
+                &[("memory-bytes", "64MB")],
+                "",
+                &["64MB", "KiB, MiB or GiB"],
+            ),
+            (
+                &[("wal-slot-bytes", "67108865")],
+                "",
+                &["whole number of MiB"],
+            ),
+            (
+                &[("data-dir", "")],
+                "",
+                &["data-dir", "path of a directory"],
+            ),
+        ];
+        for (flags, file, words) in cases {
+            let message = config(flags, file).expect_err("impossible").to_string();
+            for word in *words {
+                assert!(message.contains(word), "{message:?} does not say {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+        let message = config(&[], "wal-slot = 4")
+            .expect_err("unknown")
+            .to_string();
+        assert!(
+            message.contains("\"wal-slot\"") && message.contains("\"wal-slots\""),
+            "{message}"
+        );
+        let message = config(&[], "colour = 4").expect_err("unknown").to_string();
+        assert!(!message.contains("did you mean"), "{message}");
+    }
+
+    #[test]
+    fn a_value_of_an_impossible_type_and_a_broken_file_are_told_apart() {
+        let message = config(&[], "[listen]\nhost = \"x\"")
+            .expect_err("table")
+            .to_string();
+        assert!(message.contains("listen cannot be a table"), "{message}");
+        let message = config(&[], "listen = ").expect_err("syntax").to_string();
+        assert!(message.contains("not a TOML file"), "{message}");
+    }
+
+    #[test]
+    fn the_operations_manual_documents_every_setting() {
+        let manual = include_str!("../../../docs/OPERATIONS.md");
+        for name in Raw::names() {
+            assert!(
+                manual.contains(&format!("`{name}`")),
+                "docs/OPERATIONS.md lacks {name}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_are_read_with_units_and_shown_the_shortest_exact_way() {
+        for (text, bytes) in [
+            ("7", 7),
+            ("4KiB", 4096),
+            ("2 GiB", 2 << 30),
+            ("64MiB", 64 << 20),
+        ] {
+            assert_eq!(parse_bytes(text), Some(bytes), "{text}");
+        }
+        for text in ["", "MiB", "-1", "1.5MiB", "99999999999GiB"] {
+            assert_eq!(parse_bytes(text), None, "{text}");
+        }
+        assert_eq!(show_bytes(1536 << 10), "1536 KiB");
+        assert_eq!(show_bytes(4097), "4097");
+    }
+}

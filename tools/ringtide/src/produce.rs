@@ -1,0 +1,299 @@
+//! `ringtide produce`: standard input to records.
+//!
+//! One thread reads, the other cuts lines, sends and collects acknowledgements, so that a slow
+//! input is sent line by line as it comes, and a fast one in full batches.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ringtide_client::sync::Producer;
+use ringtide_client::{Acks, Codec, Delivered, Error, ProducerOptions, Record};
+use ringtide_schema::batch::HEADER_BYTES;
+use ringtide_schema::record::RECORD_OVERHEAD_MAX_BYTES;
+
+use crate::cli::{AcksArg, CompressionArg, ProduceArgs};
+use crate::connect::{connect, exit_of};
+use crate::exit::Failure;
+use crate::ledger::Ledger;
+use crate::lines::{Line, LineError, Splitter};
+use crate::output;
+use crate::progress::{Progress, grouped, rate};
+
+/// What is read at once.
+const READ_BYTES: usize = 256 << 10;
+/// What a pipe may hold (the most that a user may ask for by default).
+const PIPE_BYTES: usize = 1 << 20;
+/// Pieces of input that may wait for the sending thread.
+const PIECES: usize = 4;
+/// How long an acknowledgement is waited for before the input is looked at again.
+const LOOK_AT_INPUT: Duration = Duration::from_millis(1);
+/// How long acknowledgements are waited for when there is no input to look at.
+const LOOK_AT_PROGRESS: Duration = Duration::from_millis(100);
+
+/// Runs the command.
+pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
+    if args.offsets && args.acks == AcksArg::None {
+        return Err(Failure::usage(
+            "--offsets needs acknowledgements: use --acks accepted or --acks durable with it",
+        ));
+    }
+    let client = connect(&args.server)?;
+    let topic = client.topic(&args.topic)?;
+    if let Some(partition) = args.partition.filter(|&p| p >= topic.partitions()) {
+        let (name, count) = (&topic.name, topic.partitions());
+        return Err(Failure::failed(format!(
+            "{name} has no partition {partition}: it has {count}, numbered from 0"
+        )));
+    }
+    let options = ProducerOptions::new()
+        .acks(match args.acks {
+            AcksArg::None => Acks::None,
+            AcksArg::Accepted => Acks::Accepted,
+            AcksArg::Durable => Acks::Durable,
+        })
+        .codec(match args.compression {
+            CompressionArg::None => Codec::None,
+            CompressionArg::Lz4 => Codec::Lz4,
+            CompressionArg::Zstd => Codec::Zstd,
+        })
+        .batch_bytes(args.batch as usize);
+    let limit = topic.settings.max_batch_bytes as usize - HEADER_BYTES - RECORD_OVERHEAD_MAX_BYTES;
+    let mut publishing = Publishing {
+        producer: client.producer(&args.topic, options)?,
+        partition: args.partition,
+        ledger: Ledger::new(args.offsets),
+        out: args
+            .offsets
+            .then(|| Offsets::open().map_err(output::failure))
+            .transpose()?,
+        progress: if args.offsets {
+            Progress::beside_output()
+        } else {
+            Progress::new()
+        },
+        bytes: 0,
+        now_ms: 0,
+    };
+    let mut splitter = Splitter::new(args.key_separator.as_deref(), limit);
+    let ended = publishing.take_input(&mut splitter, &Input::start()?);
+    publishing.settle();
+    match (publishing.ledger.failure(), ended) {
+        (None, Ok(())) => Ok(()),
+        (Some(failure), Ok(()) | Err(Stop::Failed)) => Err(failure),
+        (None, Err(Stop::Failed)) => Err(Failure::failed("a record was not acknowledged")),
+        (failure, Err(stop)) => {
+            let acknowledged = publishing.ledger.acknowledged();
+            let mut message = stop.to_string();
+            let exit = match (&failure, &stop) {
+                (Some(failure), _) => failure.exit,
+                (None, Stop::Send { error, .. }) => exit_of(error),
+                (None, _) => crate::exit::Exit::Failed,
+            };
+            match failure {
+                Some(failure) => message = format!("{message}. {failure}"),
+                None => message += &format!("; {acknowledged} records before it were acknowledged"),
+            }
+            Err(Failure::new(exit, message))
+        }
+    }
+}
+
+/// Why no more input is taken.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error(transparent)]
+    Line(#[from] LineError),
+    #[error("line {number}: {error}")]
+    Send { number: u64, error: Error },
+    #[error("cannot read standard input: {0}")]
+    Read(#[from] io::Error),
+    /// A record failed; the ledger knows which and why.
+    #[error("a record was not acknowledged")]
+    Failed,
+}
+
+struct Publishing {
+    producer: Producer,
+    partition: Option<u32>,
+    ledger: Ledger,
+    out: Option<Offsets>,
+    progress: Progress,
+    bytes: u64,
+    now_ms: i64,
+}
+
+impl Publishing {
+    /// Sends all input, as it comes.
+    fn take_input(&mut self, splitter: &mut Splitter, input: &Input) -> Result<(), Stop> {
+        loop {
+            let piece = if self.producer.held_bytes() == 0 {
+                input.pieces.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                input.pieces.try_recv()
+            };
+            match piece {
+                Ok(piece) => {
+                    let Piece { buffer, bytes } = piece?;
+                    self.now_ms = now_ms();
+                    self.bytes += bytes as u64;
+                    splitter.feed(&buffer[..bytes], |line| self.send(line))?;
+                    let _ = input.spare.send(buffer);
+                    self.collect(Duration::ZERO);
+                }
+                Err(TryRecvError::Empty) => self.collect(LOOK_AT_INPUT),
+                Err(TryRecvError::Disconnected) => break,
+            }
+            if self.ledger.has_failed() {
+                return Err(Stop::Failed);
+            }
+        }
+        self.now_ms = now_ms();
+        splitter.end(|line| self.send(line))
+    }
+
+    fn send(&mut self, line: Line<'_>) -> Result<(), Stop> {
+        let mut record = Record::new(line.value).timestamp_ms(self.now_ms);
+        record.key = line.key;
+        record.partition = self.partition;
+        loop {
+            match self.producer.send(&record) {
+                Ok(ticket) => {
+                    self.ledger.sent(line.number, ticket);
+                    return Ok(());
+                }
+                Err(Error::BufferFull { .. }) => {
+                    self.collect(LOOK_AT_PROGRESS);
+                    if self.ledger.has_failed() {
+                        return Err(Stop::Failed);
+                    }
+                }
+                Err(error) => {
+                    return Err(Stop::Send {
+                        number: line.number,
+                        error,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Waits until every record that was sent has an outcome.
+    fn settle(&mut self) {
+        while self.producer.held_bytes() > 0 {
+            self.collect(LOOK_AT_PROGRESS);
+        }
+        self.collect(Duration::ZERO);
+        self.progress.clear();
+    }
+
+    /// Collects outcomes, and waits for some if there are none.
+    fn collect(&mut self, wait: Duration) {
+        let ledger = &mut self.ledger;
+        let each = |Delivered { ticket, result, .. }| {
+            ledger.delivered(ticket, result.map(|ack| ack.offset));
+        };
+        if wait.is_zero() {
+            self.producer.poll(each);
+        } else {
+            self.producer.wait(wait, each);
+        }
+        if let Some(out) = &mut self.out {
+            ledger.write_offsets(&mut out.lines);
+            out.flush();
+        }
+        let (acknowledged, bytes) = (ledger.acknowledged(), self.bytes);
+        self.progress.tick(|elapsed| {
+            format!(
+                "{} records acknowledged, {}",
+                grouped(acknowledged),
+                rate(bytes, elapsed)
+            )
+        });
+    }
+}
+
+/// Standard output for offsets.
+struct Offsets {
+    out: Option<File>,
+    lines: Vec<u8>,
+}
+
+impl Offsets {
+    fn open() -> io::Result<Self> {
+        let out = io::stdout().as_fd().try_clone_to_owned()?;
+        Ok(Self {
+            out: Some(out.into()),
+            lines: Vec::new(),
+        })
+    }
+
+    /// Writes what there is. When nobody reads any more the records matter still, so only the
+    /// printing ends.
+    fn flush(&mut self) {
+        if self.lines.is_empty() {
+            return;
+        }
+        if let Some(out) = &mut self.out
+            && out.write_all(&self.lines).is_err()
+        {
+            self.out = None;
+        }
+        self.lines.clear();
+    }
+}
+
+/// Input as it was read.
+struct Piece {
+    buffer: Vec<u8>,
+    /// How much of the buffer was read.
+    bytes: usize,
+}
+
+/// Standard input, read by a thread of its own.
+struct Input {
+    pieces: Receiver<io::Result<Piece>>,
+    /// Buffers to be used again.
+    spare: Sender<Vec<u8>>,
+}
+
+impl Input {
+    fn start() -> Result<Self, Failure> {
+        let (give, pieces) = sync_channel(PIECES);
+        let (spare, spares) = channel();
+        std::thread::Builder::new()
+            .name("input".into())
+            .spawn(move || read_input(&give, &spares))
+            .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
+        Ok(Self { pieces, spare })
+    }
+}
+
+fn read_input(give: &SyncSender<io::Result<Piece>>, spares: &Receiver<Vec<u8>>) {
+    // A larger pipe means fewer changes between its writer and this thread. It is a favour that
+    // the system may refuse, and that only a pipe can do.
+    let _ = rustix::pipe::fcntl_setpipe_size(io::stdin(), PIPE_BYTES);
+    let mut input = io::stdin().lock();
+    loop {
+        let mut buffer = spares.try_recv().unwrap_or_else(|_| vec![0; READ_BYTES]);
+        let piece = match input.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(bytes) => Ok(Piece { buffer, bytes }),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => Err(error),
+        };
+        let last = piece.is_err();
+        if give.send(piece).is_err() || last {
+            return;
+        }
+    }
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

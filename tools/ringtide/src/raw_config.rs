@@ -1,0 +1,231 @@
+//! The settings of `ringtide serve` as the operator wrote them: text with its origin, unchecked.
+//!
+//! One declaration gives the flag, its help, the key of the TOML file and the order in which the
+//! manual lists them, so the names cannot differ.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use crate::config::ConfigError;
+
+/// Where a setting stood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// On the command line.
+    Flag(&'static str),
+    /// In this file.
+    File(PathBuf),
+    /// Nowhere.
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag("") => f.write_str("command line"),
+            Self::Flag(name) => write!(f, "--{name}"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+/// A value as written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Text {
+    pub(crate) value: String,
+    pub(crate) origin: Origin,
+}
+
+impl FromStr for Text {
+    type Err = std::convert::Infallible;
+
+    fn from_str(value: &str) -> Result<Self, Self::Err> {
+        Ok(Self {
+            value: value.into(),
+            origin: Origin::Flag(""),
+        })
+    }
+}
+
+macro_rules! settings {
+    ($($(#[doc = $help:literal])+ $field:ident, $name:literal, $value:literal;)*) => {
+        /// Every setting, absent or as written.
+        #[derive(Clone, Debug, Default, clap::Args)]
+        pub(crate) struct Raw {
+            $($(#[doc = $help])+
+            #[arg(long = $name, value_name = $value)]
+            pub(crate) $field: Option<Text>,)*
+        }
+
+        impl Raw {
+            /// The names, in the manual's order.
+            pub(crate) fn names() -> &'static [&'static str] {
+                &[$($name,)*]
+            }
+
+            /// The name of the setting that a field holds.
+            pub(crate) fn name_of(field: &str) -> &'static str {
+                match field {
+                    $(stringify!($field) => $name,)*
+                    _ => unreachable!("the field {field} was declared without a name"),
+                }
+            }
+
+            fn field(&mut self, name: &str) -> Option<&mut Option<Text>> {
+                match name {
+                    $($name => Some(&mut self.$field),)*
+                    _ => None,
+                }
+            }
+
+            /// These settings, and those of `below` where these are silent.
+            pub(crate) fn over(self, below: Self) -> Self {
+                Self {
+                    $($field: self.$field.map(|text| text.named($name)).or(below.$field),)*
+                }
+            }
+        }
+    };
+}
+
+settings! {
+    /// The directory that holds everything [default: ./ringtide-data]
+    data_dir, "data-dir", "DIR";
+    /// Where the first shard listens; shard i listens on port + i [default: 127.0.0.1:7311]
+    listen, "listen", "HOST:PORT";
+    /// The host that clients are told to connect to [default: that of --listen]
+    advertise, "advertise", "HOST";
+    /// The CPU of each shard, for example 0 or 2,3 or 2-5 [default: the last half, at most 4]
+    cpus, "cpus", "LIST";
+    /// What a shard does when there is nothing to do: spin, adaptive or park [default: adaptive]
+    idle, "idle", "POLICY";
+    /// How long an adaptive shard looks before it sleeps, in microseconds [default: 200]
+    idle_spin_us, "idle-spin-us", "N";
+    /// Memory of each shard for records on their way [default: 256MiB]
+    memory_bytes, "memory-bytes", "BYTES";
+    /// Size of each file of the write-ahead log [default: 64MiB]
+    wal_slot_bytes, "wal-slot-bytes", "BYTES";
+    /// Files of each shard's write-ahead log [default: 8]
+    wal_slots, "wal-slots", "N";
+    /// The most connections of one shard [default: 16384]
+    max_connections, "max-connections", "N";
+    /// The most requests of one connection that are not answered yet [default: 4096]
+    max_in_flight_requests, "max-in-flight-requests", "N";
+    /// Log groups of a new data directory; fixed for its life [default: 64]
+    log_groups, "log-groups", "N";
+    /// How often segments are synced, in milliseconds [default: 1000]
+    sync_interval_ms, "sync-interval-ms", "N";
+    /// How stored records are sent: auto, sendfile or copy [default: auto]
+    catch_up, "catch-up", "HOW";
+    /// What is logged: error, warn, info, debug or trace [default: info]
+    log_level, "log-level", "LEVEL";
+    /// What log lines look like: auto (human on a terminal, else json), human or json [default: auto]
+    log_format, "log-format", "FORMAT";
+    /// How long a stopping broker may take to drain, in milliseconds [default: 30000]
+    shutdown_timeout_ms, "shutdown-timeout-ms", "N";
+}
+
+impl Text {
+    /// Names the flag, which the parser of its value does not know.
+    fn named(mut self, name: &'static str) -> Self {
+        if let Origin::Flag(flag) = &mut self.origin {
+            *flag = name;
+        }
+        self
+    }
+}
+
+impl Raw {
+    /// The settings in a TOML file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+            path: path.into(),
+            why: error.to_string(),
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// The settings in the text of a TOML file.
+    pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table =
+            text.parse()
+                .map_err(|error: toml::de::Error| ConfigError::Syntax {
+                    path: path.into(),
+                    why: error.to_string().trim_end().into(),
+                })?;
+        let mut raw = Self::default();
+        for (key, value) in table {
+            let Some(field) = raw.field(&key) else {
+                let nearest = nearest(&key);
+                return Err(ConfigError::UnknownKey {
+                    path: path.into(),
+                    key,
+                    nearest,
+                });
+            };
+            let value = plain(&value).ok_or_else(|| ConfigError::WrongType {
+                path: path.into(),
+                what: type_name(&value),
+                key,
+            })?;
+            *field = Some(Text {
+                value,
+                origin: Origin::File(path.into()),
+            });
+        }
+        Ok(raw)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn from_flags(flags: &[(&'static str, &str)]) -> Self {
+        let mut raw = Self::default();
+        for (name, value) in flags {
+            let text = Text {
+                value: (*value).into(),
+                origin: Origin::Flag(name),
+            };
+            *raw.field(name).expect("a setting") = Some(text);
+        }
+        raw
+    }
+}
+
+/// A TOML value as it would be written in a flag.
+fn plain(value: &toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text.clone()),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(yes) => Some(yes.to_string()),
+        toml::Value::Array(items) => {
+            let items: Option<Vec<_>> = items
+                .iter()
+                .map(|v| v.as_integer().map(|number| number.to_string()))
+                .collect();
+            Some(items?.join(","))
+        }
+        toml::Value::Datetime(_) | toml::Value::Table(_) => None,
+    }
+}
+
+fn type_name(value: &toml::Value) -> &'static str {
+    match value {
+        toml::Value::Table(_) => "a table",
+        toml::Value::Datetime(_) => "a date",
+        toml::Value::Array(_) => "a list of anything but numbers",
+        _ => "this",
+    }
+}
+
+/// The known name most like `key`, if any is like it at all.
+fn nearest(key: &str) -> Option<&'static str> {
+    let key = key.replace('_', "-").to_lowercase();
+    let likeness = |name: &&str| strsim::jaro_winkler(name, &key);
+    let best = Raw::names()
+        .iter()
+        .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
+        .copied()?;
+    (likeness(&best) > 0.8).then_some(best)
+}
