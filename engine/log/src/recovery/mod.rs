@@ -28,12 +28,12 @@ use self::error::Contradiction;
 pub use self::error::RecoverError;
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
-use self::replay::Replay;
-use self::segments::Mode;
+use self::replay::{Mode, Replay};
 pub use self::segments::{index_name, log_name};
 pub use self::verify::{Problem, Report, verify};
 use crate::files;
 
+mod behind;
 mod chain;
 pub mod error;
 pub mod inspect;
@@ -80,11 +80,11 @@ pub enum Progress {
         /// Bytes of all segments.
         total: u64,
     },
-    /// Partitions that are durable, of those that changed.
+    /// Files and directories that are being made durable.
     Syncing {
-        /// Partitions so far.
+        /// So far.
         done: u64,
-        /// Partitions that changed.
+        /// Of how many.
         total: u64,
     },
 }

@@ -17,12 +17,22 @@ use ringtide_schema::store::{CommitOffset, GroupSnapshotT, PartitionT};
 use ringtide_schema::wal::{EntryHeader, EntryKind};
 
 use super::Progress;
+use super::behind::Behind;
 use super::chain::{At, Sink};
 use super::error::{BadEntry, Contradiction, MissingEntries, RecoverError, Shown, UnknownTopic};
 use super::metadata::{Metadata, Standing};
 use super::partition::Partition;
-use super::segments::{Mode, Replayed, Writer, index_name, log_name};
+use super::segments::{Replayed, Writer, index_name, log_name};
 use crate::files;
+
+/// How files are treated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mode {
+    /// Read the log and write segments past the page cache.
+    pub(super) direct: bool,
+    /// Do everything but write: for verification.
+    pub(super) dry: bool,
+}
 
 /// A log group while it is replayed.
 struct Group {
@@ -46,6 +56,8 @@ pub(super) struct Replay<'a> {
     groups: Vec<Group>,
     partitions: HashMap<PartitionId, Partition>,
     writers: usize,
+    /// Absent for a dry run.
+    behind: Option<Behind>,
     /// Files that the new snapshots no longer name.
     pub(super) garbage: BTreeSet<PathBuf>,
     new_directories: bool,
@@ -74,6 +86,7 @@ impl<'a> Replay<'a> {
             groups: Vec::new(),
             partitions: HashMap::new(),
             writers: 0,
+            behind: (!mode.dry && !identity.clean).then(|| Behind::start(mode.direct)),
             garbage: BTreeSet::new(),
             new_directories: false,
             batches: 0,
@@ -274,21 +287,20 @@ impl<'a> Replay<'a> {
         batch: &Header,
         segment_bytes: u32,
     ) -> Result<(), RecoverError> {
-        let directory = self.partition_path(id);
         let Some(partition) = self.partitions.get_mut(&id) else {
             return Ok(());
         };
         if partition.writer.is_none() {
-            if !self.mode.dry {
+            let directory = self.directory.join("partitions").join(id.dir_name());
+            if self.behind.is_some() {
                 self.new_directories |= files::make_directory(&directory)?;
             }
-            let incarnation = self.identity.incarnation + 1;
             partition.writer = Some(Writer::open(
                 directory,
                 &mut partition.stored,
-                self.mode,
-                incarnation,
+                (self.identity.incarnation + 1, self.mode.direct),
                 self.writers,
+                self.behind.as_mut(),
             )?);
             self.writers += 1;
         }
@@ -300,7 +312,12 @@ impl<'a> Replay<'a> {
             next_offset: batch.next_offset(),
             max_timestamp_ms: batch.max_timestamp_ms,
         };
-        writer.append(&mut partition.stored, &replayed, segment_bytes)
+        writer.append(
+            &mut partition.stored,
+            &replayed,
+            segment_bytes,
+            self.behind.as_mut(),
+        )
     }
 
     fn unknown(&self, path: PathBuf, partition: PartitionId) -> UnknownTopic {
@@ -332,23 +349,21 @@ impl<'a> Replay<'a> {
         let metadata = std::mem::take(&mut self.metadata);
         self.drop_partitions(|id| matches!(metadata.standing(id.topic), Standing::Deleted));
         self.metadata = metadata;
-        let total = self.writers as u64;
-        let mut done = 0;
+        let mut directories = Vec::new();
         for partition in self.partitions.values_mut() {
             partition.settle();
-            let Some(writer) = partition.writer.take() else {
-                continue;
-            };
-            let directory = writer.directory().to_owned();
-            writer.finish(&mut partition.stored)?;
-            if !self.mode.dry {
-                files::sync_directory(&directory)?;
+            if let Some(writer) = partition.writer.take() {
+                directories.push(writer.finish(&mut partition.stored, self.behind.as_mut())?);
             }
-            done += 1;
-            (self.progress)(Progress::Syncing { done, total });
         }
         if self.new_directories {
-            files::sync_directory(&self.directory.join("partitions"))?;
+            directories.push(self.directory.join("partitions"));
+        }
+        if let Some(behind) = &mut self.behind {
+            let progress = &mut self.progress;
+            behind.settle(directories, |done, total| {
+                progress(Progress::Syncing { done, total })
+            })?;
         }
         Ok(())
     }

@@ -1,37 +1,30 @@
 //! Writing what was replayed into the segments of one partition.
 //!
-//! A segment is continued at its synced position, in whole blocks through one aligned buffer of at
-//! most [`PIECE_BYTES`]; what is left of the last block becomes the snapshot's tail. Nothing is cut
+//! A segment is continued at its synced position, in whole blocks through aligned buffers of at most
+//! [`PIECE_BYTES`] that are written by [`super::behind`]; what is left of the last block becomes the snapshot's tail. Nothing is cut
 //! before everything is written, so that a recovery that is refused half-way has only written bytes
 //! that the next one writes again.
 
 use std::collections::VecDeque;
-use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use ringtide_schema::batch::{CRC_START, check_stored};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::{PartitionT, SegmentT};
 
+use super::behind::{Behind, Target};
 use super::error::{BadSegment, RecoverError};
 use crate::files::{self, AlignedBuf};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The largest single write.
 pub(super) const PIECE_BYTES: usize = 256 << 10;
-/// With more partitions than this being replayed, each has a smaller buffer and no open file, so
-/// that neither memory nor file descriptors grow with their number.
-const MANY_PARTITIONS: usize = 192;
-const SMALL_PIECE_BYTES: usize = 32 << 10;
-
-/// How segments are written.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mode {
-    /// Past the page cache.
-    pub(super) direct: bool,
-    /// Do everything but write: for verification.
-    pub(super) dry: bool,
-}
+/// Up to so many partitions have large buffers and open files; those that come after have smaller
+/// ones and open their file for every piece, so that neither memory nor file descriptors grow with
+/// the number of partitions.
+const FEW_PARTITIONS: usize = 256;
+const MANY_PARTITIONS: usize = 2048;
 
 /// The name of a segment's log.
 pub fn log_name(base_offset: u64) -> String {
@@ -63,96 +56,108 @@ pub(super) struct Replayed<'a> {
 /// The open end of a partition while it is replayed.
 pub(super) struct Writer {
     directory: PathBuf,
-    mode: Mode,
     incarnation: u64,
+    direct: bool,
     keep_open: bool,
-    buf: AlignedBuf,
+    piece_bytes: usize,
+    buf: Option<AlignedBuf>,
     filled: usize,
     open: Option<Open>,
 }
 
 /// The segment that is being written.
 struct Open {
-    path: PathBuf,
-    file: Option<File>,
+    target: Target,
     /// Where the buffer begins in the segment.
     position: u64,
     /// The next offset behind the last batch that ends at or before the last whole block.
     covered: u64,
     /// End and next offset of each batch that ends behind the last whole block.
     ends: VecDeque<(u64, u64)>,
-    wrote: bool,
 }
+
+/// Where writes go: nowhere, for verification.
+pub(super) type Out<'a> = Option<&'a mut Behind>;
 
 impl Writer {
     /// Takes up the partition where its manifest says that it was synced.
     pub(super) fn open(
         directory: PathBuf,
         stored: &mut PartitionT,
-        mode: Mode,
-        incarnation: u64,
+        (incarnation, direct): (u64, bool),
         already_open: usize,
+        mut out: Out<'_>,
     ) -> Result<Self, RecoverError> {
-        let many = already_open >= MANY_PARTITIONS;
-        let piece = if many { SMALL_PIECE_BYTES } else { PIECE_BYTES };
+        let piece_bytes = if already_open < FEW_PARTITIONS {
+            PIECE_BYTES
+        } else if already_open < MANY_PARTITIONS {
+            PIECE_BYTES / 4
+        } else {
+            PIECE_BYTES / 16
+        };
+        let keep_open = already_open < FEW_PARTITIONS;
+        let (buf, filled, open) = (None, 0, None);
         let mut writer = Self {
             directory,
-            mode,
             incarnation,
-            keep_open: !many,
-            buf: AlignedBuf::zeroed(piece),
-            filled: 0,
-            open: None,
+            direct,
+            keep_open,
+            piece_bytes,
+            buf,
+            filled,
+            open,
         };
         if let Some(last) = stored.segments.iter().flatten().next_back()
             && !last.sealed
         {
             let path = writer.directory.join(log_name(last.base_offset));
-            let (bytes, synced) = (last.bytes, last.next_offset);
-            writer.take(path, bytes, synced)?;
+            let (bytes, covered) = (last.bytes, last.next_offset);
+            writer.take(path, bytes, covered, out.is_none())?;
             let tail = stored.tail.take().unwrap_or_default();
             let ends = tail_ends(&tail, bytes, stored.next_offset);
-            writer.put(&tail)?;
+            writer.put(&tail, &mut out)?;
             writer.note_ends(ends);
         }
         Ok(writer)
     }
 
-    fn take(&mut self, path: PathBuf, position: u64, covered: u64) -> Result<(), RecoverError> {
+    fn take(
+        &mut self,
+        path: PathBuf,
+        position: u64,
+        covered: u64,
+        dry: bool,
+    ) -> Result<(), RecoverError> {
         let mut file = None;
-        if !self.mode.dry {
+        let have = if !dry {
             // An index is derived; what it knows of may end elsewhere from now on.
             files::remove_file(&path.with_extension("index"))?;
-            let opened = files::open_write(&path, self.mode.direct, position == 0)?;
+            let opened = files::open_write(&path, self.direct, position == 0)?;
             let have = files::file_bytes(&opened, &path)?;
-            if have < position {
-                return Err(BadSegment {
-                    path,
-                    want: position,
-                    have,
-                }
-                .into());
-            }
-            file = self.keep_open.then_some(opened);
+            file = self.keep_open.then(|| Arc::new(opened));
+            have
         } else if position > 0 {
-            let have = files::bytes_at(&path)?;
-            if have < position {
-                return Err(BadSegment {
-                    path,
-                    want: position,
-                    have,
-                }
-                .into());
+            files::bytes_at(&path)?
+        } else {
+            0
+        };
+        if have < position {
+            return Err(BadSegment {
+                path,
+                want: position,
+                have,
             }
+            .into());
         }
-        let ends = VecDeque::new();
+        let target = Target {
+            path: Arc::new(path),
+            open: file,
+        };
         self.open = Some(Open {
-            path,
-            file,
+            target,
             position,
             covered,
-            ends,
-            wrote: false,
+            ends: VecDeque::new(),
         });
         Ok(())
     }
@@ -163,15 +168,17 @@ impl Writer {
         stored: &mut PartitionT,
         batch: &Replayed<'_>,
         segment_bytes: u32,
+        mut out: Out<'_>,
     ) -> Result<(), RecoverError> {
         let size = self.size();
         if size > 0 && size + batch.bytes.len() as u64 > u64::from(segment_bytes) {
-            self.seal(stored)?;
+            self.seal(stored, &mut out)?;
         }
         let segments = stored.segments.get_or_insert_default();
         if self.open.is_none() {
             let base_offset = stored.next_offset;
-            self.take(self.directory.join(log_name(base_offset)), 0, base_offset)?;
+            let path = self.directory.join(log_name(base_offset));
+            self.take(path, 0, base_offset, out.is_none())?;
             segments.push(SegmentT {
                 base_offset,
                 next_offset: base_offset,
@@ -179,7 +186,7 @@ impl Writer {
                 ..SegmentT::default()
             });
         }
-        self.put(batch.bytes)?;
+        self.put(batch.bytes, &mut out)?;
         self.note_ends([(self.size(), batch.next_offset)]);
         if let Some(segment) = segments.last_mut() {
             let prefix = &batch.bytes[..CRC_START];
@@ -209,49 +216,49 @@ impl Writer {
         }
     }
 
-    fn put(&mut self, mut bytes: &[u8]) -> Result<(), RecoverError> {
+    fn put(&mut self, mut bytes: &[u8], out: &mut Out<'_>) -> Result<(), RecoverError> {
         while !bytes.is_empty() {
-            let n = bytes.len().min(self.buf.len() - self.filled);
-            self.buf[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
+            let buf = self.buf.get_or_insert_with(|| match out {
+                Some(behind) => behind.buffer(self.piece_bytes),
+                None => AlignedBuf::zeroed(self.piece_bytes),
+            });
+            let n = bytes.len().min(buf.len() - self.filled);
+            buf[self.filled..self.filled + n].copy_from_slice(&bytes[..n]);
             self.filled += n;
             bytes = &bytes[n..];
-            if self.filled == self.buf.len() {
-                self.write(self.filled)?;
-                self.filled = 0;
+            if self.filled == self.piece_bytes {
+                self.write(self.filled, out)?;
             }
         }
         Ok(())
     }
 
-    /// Writes the first `bytes` of the buffer, whole blocks, and moves on by as much.
-    fn write(&mut self, bytes: usize) -> Result<(), RecoverError> {
+    /// Hands over the buffer to write its first `bytes`, whole blocks, and begins a new one.
+    fn write(&mut self, bytes: usize, out: &mut Out<'_>) -> Result<(), RecoverError> {
         assert!(bytes.is_multiple_of(BLOCK_BYTES));
-        let Some(open) = &mut self.open else {
+        self.filled = 0;
+        let (Some(open), Some(buf)) = (&mut self.open, self.buf.take()) else {
             return Ok(());
         };
-        if !self.mode.dry && bytes > 0 {
-            let opened = match open.file.take() {
-                Some(file) => file,
-                None => files::open_write(&open.path, self.mode.direct, false)?,
-            };
-            files::write_at(&opened, &open.path, &self.buf[..bytes], open.position)?;
-            open.file = self.keep_open.then_some(opened);
-            open.wrote = true;
+        if let Some(behind) = out {
+            if bytes > 0 {
+                behind.write(open.target.clone(), buf, bytes, open.position)?;
+            } else {
+                behind.give_back(buf);
+            }
         }
         open.position += bytes as u64;
         Ok(())
     }
 
-    fn seal(&mut self, stored: &mut PartitionT) -> Result<(), RecoverError> {
+    fn seal(&mut self, stored: &mut PartitionT, out: &mut Out<'_>) -> Result<(), RecoverError> {
         let exact = self.size();
         let padded = self.filled.next_multiple_of(BLOCK_BYTES);
-        self.buf[self.filled..padded].fill(0);
-        self.write(padded)?;
-        self.filled = 0;
-        let Some(open) = self.open.take() else {
-            return Ok(());
-        };
-        self.settle(open, exact, true)?;
+        if let Some(buf) = &mut self.buf {
+            buf[self.filled..padded].fill(0);
+        }
+        self.write(padded, out)?;
+        self.settle(exact, out);
         if let Some(segment) = stored.segments.get_or_insert_default().last_mut() {
             segment.sealed = true;
             segment.bytes = exact;
@@ -260,44 +267,35 @@ impl Writer {
         Ok(())
     }
 
-    /// Cuts the file to its length and makes it durable.
-    fn settle(&self, open: Open, bytes: u64, wrote: bool) -> Result<(), RecoverError> {
-        if self.mode.dry {
-            return Ok(());
+    fn settle(&mut self, bytes: u64, out: &mut Out<'_>) {
+        if let (Some(open), Some(behind)) = (self.open.take(), out) {
+            behind.settle_later(open.target.path, bytes);
         }
-        let file = match open.file {
-            Some(file) => file,
-            None => files::open_write(&open.path, self.mode.direct, false)?,
-        };
-        if files::file_bytes(&file, &open.path)? != bytes {
-            files::set_len(&file, &open.path, bytes)?;
-        } else if !wrote {
-            return Ok(());
-        }
-        files::sync_data(&file, &open.path)?;
-        Ok(())
     }
 
-    /// Writes and syncs what is left but for the part of a block, which becomes the tail.
-    pub(super) fn finish(mut self, stored: &mut PartitionT) -> Result<(), RecoverError> {
+    /// Writes what is left but for the part of a block, which becomes the tail. Gives the
+    /// partition's directory; it and the segments are still to be synced.
+    pub(super) fn finish(
+        mut self,
+        stored: &mut PartitionT,
+        mut out: Out<'_>,
+    ) -> Result<PathBuf, RecoverError> {
         let whole = self.filled / BLOCK_BYTES * BLOCK_BYTES;
-        self.write(whole)?;
-        let Some(open) = self.open.take() else {
-            return Ok(());
-        };
-        if let Some(segment) = stored.segments.get_or_insert_default().last_mut() {
-            segment.bytes = open.position;
-            segment.next_offset = open.covered;
+        let tail = self
+            .buf
+            .as_ref()
+            .map_or(Vec::new(), |buf| buf[whole..self.filled].to_vec());
+        self.write(whole, &mut out)?;
+        if let Some(open) = &self.open {
+            if let Some(segment) = stored.segments.get_or_insert_default().last_mut() {
+                segment.bytes = open.position;
+                segment.next_offset = open.covered;
+            }
+            stored.tail = Some(tail).filter(|tail| !tail.is_empty());
+            let position = open.position;
+            self.settle(position, &mut out);
         }
-        let tail = &self.buf[whole..self.filled];
-        stored.tail = (!tail.is_empty()).then(|| tail.to_vec());
-        let (position, wrote) = (open.position, open.wrote);
-        self.settle(open, position, wrote)
-    }
-
-    /// The partition's directory.
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
+        Ok(self.directory)
     }
 }
 

@@ -15,9 +15,9 @@ use super::chain::LogEnd;
 use super::error::RecoverError;
 use super::layout::{self, Top};
 use super::metadata::Standing;
-use super::replay::Replay;
+use super::replay::{Mode, Replay};
 use super::scan::{Contents, IndexCheck, Scan};
-use super::segments::{Mode, index_name, log_name};
+use super::segments::{index_name, log_name};
 use super::{Progress, Summary, replay_logs, slots};
 use crate::files::{self, FileError};
 
