@@ -24,6 +24,9 @@ pub struct Options {
     pub backoff_first: Duration,
     /// The longest wait after a failure.
     pub backoff_max: Duration,
+    /// How old metadata may become before it is asked for again without a reason: a producer
+    /// notices added partitions within this time.
+    pub metadata_max_age: Duration,
     /// What the synchronous face does while there is nothing to do.
     pub idle: Idle,
 }
@@ -37,6 +40,7 @@ impl Default for Options {
             call_timeout: Duration::from_secs(15),
             backoff_first: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),
+            metadata_max_age: Duration::from_secs(60),
             idle: Idle::Park,
         }
     }
@@ -81,6 +85,13 @@ impl Options {
     #[must_use]
     pub fn call_timeout(mut self, timeout: Duration) -> Self {
         self.call_timeout = timeout;
+        self
+    }
+
+    /// Sets how old metadata may become.
+    #[must_use]
+    pub fn metadata_max_age(mut self, age: Duration) -> Self {
+        self.metadata_max_age = age;
         self
     }
 

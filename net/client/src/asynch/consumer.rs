@@ -63,7 +63,7 @@ impl Consumer {
             }
             Some(Err((cursor, error))) => {
                 let mut state = self.handle.lock();
-                state.core.stop(self.key, cursor);
+                state.core.stop(self.key, cursor, Instant::now());
                 state.settle();
                 Err(error)
             }
@@ -143,7 +143,7 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         let mut state = self.handle.lock();
         state.consumers.remove(&self.key);
-        state.core.remove_consumer(self.key);
+        state.core.remove_consumer(self.key, Instant::now());
         state.settle();
     }
 }

@@ -80,7 +80,10 @@ pub(crate) struct Cluster {
     /// Somebody wants to know more, or noticed that something is out of date.
     pub(crate) refresh_wanted: bool,
     pub(crate) refresh_in_flight: bool,
+    /// Not to be refreshed before, whoever wants it.
     pub(crate) refresh_after: Option<Instant>,
+    /// To be refreshed then, even if nobody wants it.
+    pub(crate) stale_at: Option<Instant>,
     pub(crate) backoff: Backoff,
 }
 
@@ -92,6 +95,7 @@ impl Cluster {
             refresh_wanted: false,
             refresh_in_flight: false,
             refresh_after: None,
+            stale_at: None,
             backoff,
         }
     }

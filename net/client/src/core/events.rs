@@ -159,6 +159,7 @@ impl Core {
 
     fn metadata_answered(&mut self, bytes: &[u8], now: Instant) {
         self.cluster.refresh_in_flight = false;
+        self.cluster.stale_at = after(now, self.options.metadata_max_age);
         let Ok(answer) = envelope::<wire::MetadataResponse<'_>>(bytes) else {
             return;
         };

@@ -99,9 +99,14 @@ impl Core {
 
     fn tick_metadata(&mut self, now: Instant) {
         let missing = |k: &Known| matches!(k, Known::Missing { .. });
-        let wanted = self.cluster.refresh_wanted || self.cluster.topics.values().any(missing);
+        if self.cluster.stale_at.is_none() && !self.cluster.topics.is_empty() {
+            self.cluster.stale_at = after(now, self.options.metadata_max_age);
+        }
+        let stale = self.cluster.stale_at.is_some_and(|at| at <= now);
+        let wanted =
+            stale || self.cluster.refresh_wanted || self.cluster.topics.values().any(missing);
         if !wanted || self.cluster.refresh_in_flight {
-            return;
+            return self.wake_at(self.cluster.stale_at);
         }
         if self.cluster.refresh_after.is_some_and(|at| now < at) {
             return self.wake_at(self.cluster.refresh_after);
@@ -120,6 +125,7 @@ impl Core {
         send_metadata(connection, &topics, deadline, Tag::Metadata);
         self.cluster.refresh_wanted = false;
         self.cluster.refresh_in_flight = true;
+        self.cluster.stale_at = None;
         let wait = self.cluster.backoff.next(&mut self.random);
         self.cluster.refresh_after = after(now, wait);
     }

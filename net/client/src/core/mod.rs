@@ -10,6 +10,8 @@ pub(crate) mod backoff;
 pub(crate) mod call;
 pub(crate) mod cluster;
 pub(crate) mod connection;
+#[cfg(test)]
+mod connection_tests;
 pub(crate) mod consumer;
 mod events;
 mod flow;
@@ -248,6 +250,15 @@ impl Core {
             .expect("the producer's handle still exists")
     }
 
+    #[cfg(test)]
+    pub(crate) fn producer_if<T>(
+        &mut self,
+        key: usize,
+        get: impl FnOnce(&mut Producer) -> Option<T>,
+    ) -> Option<T> {
+        self.producers.get_mut(key)?.as_mut().and_then(get)
+    }
+
     /// Takes a record; whatever the window allows is in the links' output afterwards.
     pub(crate) fn send(
         &mut self,
@@ -289,9 +300,9 @@ impl Core {
         Ok(key)
     }
 
-    pub(crate) fn remove_consumer(&mut self, key: usize) {
+    pub(crate) fn remove_consumer(&mut self, key: usize, now: Instant) {
         for cursor in 0..self.consumer(key).cursors.len() {
-            self.unsubscribe(key, cursor);
+            self.unsubscribe(key, cursor, now);
         }
         let of_it = |c: &Call| matches!(c.owner, Owner::Cursor { consumer, .. } if consumer == key);
         self.calls.retain(|_, c| !of_it(c));
@@ -307,7 +318,7 @@ impl Core {
 
     /// Moves a consumer's cursor.
     pub(crate) fn seek(&mut self, key: usize, cursor: usize, start: Start, now: Instant) {
-        self.unsubscribe(key, cursor);
+        self.unsubscribe(key, cursor, now);
         self.consumer(key).seek(cursor, start);
         self.pump_cursor(key, cursor, now);
     }
@@ -318,13 +329,13 @@ impl Core {
     }
 
     /// What was taken cannot be read: the cursor stands still.
-    pub(crate) fn stop(&mut self, key: usize, cursor: usize) {
-        self.unsubscribe(key, cursor);
+    pub(crate) fn stop(&mut self, key: usize, cursor: usize, now: Instant) {
+        self.unsubscribe(key, cursor, now);
         self.consumer(key).stop(cursor);
     }
 
-    fn unsubscribe(&mut self, key: usize, cursor: usize) {
-        let deadline = after(Instant::now(), self.options.request_timeout);
+    fn unsubscribe(&mut self, key: usize, cursor: usize, now: Instant) {
+        let deadline = after(now, self.options.request_timeout);
         let state = &mut self.consumer(key).cursors[cursor];
         let flow = std::mem::replace(&mut state.flow, Flow::Idle);
         if let Flow::Subscribed { link, correlation } | Flow::Asked { link, correlation } = flow

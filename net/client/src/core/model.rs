@@ -27,6 +27,15 @@ pub(crate) struct ModelProducer {
     window: VecDeque<(i32, u32, u64)>,
 }
 
+impl ModelProducer {
+    /// A fault: the last batch will be appended again.
+    pub(crate) fn forget_last(&mut self) {
+        if let Some((sequence, ..)) = self.window.pop_back() {
+            self.next_sequence = sequence;
+        }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Log {
     pub(crate) start: u64,

@@ -87,6 +87,9 @@ pub(crate) struct Producer {
 
 /// Buffers kept for the next batch.
 const SPARES: usize = 16;
+/// Small ones are kept in larger number: a thousand single records may be in flight.
+const SMALL_SPARES: usize = 1024;
+const SMALL_BYTES: usize = 2048;
 
 impl Producer {
     pub(crate) fn new(topic: Arc<Topic>, options: ProducerOptions, backoff: Backoff) -> Self {
@@ -442,7 +445,15 @@ impl Producer {
                 lane.hold_for(now + wait, None);
             }
             _ => {
-                let error = Error::from_wire(number, what(), message);
+                let mut error = Error::from_wire(number, what(), message);
+                if batch.ambiguous {
+                    // The first attempt may have come before the reason to refuse it.
+                    let why = format!("its first answer was lost, and the second is: {error}");
+                    error = Error::OutcomeUnknown {
+                        what: what(),
+                        why: why.into(),
+                    };
+                }
                 if idempotent {
                     lane.hold_for(now, Some(Reset::Settle));
                 }
@@ -583,7 +594,12 @@ impl Producer {
             records,
             outcome,
         });
-        if self.spare_buffers.len() < SPARES {
+        let spares = if batch.bytes.capacity() <= SMALL_BYTES {
+            SMALL_SPARES
+        } else {
+            SPARES
+        };
+        if self.spare_buffers.len() < spares {
             batch.bytes.clear();
             self.spare_buffers.push(batch.bytes);
         }

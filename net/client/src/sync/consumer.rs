@@ -58,7 +58,10 @@ impl Consumer {
                 Ok(Some(batch))
             }
             Some(Err((cursor, error))) => {
-                self.driver.borrow_mut().core.stop(self.key, cursor);
+                self.driver
+                    .borrow_mut()
+                    .core
+                    .stop(self.key, cursor, Instant::now());
                 Err(error)
             }
             None => Ok(None),
@@ -156,7 +159,7 @@ impl Consumer {
 impl Drop for Consumer {
     fn drop(&mut self) {
         let driver = &mut *self.driver.borrow_mut();
-        driver.core.remove_consumer(self.key);
+        driver.core.remove_consumer(self.key, Instant::now());
         driver.write(Instant::now());
     }
 }
