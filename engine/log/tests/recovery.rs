@@ -650,3 +650,21 @@ fn slots_of_another_size_are_removed_once_they_are_free() {
         1
     );
 }
+
+#[test]
+fn a_partition_that_was_synced_past_its_snapshot_index_is_not_appended_to_twice() {
+    let (b, ids) = simple(1, 6, 3000);
+    b.store();
+    let identity = fs::read(b.dir().join("identity")).expect("read");
+    let recovered = b.recover().expect("nothing is wrong");
+    // The snapshot of the first partition's group as of its second entry, but with all batches.
+    let group = b.group_of(ids[0]);
+    let mut snapshot = recovered.groups[usize::from(group.0)].clone();
+    snapshot.group_index = 2;
+    b.store_snapshot(&snapshot);
+    fs::write(b.dir().join("identity"), identity).expect("written");
+    let again = b.recover().expect("nothing is wrong");
+    assert_eq!(again.summary.batches, 0);
+    b.assert_everything(&again);
+    assert_eq!(again.groups, recovered.groups);
+}
