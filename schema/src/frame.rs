@@ -245,7 +245,10 @@ mod tests {
 
     #[test]
     fn a_foreign_protocol_is_refused_at_its_first_byte() {
-        assert_eq!(FrameHeader::decode(b"G"), Err(FrameError::Magic([b'G', 0, 0, 0])));
+        assert_eq!(
+            FrameHeader::decode(b"G"),
+            Err(FrameError::Magic([b'G', 0, 0, 0]))
+        );
     }
 
     #[test]

@@ -98,7 +98,10 @@ impl Identity {
         }
         let state = le!(u32, bytes, 12);
         let identity = Self {
-            data_directory: TopicId { hi: le!(u64, bytes, 16), lo: le!(u64, bytes, 24) },
+            data_directory: TopicId {
+                hi: le!(u64, bytes, 16),
+                lo: le!(u64, bytes, 24),
+            },
             groups: le!(u16, bytes, 10),
             clean: state == 1,
             incarnation: le!(u64, bytes, 32),
@@ -110,7 +113,9 @@ impl Identity {
             _ if state > 1 => Err(IdentityError::Impossible("state")),
             Self { groups: 0, .. } => Err(IdentityError::Impossible("number of groups")),
             Self { incarnation: 0, .. } => Err(IdentityError::Impossible("incarnation")),
-            Self { leader_epoch: 0, .. } => Err(IdentityError::Impossible("leader epoch")),
+            Self {
+                leader_epoch: 0, ..
+            } => Err(IdentityError::Impossible("leader epoch")),
             _ => Ok(identity),
         }
     }

@@ -22,7 +22,10 @@ impl TopicId {
     /// Makes the identity of the topic with this serial number.
     pub fn new(random: u64, serial: u64) -> Self {
         let hi = (random & !0xf000) | 0x8000;
-        Self { hi, lo: VARIANT | (serial & SERIAL_MASK) }
+        Self {
+            hi,
+            lo: VARIANT | (serial & SERIAL_MASK),
+        }
     }
 
     /// The topic's serial number.
@@ -55,7 +58,10 @@ impl std::str::FromStr for TopicId {
             return Err(());
         }
         let hex: String = groups.concat();
-        if !hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b)) {
+        if !hex
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+        {
             return Err(());
         }
         let hi = u64::from_str_radix(&hex[..16], 16).map_err(|_| ())?;
@@ -82,7 +88,10 @@ impl PartitionId {
     /// The opposite of [`Self::dir_name`].
     pub fn from_dir_name(name: &str) -> Option<Self> {
         let (topic, partition) = (name.get(..36)?, name.get(36..)?.strip_prefix('-')?);
-        let id = Self { topic: topic.parse().ok()?, partition: partition.parse().ok()? };
+        let id = Self {
+            topic: topic.parse().ok()?,
+            partition: partition.parse().ok()?,
+        };
         (id.dir_name() == name).then_some(id)
     }
 
@@ -90,7 +99,8 @@ impl PartitionId {
     /// partitions of a topic go to consecutive groups, and so to different shards.
     pub fn group(self, groups: u16) -> GroupId {
         debug_assert!(groups > 0);
-        let mixed = (self.topic.hi ^ self.topic.lo.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let mixed =
+            (self.topic.hi ^ self.topic.lo.rotate_left(32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         let start = (mixed >> 33) % u64::from(groups);
         let group = (start + u64::from(self.partition)) % u64::from(groups);
         GroupId(group as u16)
@@ -124,7 +134,10 @@ impl GroupId {
 
 impl From<&crate::wire::TopicId> for TopicId {
     fn from(id: &crate::wire::TopicId) -> Self {
-        Self { hi: id.hi(), lo: id.lo() }
+        Self {
+            hi: id.hi(),
+            lo: id.lo(),
+        }
     }
 }
 impl From<TopicId> for crate::wire::TopicId {
@@ -134,7 +147,10 @@ impl From<TopicId> for crate::wire::TopicId {
 }
 impl From<&crate::wire::PartitionRef> for PartitionId {
     fn from(r: &crate::wire::PartitionRef) -> Self {
-        Self { topic: r.topic().into(), partition: r.partition() }
+        Self {
+            topic: r.topic().into(),
+            partition: r.partition(),
+        }
     }
 }
 impl From<PartitionId> for crate::wire::PartitionRef {
@@ -144,32 +160,50 @@ impl From<PartitionId> for crate::wire::PartitionRef {
 }
 impl From<TopicId> for crate::store::IdT {
     fn from(id: TopicId) -> Self {
-        Self { hi: id.hi, lo: id.lo }
+        Self {
+            hi: id.hi,
+            lo: id.lo,
+        }
     }
 }
 impl From<&crate::store::IdT> for TopicId {
     fn from(id: &crate::store::IdT) -> Self {
-        Self { hi: id.hi, lo: id.lo }
+        Self {
+            hi: id.hi,
+            lo: id.lo,
+        }
     }
 }
 impl From<TopicId> for crate::wire::TopicIdT {
     fn from(id: TopicId) -> Self {
-        Self { hi: id.hi, lo: id.lo }
+        Self {
+            hi: id.hi,
+            lo: id.lo,
+        }
     }
 }
 impl From<&crate::wire::TopicIdT> for TopicId {
     fn from(id: &crate::wire::TopicIdT) -> Self {
-        Self { hi: id.hi, lo: id.lo }
+        Self {
+            hi: id.hi,
+            lo: id.lo,
+        }
     }
 }
 impl From<PartitionId> for crate::wire::PartitionRefT {
     fn from(id: PartitionId) -> Self {
-        Self { topic: id.topic.into(), partition: id.partition }
+        Self {
+            topic: id.topic.into(),
+            partition: id.partition,
+        }
     }
 }
 impl From<&crate::wire::PartitionRefT> for PartitionId {
     fn from(id: &crate::wire::PartitionRefT) -> Self {
-        Self { topic: (&id.topic).into(), partition: id.partition }
+        Self {
+            topic: (&id.topic).into(),
+            partition: id.partition,
+        }
     }
 }
 
@@ -179,14 +213,22 @@ mod tests {
 
     #[test]
     fn directory_names_round_trip() {
-        let id = PartitionId { topic: TopicId::new(0x0123_4567_89ab_cdef, 77), partition: 12 };
+        let id = PartitionId {
+            topic: TopicId::new(0x0123_4567_89ab_cdef, 77),
+            partition: 12,
+        };
         assert_eq!(PartitionId::from_dir_name(&id.dir_name()), Some(id));
         assert_eq!(id.topic.serial(), 77);
     }
 
     #[test]
     fn foreign_directory_names_are_not_partitions() {
-        for name in ["", "lost+found", "0123-1", "01234567-89ab-8def-8000-00000000004d-01"] {
+        for name in [
+            "",
+            "lost+found",
+            "0123-1",
+            "01234567-89ab-8def-8000-00000000004d-01",
+        ] {
             assert_eq!(PartitionId::from_dir_name(name), None, "{name}");
         }
     }

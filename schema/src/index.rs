@@ -107,7 +107,10 @@ impl<'a> IndexView<'a> {
         }
         let want = HEADER_BYTES + le!(u32, bytes, 12) as usize * ENTRY_BYTES;
         if bytes.len() != want {
-            return Err(IndexError::Length { want, have: bytes.len() });
+            return Err(IndexError::Length {
+                want,
+                have: bytes.len(),
+            });
         }
         let stored = le!(u32, bytes, 32);
         let computed = crc32c::crc32c_append(crc32c::crc32c(&bytes[..32]), &bytes[HEADER_BYTES..]);
@@ -162,7 +165,10 @@ mod tests {
         };
         let bytes = encode(1000, 40_000, &[entry, entry]);
         let view = IndexView::check(&bytes).expect("just written");
-        assert_eq!((view.base_offset, view.covered_bytes, view.len()), (1000, 40_000, 2));
+        assert_eq!(
+            (view.base_offset, view.covered_bytes, view.len()),
+            (1000, 40_000, 2)
+        );
         assert_eq!(view.get(1), entry);
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.clone();

@@ -76,7 +76,11 @@ pub fn decode(bytes: &[u8]) -> Result<GroupSnapshotT, SnapshotError> {
     }
     let (stored, computed) = (le!(u32, bytes, 20), crc32c::crc32c(&bytes[..20]));
     if stored != computed {
-        return Err(SnapshotError::Checksum { part: "header", stored, computed });
+        return Err(SnapshotError::Checksum {
+            part: "header",
+            stored,
+            computed,
+        });
     }
     let format = le!(u16, bytes, 8);
     if format != FORMAT {
@@ -84,12 +88,19 @@ pub fn decode(bytes: &[u8]) -> Result<GroupSnapshotT, SnapshotError> {
     }
     let want = HEADER_BYTES + le!(u32, bytes, 12) as usize;
     if bytes.len() != want {
-        return Err(SnapshotError::Length { want, have: bytes.len() });
+        return Err(SnapshotError::Length {
+            want,
+            have: bytes.len(),
+        });
     }
     let body = &bytes[HEADER_BYTES..];
     let (stored, computed) = (le!(u32, bytes, 16), crc32c::crc32c(body));
     if stored != computed {
-        return Err(SnapshotError::Checksum { part: "body", stored, computed });
+        return Err(SnapshotError::Checksum {
+            part: "body",
+            stored,
+            computed,
+        });
     }
     let options = flatbuffers::VerifierOptions {
         max_tables: 64 << 20,

@@ -73,7 +73,11 @@ pub struct SettingError {
 }
 
 fn bad<T>(key: &'static str, value: i64, need: impl Into<String>) -> Result<T, SettingError> {
-    Err(SettingError { key, value, need: need.into() })
+    Err(SettingError {
+        key,
+        value,
+        need: need.into(),
+    })
 }
 
 fn optional(key: &'static str, value: i64) -> Result<Option<u64>, SettingError> {
@@ -195,7 +199,10 @@ fn check_name(name: &str, limit: usize) -> Result<(), NameError> {
         return Err(NameError::Reserved);
     }
     if name.len() > limit {
-        return Err(NameError::Long { bytes: name.len(), limit });
+        return Err(NameError::Long {
+            bytes: name.len(),
+            limit,
+        });
     }
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name.chars().find(|&c| !legal(c)) {
@@ -235,7 +242,10 @@ mod tests {
 
     #[test]
     fn an_impossible_setting_names_its_key_and_what_would_do() {
-        let change = TopicSettingsT { segment_bytes: Some(1), ..TopicSettingsT::default() };
+        let change = TopicSettingsT {
+            segment_bytes: Some(1),
+            ..TopicSettingsT::default()
+        };
         let error = TopicConfig::default().with(&change).expect_err("too small");
         assert_eq!(error.key, "segment-bytes");
         assert!(error.to_string().contains("from 4096"), "{error}");

@@ -142,7 +142,10 @@ impl SlotHeader {
             return Err(SlotError::Format(format));
         }
         Ok(Self {
-            data_directory: TopicId { hi: le!(u64, block, 16), lo: le!(u64, block, 24) },
+            data_directory: TopicId {
+                hi: le!(u64, block, 16),
+                lo: le!(u64, block, 24),
+            },
             shard: le!(u16, block, 10),
             generation: le!(u64, block, 32),
             incarnation: le!(u64, block, 40),
@@ -410,7 +413,10 @@ impl EntryHeader {
             group_index: le!(u64, bytes, 24),
             term: le!(u64, bytes, 32),
             partition: PartitionId {
-                topic: TopicId { hi: le!(u64, bytes, 40), lo: le!(u64, bytes, 48) },
+                topic: TopicId {
+                    hi: le!(u64, bytes, 40),
+                    lo: le!(u64, bytes, 48),
+                },
                 partition: le!(u32, bytes, 56),
             },
             base_offset: le!(u64, bytes, 64),
@@ -448,7 +454,10 @@ mod tests {
             seq: 8,
             group_index: 2,
             term: 0,
-            partition: PartitionId { topic: TopicId::new(1, 2), partition: 3 },
+            partition: PartitionId {
+                topic: TopicId::new(1, 2),
+                partition: 3,
+            },
             base_offset: 44,
             append_time_ms: 1_700_000_000_000,
             payload_bytes: 5,
@@ -486,7 +495,10 @@ mod tests {
         let mut bytes = vec![0; entry().disk_bytes()];
         bytes[ENTRY_HEADER_BYTES..ENTRY_HEADER_BYTES + 5].copy_from_slice(b"hello");
         entry().encode(3, &mut bytes);
-        assert_eq!(EntryHeader::decode(&bytes, 4), Err(EntryError::Incarnation(3)));
+        assert_eq!(
+            EntryHeader::decode(&bytes, 4),
+            Err(EntryError::Incarnation(3))
+        );
     }
 
     #[test]

@@ -8,7 +8,10 @@
 //! be made of it before.
 //!
 //! This module and the ring are the only places with `unsafe`.
-#![expect(unsafe_code, reason = "shared memory handed to the kernel; see the invariant above")]
+#![expect(
+    unsafe_code,
+    reason = "shared memory handed to the kernel; see the invariant above"
+)]
 
 use std::cell::{Cell, RefCell};
 use std::ops::{Deref, Range};
@@ -27,7 +30,12 @@ pub struct Pool(Rc<PoolMemory>);
 
 impl std::fmt::Debug for Pool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Pool({} of {} chunks free)", self.free_chunks(), self.chunks())
+        write!(
+            f,
+            "Pool({} of {} chunks free)",
+            self.free_chunks(),
+            self.chunks()
+        )
     }
 }
 
@@ -59,14 +67,22 @@ impl Pool {
         }
         let base = NonNull::new(base.cast::<u8>()).ok_or_else(std::io::Error::last_os_error)?;
         let free = (0..chunks as u32).rev().collect();
-        Ok(Self(Rc::new(PoolMemory { base, chunks, free: RefCell::new(free) })))
+        Ok(Self(Rc::new(PoolMemory {
+            base,
+            chunks,
+            free: RefCell::new(free),
+        })))
     }
 
     /// An empty chunk, or nothing when all are held.
     pub fn take(&self) -> Option<Chunk> {
         let index = self.0.free.borrow_mut().pop()?;
         Some(Chunk {
-            memory: Rc::new(ChunkMemory { pool: self.0.clone(), index, slices: Cell::new(0) }),
+            memory: Rc::new(ChunkMemory {
+                pool: self.0.clone(),
+                index,
+                slices: Cell::new(0),
+            }),
             sealed: 0,
             hole: 0..0,
         })
@@ -121,7 +137,11 @@ pub struct Chunk {
 
 impl std::fmt::Debug for Chunk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Chunk({}, {} of {CHUNK_BYTES})", self.memory.index, self.sealed)
+        write!(
+            f,
+            "Chunk({}, {} of {CHUNK_BYTES})",
+            self.memory.index, self.sealed
+        )
     }
 }
 
@@ -188,10 +208,7 @@ impl Chunk {
         let hole = std::mem::take(&mut self.hole);
         // SAFETY: the hole is inside the chunk and no slice covers it: `slice` refuses to.
         let target = unsafe {
-            std::slice::from_raw_parts_mut(
-                self.memory.base().add(hole.start).as_ptr(),
-                hole.len(),
-            )
+            std::slice::from_raw_parts_mut(self.memory.base().add(hole.start).as_ptr(), hole.len())
         };
         fill(target)
     }
@@ -200,7 +217,10 @@ impl Chunk {
     /// then made part of the chunk by [`Self::filled`].
     pub fn spare(&mut self) -> (*mut u8, usize) {
         // SAFETY: `sealed` is at most CHUNK_BYTES, one past the end at the most.
-        (unsafe { self.memory.base().add(self.sealed).as_ptr() }, self.room())
+        (
+            unsafe { self.memory.base().add(self.sealed).as_ptr() },
+            self.room(),
+        )
     }
 
     /// Says that the kernel wrote `bytes` bytes to the memory that [`Self::spare`] gave.
@@ -211,7 +231,10 @@ impl Chunk {
 
     /// A finished range, to be read by anybody on this thread.
     pub fn slice(&self, range: Range<usize>) -> Slice {
-        assert!(range.start <= range.end && range.end <= self.sealed, "{range:?} of {self:?}");
+        assert!(
+            range.start <= range.end && range.end <= self.sealed,
+            "{range:?} of {self:?}"
+        );
         assert!(
             self.hole.is_empty() || range.end <= self.hole.start || range.start >= self.hole.end,
             "{range:?} covers the open hole {:?}",
@@ -219,7 +242,11 @@ impl Chunk {
         );
         let slices = &self.memory.slices;
         slices.set(slices.get() + 1);
-        Slice { memory: self.memory.clone(), start: range.start as u32, end: range.end as u32 }
+        Slice {
+            memory: self.memory.clone(),
+            start: range.start as u32,
+            end: range.end as u32,
+        }
     }
 
     /// Empties the chunk, to be written from the front again.
@@ -227,7 +254,10 @@ impl Chunk {
     /// # Panics
     /// If a slice of it is alive.
     pub fn clear(&mut self) {
-        assert!(!self.is_shared(), "clearing {self:?} while slices of it are alive");
+        assert!(
+            !self.is_shared(),
+            "clearing {self:?} while slices of it are alive"
+        );
         self.sealed = 0;
         self.hole = 0..0;
     }
@@ -267,7 +297,11 @@ impl Slice {
 impl Clone for Slice {
     fn clone(&self) -> Self {
         self.memory.slices.set(self.memory.slices.get() + 1);
-        Self { memory: self.memory.clone(), start: self.start, end: self.end }
+        Self {
+            memory: self.memory.clone(),
+            start: self.start,
+            end: self.end,
+        }
     }
 }
 
@@ -294,7 +328,11 @@ impl Deref for Slice {
 
 impl std::fmt::Debug for Slice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Slice({}, {}..{})", self.memory.index, self.start, self.end)
+        write!(
+            f,
+            "Slice({}, {}..{})",
+            self.memory.index, self.start, self.end
+        )
     }
 }
 

@@ -62,7 +62,12 @@ pub struct Effects<M> {
 
 impl<M> Default for Effects<M> {
     fn default() -> Self {
-        Self { net: Vec::new(), disk: Vec::new(), mail: Vec::new(), fatal: None }
+        Self {
+            net: Vec::new(),
+            disk: Vec::new(),
+            mail: Vec::new(),
+            fatal: None,
+        }
     }
 }
 

@@ -66,7 +66,14 @@ impl Producers {
             producers.clock += 1;
             let batches = p.batches.clone().unwrap_or_default();
             let last_used = producers.clock;
-            producers.by_id.insert(p.id, Producer { epoch: p.epoch, batches, last_used });
+            producers.by_id.insert(
+                p.id,
+                Producer {
+                    epoch: p.epoch,
+                    batches,
+                    last_used,
+                },
+            );
         }
         producers
     }
@@ -81,7 +88,14 @@ impl Producers {
                 continue;
             }
             batches.drain(..batches.len().saturating_sub(PRODUCER_WINDOW));
-            stored.push((p.last_used, ProducerT { id, epoch: p.epoch, batches: Some(batches) }));
+            stored.push((
+                p.last_used,
+                ProducerT {
+                    id,
+                    epoch: p.epoch,
+                    batches: Some(batches),
+                },
+            ));
         }
         stored.sort_by_key(|(used, _)| *used);
         stored.into_iter().map(|(_, p)| p).collect()
@@ -90,7 +104,11 @@ impl Producers {
     /// Looks a batch up without remembering it.
     pub fn check(&self, id: i64, epoch: i16, base_sequence: i32, records: u32) -> Verdict {
         let Some(p) = self.by_id.get(&id) else {
-            return if base_sequence == 0 { Verdict::New } else { Verdict::Unknown };
+            return if base_sequence == 0 {
+                Verdict::New
+            } else {
+                Verdict::Unknown
+            };
         };
         if epoch < p.epoch {
             return Verdict::Fenced { epoch: p.epoch };
@@ -101,13 +119,14 @@ impl Producers {
                 _ => Verdict::OutOfOrder { expected: 0 },
             };
         }
-        let Some(last) = p.batches.last() else { return Verdict::Unknown };
+        let Some(last) = p.batches.last() else {
+            return Verdict::Unknown;
+        };
         let expected = sequence_after(last.base_sequence, last.records);
         if base_sequence == expected {
             return Verdict::New;
         }
-        let same =
-            |b: &&ProducerBatchT| b.base_sequence == base_sequence && b.records == records;
+        let same = |b: &&ProducerBatchT| b.base_sequence == base_sequence && b.records == records;
         if let Some(b) = p.batches.iter().rev().find(same) {
             return Verdict::Duplicate {
                 base_offset: b.base_offset,
@@ -128,7 +147,11 @@ impl Producers {
     pub fn remember(&mut self, id: i64, epoch: i16, batch: ProducerBatchT, synced_offset: u64) {
         self.clock += 1;
         if !self.by_id.contains_key(&id) && self.by_id.len() >= MAX_PRODUCERS_PER_PARTITION {
-            let oldest = self.by_id.iter().min_by_key(|(_, p)| p.last_used).map(|(&id, _)| id);
+            let oldest = self
+                .by_id
+                .iter()
+                .min_by_key(|(_, p)| p.last_used)
+                .map(|(&id, _)| id);
             if let Some(oldest) = oldest {
                 self.by_id.remove(&oldest);
             }
@@ -157,7 +180,12 @@ mod tests {
     use super::*;
 
     fn batch(base_sequence: i32, records: u32, base_offset: u64) -> ProducerBatchT {
-        ProducerBatchT { base_offset, append_time_ms: 1, base_sequence, records }
+        ProducerBatchT {
+            base_offset,
+            append_time_ms: 1,
+            base_sequence,
+            records,
+        }
     }
 
     #[test]
@@ -165,7 +193,10 @@ mod tests {
         let mut p = Producers::default();
         p.remember(7, 0, batch(0, 3, 100), 1000);
         p.remember(7, 0, batch(3, 2, 103), 1000);
-        let found = Verdict::Duplicate { base_offset: 100, append_time_ms: 1 };
+        let found = Verdict::Duplicate {
+            base_offset: 100,
+            append_time_ms: 1,
+        };
         assert_eq!(p.check(7, 0, 0, 3), found);
         assert_eq!(p.check(7, 0, 5, 1), Verdict::New);
         assert_eq!(p.check(7, 0, 6, 1), Verdict::OutOfOrder { expected: 5 });
@@ -178,7 +209,10 @@ mod tests {
             p.remember(7, 0, batch(i, 1, i as u64), 1000);
         }
         assert_eq!(p.check(7, 0, 0, 1), Verdict::DuplicateTooOld);
-        assert!(matches!(p.check(7, 0, 5, 1), Verdict::Duplicate { base_offset: 5, .. }));
+        assert!(matches!(
+            p.check(7, 0, 5, 1),
+            Verdict::Duplicate { base_offset: 5, .. }
+        ));
     }
 
     #[test]
@@ -216,7 +250,10 @@ mod tests {
         let stored = p.store(8);
         let loaded = Producers::load(&stored);
         assert_eq!(loaded.check(7, 0, 8, 1), Verdict::New);
-        assert!(matches!(loaded.check(7, 0, 3, 1), Verdict::Duplicate { base_offset: 3, .. }));
+        assert!(matches!(
+            loaded.check(7, 0, 3, 1),
+            Verdict::Duplicate { base_offset: 3, .. }
+        ));
     }
 
     #[test]

@@ -53,7 +53,11 @@ impl Index {
         let (mut low, mut high) = (0, self.len());
         while low < high {
             let middle = low.midpoint(high);
-            if is_before(&self.get(middle)) { low = middle + 1 } else { high = middle }
+            if is_before(&self.get(middle)) {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         low
     }
@@ -100,7 +104,11 @@ pub struct Range {
 impl Segment {
     /// A segment as the manifest has it.
     pub fn load(meta: SegmentT) -> Self {
-        Self { meta, index: Index::Unloaded, reader: Reader::Closed }
+        Self {
+            meta,
+            index: Index::Unloaded,
+            reader: Reader::Closed,
+        }
     }
 
     /// A segment without a record.
@@ -111,7 +119,11 @@ impl Segment {
             incarnation,
             ..SegmentT::default()
         };
-        Self { meta, index: Index::Memory(Vec::new()), reader: Reader::Closed }
+        Self {
+            meta,
+            index: Index::Memory(Vec::new()),
+            reader: Reader::Closed,
+        }
     }
 
     /// Whether positions can be looked up.
@@ -130,12 +142,18 @@ impl Segment {
 
     /// Adds a batch that begins at `position` to the index, unless the last entry is too near.
     pub fn index_batch(&mut self, offset: u64, position: u64, first_timestamp_ms: i64) {
-        let Index::Memory(entries) = &mut self.index else { return };
+        let Index::Memory(entries) = &mut self.index else {
+            return;
+        };
         let near = |last: &IndexEntry| position < u64::from(last.position + INTERVAL_BYTES);
         if entries.last().is_some_and(near) {
             return;
         }
-        let before = if position == 0 { i64::MIN } else { self.meta.max_timestamp_ms };
+        let before = if position == 0 {
+            i64::MIN
+        } else {
+            self.meta.max_timestamp_ms
+        };
         entries.push(IndexEntry {
             relative_offset: (offset - self.meta.base_offset) as u32,
             position: position as u32,
@@ -148,7 +166,10 @@ impl Segment {
     /// (a position between batches and the offset there). It may begin with earlier batches.
     pub fn range(&self, offset: u64, max_bytes: u64, end: (u64, u64)) -> Range {
         let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
-        let first = self.index.partition_point(|e| relative(e) <= offset).saturating_sub(1);
+        let first = self
+            .index
+            .partition_point(|e| relative(e) <= offset)
+            .saturating_sub(1);
         let at = |i: usize| match i < self.index.len() {
             true => {
                 let e = self.index.get(i);
@@ -156,9 +177,15 @@ impl Segment {
             }
             false => end,
         };
-        let (position, _) = if self.index.len() == 0 { (0, 0) } else { at(first) };
+        let (position, _) = if self.index.len() == 0 {
+            (0, 0)
+        } else {
+            at(first)
+        };
         let limit = position + max_bytes;
-        let last = self.index.partition_point(|e| u64::from(e.position) <= limit);
+        let last = self
+            .index
+            .partition_point(|e| u64::from(e.position) <= limit);
         // `last` is the first entry past the limit: end before it, but after `first`.
         let mut stop = last.saturating_sub(1).max(first + 1);
         if last == self.index.len() && end.0 <= limit {
@@ -168,25 +195,42 @@ impl Segment {
             (p, _) if p >= end.0 => end,
             within => within,
         };
-        Range { position, bytes: stop_position - position, next_offset }
+        Range {
+            position,
+            bytes: stop_position - position,
+            next_offset,
+        }
     }
 
     /// The range in which the first record at or after a time must be, if any before `end` is.
     pub fn range_of_time(&self, timestamp_ms: i64, end: (u64, u64)) -> Range {
-        let before =
-            self.index.partition_point(|e| e.max_timestamp_before_ms < timestamp_ms).max(1);
+        let before = self
+            .index
+            .partition_point(|e| e.max_timestamp_before_ms < timestamp_ms)
+            .max(1);
         if self.index.len() == 0 {
-            return Range { position: 0, bytes: end.0, next_offset: end.1 };
+            return Range {
+                position: 0,
+                bytes: end.0,
+                next_offset: end.1,
+            };
         }
         let first = self.index.get(before - 1);
         let (stop, next_offset) = if before < self.index.len() {
             let e = self.index.get(before);
-            (u64::from(e.position), self.meta.base_offset + u64::from(e.relative_offset))
+            (
+                u64::from(e.position),
+                self.meta.base_offset + u64::from(e.relative_offset),
+            )
         } else {
             end
         };
         let position = u64::from(first.position);
-        Range { position, bytes: stop.saturating_sub(position), next_offset }
+        Range {
+            position,
+            bytes: stop.saturating_sub(position),
+            next_offset,
+        }
     }
 }
 
@@ -210,7 +254,10 @@ mod tests {
         for offset in 1000..2000 {
             for max in [1, 40_000, 100_000, 1 << 20, 1 << 30] {
                 let r = s.range(offset, max, end);
-                assert!(r.position <= (offset - 1000) / 10 * 40_000, "{offset} {max} {r:?}");
+                assert!(
+                    r.position <= (offset - 1000) / 10 * 40_000,
+                    "{offset} {max} {r:?}"
+                );
                 assert!(r.next_offset > offset, "{offset} {max} {r:?}");
                 assert!(r.bytes > 0 && r.bytes.is_multiple_of(40_000), "{r:?}");
                 assert!(r.bytes <= max.max(40_000), "{offset} {max} {r:?}");
@@ -223,7 +270,14 @@ mod tests {
     fn a_range_never_passes_the_end_it_was_given() {
         let (s, _) = segment(100);
         let r = s.range(1005, 1 << 30, (80_000, 1020));
-        assert_eq!(r, Range { position: 0, bytes: 80_000, next_offset: 1020 });
+        assert_eq!(
+            r,
+            Range {
+                position: 0,
+                bytes: 80_000,
+                next_offset: 1020
+            }
+        );
     }
 
     #[test]
@@ -232,7 +286,10 @@ mod tests {
         for time in 1000..2000 {
             let r = s.range_of_time(time, end);
             let at = (time as u64 - 1000) / 10 * 40_000;
-            assert!(r.position <= at && at < r.position + r.bytes, "{time} {r:?}");
+            assert!(
+                r.position <= at && at < r.position + r.bytes,
+                "{time} {r:?}"
+            );
         }
     }
 }

@@ -145,8 +145,13 @@ impl Wal {
     /// If the pool has no chunk left.
     pub fn new(config: WalConfig, pool: Pool, slots: Vec<FileId>) -> Self {
         let headers = pool.take();
-        assert!(headers.is_some(), "the log is made before anything else takes memory");
-        let Some(headers) = headers else { unreachable!() };
+        assert!(
+            headers.is_some(),
+            "the log is made before anything else takes memory"
+        );
+        let Some(headers) = headers else {
+            unreachable!()
+        };
         Self {
             config,
             pool,
@@ -201,7 +206,10 @@ impl Wal {
     pub fn has_room(&self, payload_bytes: usize) -> bool {
         let entry = entry_padded(ENTRY_HEADER_BYTES + payload_bytes);
         let alone = FRAME_HEADER_BYTES + entry;
-        let place = self.used.back().map_or(self.config.slot_bytes, |s| s.position);
+        let place = self
+            .used
+            .back()
+            .map_or(self.config.slot_bytes, |s| s.position);
         let place = (place, self.free.len());
         let fits_new_chunk = |c: &Option<Chunk>| {
             c.as_ref().is_some_and(|c| c.room() >= alone) || self.pool.free_chunks() > 0
@@ -264,12 +272,19 @@ impl Wal {
         if self.open.is_none() && self.chunk.as_ref().is_none_or(|c| c.room() < alone) {
             self.chunk = Some(self.pool.take().ok_or(WalBusy)?);
         }
-        let Some(chunk) = &mut self.chunk else { return Err(WalBusy) };
+        let Some(chunk) = &mut self.chunk else {
+            return Err(WalBusy);
+        };
         let open = self.open.get_or_insert_with(|| {
             debug_assert!(chunk.len().is_multiple_of(BLOCK_BYTES));
             let start = chunk.len();
             chunk.leave_hole(FRAME_HEADER_BYTES);
-            OpenFrame { start, first_seq: self.next_seq, entries: 0, opened_ns: now_ns }
+            OpenFrame {
+                start,
+                first_seq: self.next_seq,
+                entries: 0,
+                opened_ns: now_ns,
+            }
         });
         let at = chunk.len();
         let seq = self.next_seq;
@@ -342,15 +357,22 @@ impl Wal {
         if !self.used.back().is_some_and(room) {
             return;
         }
-        if !self.chunk.as_ref().is_some_and(|c| c.room() >= BLOCK_BYTES) {
-            let Some(chunk) = self.pool.take() else { return };
+        if self.chunk.as_ref().is_none_or(|c| c.room() < BLOCK_BYTES) {
+            let Some(chunk) = self.pool.take() else {
+                return;
+            };
             self.chunk = Some(chunk);
         }
         let Some(chunk) = &mut self.chunk else { return };
         let start = chunk.len();
         chunk.leave_hole(FRAME_HEADER_BYTES);
         let first_seq = self.next_seq;
-        self.open = Some(OpenFrame { start, first_seq, entries: 0, opened_ns: now_ns });
+        self.open = Some(OpenFrame {
+            start,
+            first_seq,
+            entries: 0,
+            opened_ns: now_ns,
+        });
         self.write_frame(FRAME_CLOSING, now_ns, ops);
         self.closed = true;
     }
@@ -363,7 +385,9 @@ impl Wal {
     /// Seals the open frame and submits it.
     fn write_frame(&mut self, flags: u8, _now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
         let Some(open) = self.open.take() else { return };
-        let Some(mut chunk) = self.chunk.take() else { return };
+        let Some(mut chunk) = self.chunk.take() else {
+            return;
+        };
         let entries_bytes = chunk.len() - open.start - FRAME_HEADER_BYTES;
         chunk.pad_to(BLOCK_BYTES);
         let disk_bytes = (chunk.len() - open.start) as u64;
@@ -374,7 +398,10 @@ impl Wal {
         let last_seq = open.first_seq + u64::from(open.entries) - 1;
         let op = self.op();
         let slot = self.used.back_mut();
-        assert!(slot.is_some(), "a slot was reserved when the entries were accepted");
+        assert!(
+            slot.is_some(),
+            "a slot was reserved when the entries were accepted"
+        );
         let Some(slot) = slot else { return };
         let header = FrameHeader {
             flags,
@@ -391,10 +418,22 @@ impl Wal {
         self.previous_crc = chunk.fill_hole(|h| header.encode(h));
         self.next_frame += 1;
         let data = chunk.slice(open.start..chunk.len());
-        ops.push((op, DiskOp::Write { file: slot.file, position: slot.position, data: data.clone() }));
+        ops.push((
+            op,
+            DiskOp::Write {
+                file: slot.file,
+                position: slot.position,
+                data: data.clone(),
+            },
+        ));
         slot.position += disk_bytes;
         slot.last_seq = last_seq;
-        self.in_flight.push_back(InFlight { op, last_seq, done: false, _data: data });
+        self.in_flight.push_back(InFlight {
+            op,
+            last_seq,
+            done: false,
+            _data: data,
+        });
         self.stats.frames += 1;
         self.stats.bytes += disk_bytes;
         self.stats.entries += u64::from(open.entries);
@@ -409,7 +448,10 @@ impl Wal {
     /// it: nothing in the slot is committed until its name is durable.
     fn start_slot(&mut self, ops: &mut Vec<(OpId, DiskOp)>) {
         let file = self.free.pop();
-        assert!(file.is_some(), "a slot was reserved when the entries were accepted");
+        assert!(
+            file.is_some(),
+            "a slot was reserved when the entries were accepted"
+        );
         let Some(file) = file else { return };
         let header = SlotHeader {
             data_directory: self.config.data_directory,
@@ -423,11 +465,24 @@ impl Wal {
             self.headers.clear();
         }
         let at = self.headers.len();
-        self.headers.append_with(BLOCK_BYTES, |block| header.encode(block));
+        self.headers
+            .append_with(BLOCK_BYTES, |block| header.encode(block));
         let data = self.headers.slice(at..at + BLOCK_BYTES);
         let op = self.op();
-        ops.push((op, DiskOp::Write { file, position: 0, data: data.clone() }));
-        self.in_flight.push_back(InFlight { op, last_seq: self.written, done: false, _data: data });
+        ops.push((
+            op,
+            DiskOp::Write {
+                file,
+                position: 0,
+                data: data.clone(),
+            },
+        ));
+        self.in_flight.push_back(InFlight {
+            op,
+            last_seq: self.written,
+            done: false,
+            _data: data,
+        });
         self.used.push_back(UsedSlot {
             file,
             generation: self.next_generation,
@@ -457,7 +512,10 @@ impl Wal {
 
     /// Everything up to `seq` is held by snapshots: slots with nothing newer are free.
     pub fn release_through(&mut self, seq: u64) {
-        assert!(seq <= self.committed, "only committed entries can be in snapshots");
+        assert!(
+            seq <= self.committed,
+            "only committed entries can be in snapshots"
+        );
         while self.used.len() > 1 && self.used.front().is_some_and(|s| s.last_seq <= seq) {
             if let Some(slot) = self.used.pop_front() {
                 self.free.insert(0, slot.file);
@@ -501,7 +559,8 @@ mod tests {
     }
 
     fn append(wal: &mut Wal, bytes: usize, ops: &mut Vec<(OpId, DiskOp)>) -> Result<u64, WalBusy> {
-        wal.append(meta(wal.next_seq), bytes, |p| p.fill(7), 0, ops).map(|a| a.seq)
+        wal.append(meta(wal.next_seq), bytes, |p| p.fill(7), 0, ops)
+            .map(|a| a.seq)
     }
 
     #[test]
@@ -547,7 +606,10 @@ mod tests {
         wal.want(first);
         wal.turn(0, &mut ops);
         let (header, frame) = (ops[0].0, ops[1].0);
-        assert!(!wal.completed(frame, 0), "the slot's header is not durable yet");
+        assert!(
+            !wal.completed(frame, 0),
+            "the slot's header is not durable yet"
+        );
         assert_eq!(wal.committed(), 0);
         assert!(wal.completed(header, 0));
         assert_eq!(wal.committed(), first);
@@ -558,21 +620,19 @@ mod tests {
         let (mut wal, mut ops) = (wal(2), Vec::new());
         let mut accepted = 0;
         // No slot is ever released: the log must say "busy" before it runs out, never fail.
-        loop {
-            match append(&mut wal, 100_000, &mut ops) {
-                Ok(seq) => {
-                    accepted = seq;
-                    wal.want(seq);
-                    wal.turn(0, &mut ops);
-                    for op in std::mem::take(&mut ops) {
-                        wal.completed(op.0, 0);
-                    }
-                }
-                Err(WalBusy) => break,
+        while let Ok(seq) = append(&mut wal, 100_000, &mut ops) {
+            accepted = seq;
+            wal.want(seq);
+            wal.turn(0, &mut ops);
+            for op in std::mem::take(&mut ops) {
+                wal.completed(op.0, 0);
             }
         }
         assert_eq!(wal.committed(), accepted);
-        assert!(accepted > 60, "{accepted} of about 80 entries of 100 kB in 8 MiB");
+        assert!(
+            accepted > 60,
+            "{accepted} of about 80 entries of 100 kB in 8 MiB"
+        );
         wal.release_through(accepted);
         assert!(append(&mut wal, 100_000, &mut ops).is_ok());
     }
@@ -588,9 +648,14 @@ mod tests {
         }
         assert_eq!(wal.deadline_ns(), Some(5 + CLOSE_AFTER_NS));
         wal.turn(5 + CLOSE_AFTER_NS, &mut ops);
-        let [(op, DiskOp::Write { data, .. })] = &ops[..] else { panic!("{ops:?}") };
+        let [(op, DiskOp::Write { data, .. })] = &ops[..] else {
+            panic!("{ops:?}")
+        };
         let (header, _) = FrameHeader::decode(data).expect("a frame");
-        assert_eq!((header.flags, header.committed, header.entry_count), (FRAME_CLOSING, seq, 0));
+        assert_eq!(
+            (header.flags, header.committed, header.entry_count),
+            (FRAME_CLOSING, seq, 0)
+        );
         wal.completed(*op, 6);
         assert_eq!(wal.deadline_ns(), None);
     }
@@ -604,7 +669,9 @@ mod tests {
             wal.want(seq);
             wal.turn(0, &mut ops);
             let writes = std::mem::take(&mut ops);
-            let Some((_, DiskOp::Write { data, .. })) = writes.last() else { panic!() };
+            let Some((_, DiskOp::Write { data, .. })) = writes.last() else {
+                panic!()
+            };
             let (header, own) = FrameHeader::decode(data).expect("a frame");
             assert_eq!(header.previous_crc, crc);
             crc = own;

@@ -6,7 +6,7 @@ use ringtide_schema::ids::GroupId;
 use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
-use crate::settings::{DISK_FULL_RETRY_NS, MAX_SNAPSHOTS_IN_FLIGHT};
+use crate::settings::MAX_SNAPSHOTS_IN_FLIGHT;
 use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
 
@@ -30,7 +30,8 @@ impl Shard {
     pub(crate) fn run_checkpoint(&mut self, fx: &mut Fx) {
         if self.checkpoint.is_none() {
             let (free, all) = self.wal.free_slots();
-            let is_low = free * 2 < all || (all < 3 && free == 0);
+            // A slot that is being written is not released, so two must be in use.
+            let is_low = all - free > 1 && free * 2 < all;
             if (is_low || self.is_stopping) && self.begin_checkpoint() {
                 self.upkeep.checkpoint_moved = true;
             }
@@ -39,7 +40,9 @@ impl Shard {
             return;
         }
         let committed = self.wal.committed();
-        let Some(mut c) = self.checkpoint.take() else { return };
+        let Some(mut c) = self.checkpoint.take() else {
+            return;
+        };
         if committed < c.cut_seq {
             if !c.is_flushed {
                 self.wal.want(c.cut_seq);
@@ -51,7 +54,9 @@ impl Shard {
             return;
         }
         c.waiting.retain(|&(i, offset)| {
-            let Some(Some(held)) = self.partitions.get(i) else { return false };
+            let Some(Some(held)) = self.partitions.get(i) else {
+                return false;
+            };
             !held.log.is_synced_to(offset)
         });
         if !c.waiting.is_empty() {
@@ -62,7 +67,9 @@ impl Shard {
             return;
         }
         while c.writing.len() < MAX_SNAPSHOTS_IN_FLIGHT {
-            let Some((group, index)) = c.groups.pop() else { break };
+            let Some((group, index)) = c.groups.pop() else {
+                break;
+            };
             self.write_snapshot(group, index, fx);
             c.writing.push((group, index));
         }
@@ -96,14 +103,23 @@ impl Shard {
             }
         }
         let is_flushed = false;
-        self.checkpoint =
-            Some(Checkpoint { cut_seq, waiting, groups, writing: Vec::new(), is_flushed });
+        self.checkpoint = Some(Checkpoint {
+            cut_seq,
+            waiting,
+            groups,
+            writing: Vec::new(),
+            is_flushed,
+        });
         true
     }
 
     fn write_snapshot(&mut self, id: GroupId, index: u64, fx: &mut Fx) {
         let is_metadata = id == self.placement.metadata_group();
-        let partitions = self.groups.get(&id).map(|g| g.partitions.as_slice()).unwrap_or_default();
+        let partitions = self
+            .groups
+            .get(&id)
+            .map(|g| g.partitions.as_slice())
+            .unwrap_or_default();
         let stored = partitions
             .iter()
             .filter_map(|&i| self.partitions.get(i).and_then(Option::as_ref))
@@ -116,9 +132,17 @@ impl Shard {
             incarnation: self.settings.incarnation,
             partitions: Some(stored),
             topics: is_metadata.then(|| self.topics.to_store()),
-            next_topic_serial: if is_metadata { self.topics.next_serial } else { 0 },
+            next_topic_serial: if is_metadata {
+                self.topics.next_serial
+            } else {
+                0
+            },
         });
-        let path = self.settings.data_dir.join("groups").join(id.snapshot_name());
+        let path = self
+            .settings
+            .data_dir
+            .join("groups")
+            .join(id.snapshot_name());
         let op = self.op(Pending::Snapshot(id));
         fx.disk.push((op, DiskOp::Replace { path, contents }));
     }
@@ -130,8 +154,12 @@ impl Shard {
         now: Now,
         fx: &mut Fx,
     ) {
-        let Some(c) = &mut self.checkpoint else { return };
-        let Some(at) = c.writing.iter().position(|(g, _)| *g == id) else { return };
+        let Some(c) = &mut self.checkpoint else {
+            return;
+        };
+        let Some(at) = c.writing.iter().position(|(g, _)| *g == id) else {
+            return;
+        };
         let (group, index) = c.writing.swap_remove(at);
         match result {
             Ok(_) => {
@@ -140,11 +168,11 @@ impl Shard {
                     group.snapshot_index = index;
                 }
                 self.upkeep.checkpoint_moved = true;
+                self.disk_has_space();
             }
             Err(e) if e.kind == DiskErrorKind::Full => {
                 c.groups.push((group, index));
-                tracing::warn!(error = e.message, "no space for a snapshot");
-                self.upkeep.retry_snapshot(now.mono_ns + DISK_FULL_RETRY_NS);
+                self.disk_is_full(&e.message, now);
             }
             Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
         }

@@ -23,9 +23,19 @@ pub struct Waiter {
 #[derive(Debug)]
 pub enum Answer {
     /// A publish request of one part.
-    Publish { key: SessionKey, correlation: u64, result: PublishResult, message: Option<String> },
+    Publish {
+        key: SessionKey,
+        correlation: u64,
+        result: PublishResult,
+        message: Option<String>,
+    },
     /// A part of a publish request of several.
-    Part { key: SessionKey, publish: u64, result: PublishResult, message: Option<String> },
+    Part {
+        key: SessionKey,
+        publish: u64,
+        result: PublishResult,
+        message: Option<String>,
+    },
     /// A part that another shard sent.
     RemotePart {
         shard: u16,
@@ -56,7 +66,9 @@ impl Shard {
                 break;
             }
             self.appended.pop_front();
-            let Some(held) = self.partitions.get_mut(i).and_then(Option::as_mut) else { continue };
+            let Some(held) = self.partitions.get_mut(i).and_then(Option::as_mut) else {
+                continue;
+            };
             held.log.commit(next_offset);
             let is_news = held.log.config().visible == Visibility::Durable;
             if held.log.waiting_bytes() >= WRITE_OUT_BYTES {
@@ -68,7 +80,10 @@ impl Shard {
         }
         while self.waiters.front().is_some_and(|w| w.seq <= committed) {
             if let Some(waiter) = self.waiters.pop_front() {
-                assert!(waiter.seq <= self.wal.committed(), "answered before it is durable");
+                assert!(
+                    waiter.seq <= self.wal.committed(),
+                    "answered before it is durable"
+                );
                 self.answer(waiter.answer, fx);
             }
         }
@@ -78,14 +93,38 @@ impl Shard {
     /// Sends an answer whose time has come.
     pub(crate) fn answer(&mut self, answer: Answer, fx: &mut Fx) {
         match answer {
-            Answer::Publish { key, correlation, result, message } => {
+            Answer::Publish {
+                key,
+                correlation,
+                result,
+                message,
+            } => {
                 self.answer_publish(key, correlation, result, message.as_deref());
             }
-            Answer::Part { key, publish, result, message } => {
+            Answer::Part {
+                key,
+                publish,
+                result,
+                message,
+            } => {
                 self.part_done(key, publish, result, message);
             }
-            Answer::RemotePart { shard, conn, publish, result, message } => {
-                fx.mail.push((shard, Mail::PartDone { conn, publish, result, message }));
+            Answer::RemotePart {
+                shard,
+                conn,
+                publish,
+                result,
+                message,
+            } => {
+                fx.mail.push((
+                    shard,
+                    Mail::PartDone {
+                        conn,
+                        publish,
+                        result,
+                        message,
+                    },
+                ));
             }
             Answer::CommitOffset { key, correlation } => {
                 self.reply(key, Op::CommitOffset, FLAG_RESPONSE, correlation, |b| {

@@ -57,7 +57,10 @@ impl Shard {
             return self.forward(key, 0, frame, fx);
         }
         if self.is_stopping {
-            return Err(Fault::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
+            return Err(Fault::new(
+                ErrorCode::ShuttingDown,
+                "the broker is shutting down",
+            ));
         }
         if self.control.current.is_some() {
             return Ok(Handled::Blocked);
@@ -96,7 +99,9 @@ impl Shard {
             append_time_ms: now.wall_ms,
         };
         let fill = |target: &mut [u8]| target.copy_from_slice(&payload);
-        let Ok(appended) = self.wal.append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
+        let Ok(appended) = self
+            .wal
+            .append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
         else {
             return Ok(Handled::Blocked);
         };
@@ -120,14 +125,22 @@ impl Shard {
     pub(crate) fn control_committed(&mut self, fx: &mut Fx) {
         let committed = self.wal.committed();
         let others = self.settings.shards - 1;
-        let Some(current) = &mut self.control.current else { return };
+        let Some(current) = &mut self.control.current else {
+            return;
+        };
         if current.missing.is_some() || current.seq > committed {
             return;
         }
         current.missing = Some(others);
         let (number, change) = (current.number, current.change.clone());
         for shard in 1..self.settings.shards {
-            fx.mail.push((shard, Mail::Change { number, change: change.clone() }));
+            fx.mail.push((
+                shard,
+                Mail::Change {
+                    number,
+                    change: change.clone(),
+                },
+            ));
         }
         self.apply(&change, fx);
         self.answer_change();
@@ -145,8 +158,13 @@ impl Shard {
     }
 
     fn answer_change(&mut self) {
-        let Some(Current { key, correlation, op, change, .. }) =
-            self.control.current.take_if(|c| c.missing == Some(0))
+        let Some(Current {
+            key,
+            correlation,
+            op,
+            change,
+            ..
+        }) = self.control.current.take_if(|c| c.missing == Some(0))
         else {
             return;
         };
@@ -173,7 +191,10 @@ impl Shard {
         match change {
             Change::Put(topic) => {
                 for partition in 0..topic.partitions {
-                    let id = PartitionId { topic: topic.id, partition };
+                    let id = PartitionId {
+                        topic: topic.id,
+                        partition,
+                    };
                     let (group, owner) = self.placement.of(id);
                     if owner != self.settings.shard {
                         continue;
@@ -185,7 +206,11 @@ impl Shard {
                         self.wake(i);
                         continue;
                     }
-                    let dir = self.settings.data_dir.join("partitions").join(id.dir_name());
+                    let dir = self
+                        .settings
+                        .data_dir
+                        .join("partitions")
+                        .join(id.dir_name());
                     let incarnation = self.settings.incarnation;
                     self.hold(ringtide_log::partition::Partition::create(
                         id,
@@ -199,7 +224,13 @@ impl Shard {
             Change::Deleted(id) => {
                 let partitions = self.topics.with_id(*id).map_or(0, |t| t.partitions);
                 for partition in 0..partitions {
-                    self.drop_partition(PartitionId { topic: *id, partition }, fx);
+                    self.drop_partition(
+                        PartitionId {
+                            topic: *id,
+                            partition,
+                        },
+                        fx,
+                    );
                 }
             }
         }
@@ -207,12 +238,19 @@ impl Shard {
     }
 
     fn drop_partition(&mut self, id: PartitionId, fx: &mut Fx) {
-        let Some(i) = self.index.remove(&id) else { return };
-        let closed = self.with_log(i, fx, |log, ops| log.delete(ops)).unwrap_or_default();
+        let Some(i) = self.index.remove(&id) else {
+            return;
+        };
+        let closed = self
+            .with_log(i, fx, |log, ops| log.delete(ops))
+            .unwrap_or_default();
         for file in closed {
-            fx.disk.push((ringtide_io::OpId(0), ringtide_io::DiskOp::Close { file }));
+            fx.disk
+                .push((ringtide_io::OpId(0), ringtide_io::DiskOp::Close { file }));
         }
-        let Some(held) = self.partitions.get_mut(i).and_then(Option::take) else { return };
+        let Some(held) = self.partitions.get_mut(i).and_then(Option::take) else {
+            return;
+        };
         if let Some(group) = self.groups.get_mut(&held.log.group()) {
             group.partitions.retain(|&p| p != i);
         }

@@ -6,7 +6,9 @@ use ringtide_io::{Egress, NetOp, Now, Slice};
 use ringtide_log::partition::Plan;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_ERROR, FLAG_RESPONSE, Op};
-use ringtide_schema::limits::{MAX_CREDIT_BYTES, MAX_DELIVERY_BYTES, MAX_FETCH_WAIT_MS, MAX_PAYLOAD_BYTES};
+use ringtide_schema::limits::{
+    MAX_CREDIT_BYTES, MAX_DELIVERY_BYTES, MAX_FETCH_WAIT_MS, MAX_PAYLOAD_BYTES,
+};
 use ringtide_schema::wire;
 use ringtide_session::{Frame, envelope};
 
@@ -81,7 +83,8 @@ impl Shard {
         frame: &Frame<'_>,
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
-        let request = envelope::<wire::SubscribeRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let request =
+            envelope::<wire::SubscribeRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
         let id = partition_of(request.partition())?;
         let number = frame.header.correlation;
         let credit = u64::from(request.credit_bytes());
@@ -102,13 +105,16 @@ impl Shard {
             -1 => self.held(i).map_or(0, |h| h.log.visible()),
             -2 => self.held(i).map_or(0, |h| h.log.earliest()),
             offset if offset < 0 => {
-                let message = format!("offset {offset} is not -1 (latest), -2 (earliest) or from 0");
+                let message =
+                    format!("offset {offset} is not -1 (latest), -2 (earliest) or from 0");
                 return Err(Fault::new(ErrorCode::InvalidRequest, message));
             }
             offset => offset as u64,
         };
         self.check_offset(i, next_offset)?;
-        let Some(session) = self.sessions.get_mut(&key) else { return Ok(Handled::Done) };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return Ok(Handled::Done);
+        };
         if session.subscriptions.len() >= MAX_SUBSCRIPTIONS {
             let message = format!("a connection has at most {MAX_SUBSCRIPTIONS} subscriptions");
             return Err(Fault::new(ErrorCode::TooMany, message));
@@ -118,10 +124,18 @@ impl Shard {
             return Err(Fault::new(ErrorCode::InvalidRequest, message));
         }
         let credit = credit as i64;
-        session.subscriptions.push(Subscription { number, partition: i, next_offset, credit });
+        session.subscriptions.push(Subscription {
+            number,
+            partition: i,
+            next_offset,
+            credit,
+        });
         self.watch(i, key);
         self.reply(key, Op::Subscribe, FLAG_RESPONSE, number, |b| {
-            wire::SubscribeResponseT { offset: next_offset }.pack(b)
+            wire::SubscribeResponseT {
+                offset: next_offset,
+            }
+            .pack(b)
         });
         Ok(Handled::Done)
     }
@@ -134,12 +148,18 @@ impl Shard {
     ) -> Result<Handled, Fault> {
         let request = envelope::<wire::Credit<'_>>(frame.envelope).map_err(bad_envelope)?;
         let (number, bytes) = (request.subscription(), u64::from(request.bytes()));
-        let Some(session) = self.sessions.get_mut(&key) else { return Ok(Handled::Done) };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return Ok(Handled::Done);
+        };
         if let Some(&shard) = session.remote_subscriptions.get(&number) {
             return self.forward(key, shard, frame, fx);
         }
         // A credit may cross the end of its subscription on the way: that is no fault.
-        let Some(s) = session.subscriptions.iter_mut().find(|s| s.number == number) else {
+        let Some(s) = session
+            .subscriptions
+            .iter_mut()
+            .find(|s| s.number == number)
+        else {
             return Ok(Handled::Done);
         };
         check_credit(bytes + s.credit.max(0) as u64)?;
@@ -157,7 +177,9 @@ impl Shard {
         let request =
             envelope::<wire::UnsubscribeRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
         let number = request.subscription();
-        let Some(session) = self.sessions.get_mut(&key) else { return Ok(Handled::Done) };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return Ok(Handled::Done);
+        };
         if let Some(&shard) = session.remote_subscriptions.get(&number) {
             let handled = self.forward(key, shard, frame, fx)?;
             if handled == Handled::Later
@@ -167,20 +189,30 @@ impl Shard {
             }
             return Ok(handled);
         }
-        let Some(at) = session.subscriptions.iter().position(|s| s.number == number) else {
+        let Some(at) = session
+            .subscriptions
+            .iter()
+            .position(|s| s.number == number)
+        else {
             let message = format!("there is no subscription {number} on this connection");
             return Err(Fault::new(ErrorCode::UnknownSubscription, message));
         };
         let partition = session.subscriptions.remove(at).partition;
         self.unwatch(partition, key);
-        self.reply(key, Op::Unsubscribe, FLAG_RESPONSE, frame.header.correlation, |b| {
-            wire::UnsubscribeResponse::create(b, &wire::UnsubscribeResponseArgs {})
-        });
+        self.reply(
+            key,
+            Op::Unsubscribe,
+            FLAG_RESPONSE,
+            frame.header.correlation,
+            |b| wire::UnsubscribeResponse::create(b, &wire::UnsubscribeResponseArgs {}),
+        );
         Ok(Handled::Done)
     }
 
     fn check_offset(&mut self, i: usize, offset: u64) -> Result<(), Fault> {
-        let Some(held) = self.held(i) else { return Ok(()) };
+        let Some(held) = self.held(i) else {
+            return Ok(());
+        };
         let (earliest, latest) = (held.log.earliest(), held.log.latest());
         if (earliest..=latest).contains(&offset) {
             return Ok(());
@@ -189,7 +221,10 @@ impl Shard {
             range: Some((earliest, latest)),
             ..Fault::new(
                 ErrorCode::OffsetOutOfRange,
-                format!("offset {offset} of {} is outside {earliest} to {latest}", held.log.id()),
+                format!(
+                    "offset {offset} of {} is outside {earliest} to {latest}",
+                    held.log.id()
+                ),
             )
         })
     }
@@ -211,7 +246,9 @@ impl Shard {
     /// Sends what the session has to send, if its egress is free.
     pub(crate) fn pump(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
         self.flush_multis(key);
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         if session.is_sending {
             return;
         }
@@ -229,7 +266,9 @@ impl Shard {
                 }
             }
         }
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         let finished = std::mem::take(&mut session.finished);
         if head.is_empty() && (finished == 0 || matches!(key, SessionKey::Local(_))) {
             session.spare = head;
@@ -247,12 +286,23 @@ impl Shard {
                 match body {
                     Body::Nothing => {}
                     Body::Memory(slices) => slices.iter().for_each(|s| head.extend_from_slice(s)),
-                    Body::File { file, position, bytes } => {
+                    Body::File {
+                        file,
+                        position,
+                        bytes,
+                    } => {
                         session.finished = finished;
                         return self.read_for_remote(key, head, file, position, bytes, fx);
                     }
                 }
-                fx.mail.push((shard, Mail::Reply { conn, bytes: head, finished }));
+                fx.mail.push((
+                    shard,
+                    Mail::Reply {
+                        conn,
+                        bytes: head,
+                        finished,
+                    },
+                ));
             }
         }
     }
@@ -273,7 +323,15 @@ impl Shard {
             return;
         };
         let op = self.op(Pending::RemoteRead { key, head, bytes });
-        fx.disk.push((op, ringtide_io::DiskOp::Read { file, position, bytes, into }));
+        fx.disk.push((
+            op,
+            ringtide_io::DiskOp::Read {
+                file,
+                position,
+                bytes,
+                into,
+            },
+        ));
     }
 
     /// The read for a connection of another shard ended.
@@ -284,8 +342,12 @@ impl Shard {
         read: Option<&[u8]>,
         fx: &mut Fx,
     ) {
-        let SessionKey::Remote(shard, conn) = key else { return };
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let SessionKey::Remote(shard, conn) = key else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         let finished = std::mem::take(&mut session.finished);
         match read {
             Some(read) => head.extend_from_slice(read),
@@ -295,10 +357,23 @@ impl Shard {
                 head.clear();
             }
         }
-        fx.mail.push((shard, Mail::Reply { conn, bytes: head, finished }));
+        fx.mail.push((
+            shard,
+            Mail::Reply {
+                conn,
+                bytes: head,
+                finished,
+            },
+        ));
     }
 
-    fn next_delivery(&mut self, key: SessionKey, head: &mut Vec<u8>, now: Now, fx: &mut Fx) -> Next {
+    fn next_delivery(
+        &mut self,
+        key: SessionKey,
+        head: &mut Vec<u8>,
+        now: Now,
+        fx: &mut Fx,
+    ) -> Next {
         match self.next_fetch(key, head, now, fx) {
             Next::Nothing => self.next_push(key, head, fx),
             next => next,
@@ -322,7 +397,7 @@ impl Shard {
                     at += 1;
                     continue;
                 }
-                Some(Plan::AtEnd) if !is_due => {
+                Some(Plan::AtEnd) if !is_due && min_bytes > 0 => {
                     at += 1;
                     continue;
                 }
@@ -332,17 +407,27 @@ impl Shard {
                 }
                 Some(Plan::AtEnd) => Body::Nothing,
                 Some(Plan::Memory { slices, .. }) => Body::Memory(slices),
-                Some(Plan::File { file, position, bytes, .. }) => {
-                    Body::File { file, position, bytes }
-                }
+                Some(Plan::File {
+                    file,
+                    position,
+                    bytes,
+                    ..
+                }) => Body::File {
+                    file,
+                    position,
+                    bytes,
+                },
                 Some(Plan::OutOfRange) | None => {
                     let fault = self.out_of_range(i, offset);
                     self.end_fetch(key, at);
-                    self.encoder.error(head, Op::Fetch, correlation, &fault.to_wire());
+                    self.encoder
+                        .error(head, Op::Fetch, correlation, &fault.to_wire());
                     return Next::Inline;
                 }
             };
-            let Some(Some(held)) = self.partitions.get(i) else { return Next::Nothing };
+            let Some(Some(held)) = self.partitions.get(i) else {
+                return Next::Nothing;
+            };
             let answer = wire::FetchResponseT {
                 earliest: held.log.earliest(),
                 visible: held.log.visible(),
@@ -350,26 +435,32 @@ impl Shard {
             };
             let bytes = body_bytes(&body);
             self.end_fetch(key, at);
-            self.encoder.frame(head, Op::Fetch, FLAG_RESPONSE, correlation, bytes, |b| {
-                answer.pack(b)
-            });
+            self.encoder
+                .frame(head, Op::Fetch, FLAG_RESPONSE, correlation, bytes, |b| {
+                    answer.pack(b)
+                });
             return inline_or_body(head, body);
         }
     }
 
     /// Takes an answered fetch out.
     fn end_fetch(&mut self, key: SessionKey, at: usize) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         let fetch = session.fetches.remove(at);
         session.finish();
-        self.timers.remove(&(fetch.deadline_ns, key, fetch.correlation));
+        self.timers
+            .remove(&(fetch.deadline_ns, key, fetch.correlation));
         self.unwatch(fetch.partition, key);
     }
 
     fn next_push(&mut self, key: SessionKey, head: &mut Vec<u8>, fx: &mut Fx) -> Next {
         let count = self.sessions.get(&key).map_or(0, |s| s.subscriptions.len());
         for _ in 0..count {
-            let Some(session) = self.sessions.get_mut(&key) else { return Next::Nothing };
+            let Some(session) = self.sessions.get_mut(&key) else {
+                return Next::Nothing;
+            };
             let at = session.next_subscription % session.subscriptions.len();
             session.next_subscription = at + 1;
             let s = &session.subscriptions[at];
@@ -386,12 +477,24 @@ impl Shard {
                     self.want_readable(i);
                     continue;
                 }
-                Some(Plan::Memory { slices, next_offset, .. }) => {
-                    (Body::Memory(slices), next_offset)
-                }
-                Some(Plan::File { file, position, bytes, next_offset }) => {
-                    (Body::File { file, position, bytes }, next_offset)
-                }
+                Some(Plan::Memory {
+                    slices,
+                    next_offset,
+                    ..
+                }) => (Body::Memory(slices), next_offset),
+                Some(Plan::File {
+                    file,
+                    position,
+                    bytes,
+                    next_offset,
+                }) => (
+                    Body::File {
+                        file,
+                        position,
+                        bytes,
+                    },
+                    next_offset,
+                ),
                 Some(Plan::OutOfRange) | None => {
                     let fault = self.out_of_range(i, offset);
                     self.end_subscription(key, at, head, &fault);
@@ -399,15 +502,23 @@ impl Shard {
                 }
             };
             let visible = self.partitions[i].as_ref().map_or(0, |h| h.log.visible());
-            assert!(next_offset <= visible, "delivering {next_offset} past the visible {visible}");
+            assert!(
+                next_offset <= visible,
+                "delivering {next_offset} past the visible {visible}"
+            );
             let bytes = body_bytes(&body);
-            if let Some(s) = self.sessions.get_mut(&key).map(|s| &mut s.subscriptions[at]) {
+            if let Some(s) = self
+                .sessions
+                .get_mut(&key)
+                .map(|s| &mut s.subscriptions[at])
+            {
                 s.next_offset = next_offset;
                 s.credit -= bytes as i64;
             }
-            self.encoder.frame(head, Op::Push, FLAG_RESPONSE, number, bytes, |b| {
-                wire::Push::create(b, &wire::PushArgs { visible })
-            });
+            self.encoder
+                .frame(head, Op::Push, FLAG_RESPONSE, number, bytes, |b| {
+                    wire::Push::create(b, &wire::PushArgs { visible })
+                });
             return inline_or_body(head, body);
         }
         Next::Nothing
@@ -415,12 +526,15 @@ impl Shard {
 
     /// Ends a subscription with an error in a push frame.
     fn end_subscription(&mut self, key: SessionKey, at: usize, head: &mut Vec<u8>, fault: &Fault) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         let ended = session.subscriptions.remove(at);
         self.unwatch(ended.partition, key);
         let flags = FLAG_RESPONSE | FLAG_ERROR;
         let error = fault.to_wire();
-        self.encoder.frame(head, Op::Push, flags, ended.number, 0, |b| error.pack(b));
+        self.encoder
+            .frame(head, Op::Push, flags, ended.number, 0, |b| error.pack(b));
     }
 
     fn out_of_range(&mut self, i: usize, offset: u64) -> Fault {
@@ -455,7 +569,8 @@ impl Shard {
                 self.end_fetch(key, at);
                 if let Some(session) = self.sessions.get_mut(&key) {
                     let error = fault.to_wire();
-                    self.encoder.error(&mut session.out, Op::Fetch, correlation, &error);
+                    self.encoder
+                        .error(&mut session.out, Op::Fetch, correlation, &error);
                 }
             }
             while let Some(at) = self
@@ -495,7 +610,9 @@ fn body_bytes(body: &Body) -> usize {
 fn inline_or_body(head: &mut Vec<u8>, body: Body) -> Next {
     match body {
         Body::Nothing => Next::Inline,
-        Body::Memory(slices) if slices.iter().map(|s: &Slice| s.len()).sum::<usize>() <= INLINE_BYTES => {
+        Body::Memory(slices)
+            if slices.iter().map(|s: &Slice| s.len()).sum::<usize>() <= INLINE_BYTES =>
+        {
             slices.iter().for_each(|s| head.extend_from_slice(s));
             Next::Inline
         }

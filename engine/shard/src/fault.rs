@@ -18,7 +18,11 @@ pub struct Fault {
 impl Fault {
     /// A refusal.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), range: None }
+        Self {
+            code,
+            message: message.into(),
+            range: None,
+        }
     }
 
     /// As it goes over the wire.

@@ -77,7 +77,11 @@ enum Pending {
     CreateSlot(std::path::PathBuf),
     Snapshot(GroupId),
     Search(u64),
-    RemoteRead { key: SessionKey, head: Vec<u8>, bytes: usize },
+    RemoteRead {
+        key: SessionKey,
+        head: Vec<u8>,
+        bytes: usize,
+    },
 }
 
 /// The logic of one core.
@@ -118,6 +122,8 @@ pub struct Shard {
     turn: u64,
     is_stopping: bool,
     is_stopped: bool,
+    /// When peers that do not take their last answers are cut off.
+    give_up_ns: Option<u64>,
     started: bool,
 }
 
@@ -168,6 +174,7 @@ impl Shard {
             turn: 0,
             is_stopping: false,
             is_stopped: false,
+            give_up_ns: None,
             started: false,
             settings,
         };
@@ -178,24 +185,44 @@ impl Shard {
     fn take_inventory(&mut self, inventory: Inventory) {
         for group in &inventory.groups {
             let index = group.group_index;
-            let held = Group { last_index: index, snapshot_index: index, partitions: Vec::new() };
+            let held = Group {
+                last_index: index,
+                snapshot_index: index,
+                partitions: Vec::new(),
+            };
             self.groups.insert(GroupId(group.group), held);
         }
-        let stored = inventory.groups.into_iter().flat_map(|g| g.partitions.unwrap_or_default());
+        let stored = inventory
+            .groups
+            .into_iter()
+            .flat_map(|g| g.partitions.unwrap_or_default());
         let mut stored: HashMap<PartitionId, _> = stored
             .map(|p| {
                 let topic = p.topic.as_ref().map(Into::into).unwrap_or_default();
-                (PartitionId { topic, partition: p.partition }, p)
+                (
+                    PartitionId {
+                        topic,
+                        partition: p.partition,
+                    },
+                    p,
+                )
             })
             .collect();
         for topic in inventory.topics {
             for partition in 0..topic.partitions {
-                let id = PartitionId { topic: topic.id, partition };
+                let id = PartitionId {
+                    topic: topic.id,
+                    partition,
+                };
                 let (group, owner) = self.placement.of(id);
                 if owner != self.settings.shard {
                     continue;
                 }
-                let dir = self.settings.data_dir.join("partitions").join(id.dir_name());
+                let dir = self
+                    .settings
+                    .data_dir
+                    .join("partitions")
+                    .join(id.dir_name());
                 let incarnation = self.settings.incarnation;
                 let log = match stored.remove(&id) {
                     Some(stored) => Partition::load(stored, group, topic.config, dir, incarnation),
@@ -205,13 +232,21 @@ impl Shard {
             }
             self.topics.apply(&Change::Put(topic.into()));
         }
-        self.topics.next_serial = self.topics.next_serial.max(inventory.next_topic_serial).max(1);
+        self.topics.next_serial = self
+            .topics
+            .next_serial
+            .max(inventory.next_topic_serial)
+            .max(1);
     }
 
     fn hold(&mut self, log: Partition) -> usize {
         let i = self.partitions.len();
         self.index.insert(log.id(), i);
-        self.groups.entry(log.group()).or_default().partitions.push(i);
+        self.groups
+            .entry(log.group())
+            .or_default()
+            .partitions
+            .push(i);
         self.partitions.push(Some(Held {
             log,
             watchers: Vec::new(),
@@ -238,7 +273,9 @@ impl Shard {
 
     /// Everybody who waits for the partition looks again.
     fn wake(&mut self, i: usize) {
-        let Some(Some(held)) = self.partitions.get(i) else { return };
+        let Some(Some(held)) = self.partitions.get(i) else {
+            return;
+        };
         for key in &held.watchers {
             if let Some(session) = self.sessions.get_mut(key)
                 && !session.is_ready
@@ -258,7 +295,11 @@ impl Shard {
     ) -> Option<R> {
         let held = self.partitions.get_mut(i).and_then(Option::as_mut)?;
         let mut out = Vec::new();
-        let mut ops = Ops { out: &mut out, files: &mut self.files, pool: &self.pool };
+        let mut ops = Ops {
+            out: &mut out,
+            files: &mut self.files,
+            pool: &self.pool,
+        };
         let result = call(&mut held.log, &mut ops);
         for (op, disk) in out {
             self.next_op += 1;

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ringtide_io::{
-    ConnId, DiskDone, DiskError, Disconnect, Egress, FatalReason, Logic, NetOp, Now, OpId,
+    ConnId, Disconnect, DiskDone, DiskError, Egress, FatalReason, Logic, NetOp, Now, OpId,
 };
 use ringtide_log::wal::WAL_OP;
 
@@ -13,11 +13,17 @@ use crate::session::{Session, SessionKey};
 use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
 
+/// Peers that do not take their last answers within this long are cut off at the end.
+const CLOSE_WITHIN_NS: u64 = 2_000_000_000;
+
 impl Logic for Shard {
     type Mail = Mail;
 
     fn accepted(&mut self, conn: ConnId, peer: SocketAddr, _now: Now, _fx: &mut Fx) {
-        self.sessions.insert(SessionKey::Local(conn), Session::new(peer.to_string(), false));
+        self.sessions.insert(
+            SessionKey::Local(conn),
+            Session::new(peer.to_string(), false),
+        );
     }
 
     fn received(&mut self, conn: ConnId, bytes: &[u8], now: Now, fx: &mut Fx) {
@@ -26,7 +32,9 @@ impl Logic for Shard {
 
     fn sent(&mut self, conn: ConnId, egress: Egress, _now: Now, fx: &mut Fx) {
         let key = SessionKey::Local(conn);
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         session.is_sending = false;
         session.spare = egress.head;
         session.spare.clear();
@@ -41,7 +49,9 @@ impl Logic for Shard {
 
     fn disconnected(&mut self, conn: ConnId, why: Disconnect, _now: Now, fx: &mut Fx) {
         let key = SessionKey::Local(conn);
-        let Some(session) = self.sessions.get(&key) else { return };
+        let Some(session) = self.sessions.get(&key) else {
+            return;
+        };
         match why {
             Disconnect::Peer | Disconnect::Asked => {
                 tracing::debug!(peer = session.peer, ?why, "disconnected");
@@ -54,13 +64,7 @@ impl Logic for Shard {
         self.forget(key);
     }
 
-    fn disk(
-        &mut self,
-        op: OpId,
-        result: Result<DiskDone, DiskError>,
-        now: Now,
-        fx: &mut Fx,
-    ) {
+    fn disk(&mut self, op: OpId, result: Result<DiskDone, DiskError>, now: Now, fx: &mut Fx) {
         if op.0 & WAL_OP != 0 {
             match result {
                 Ok(_) if self.wal.completed(op, now.mono_ns) => self.committed(fx),
@@ -82,7 +86,11 @@ impl Logic for Shard {
                 Ok(_) => self.search_read(number, Err("nothing was read".into()), fx),
                 Err(e) => self.search_read(number, Err(e.message), fx),
             },
-            Some(Pending::RemoteRead { key, head, bytes: want }) => match result {
+            Some(Pending::RemoteRead {
+                key,
+                head,
+                bytes: want,
+            }) => match result {
                 Ok(DiskDone::Read { chunk, bytes }) if bytes == want => {
                     let read = chunk.slice(chunk.len() - bytes..chunk.len());
                     self.remote_read_done(key, head, Some(&read), fx);
@@ -99,9 +107,15 @@ impl Logic for Shard {
                 let key = self.remote_session(from, conn);
                 self.feed(key, &frame, now, fx);
             }
-            Mail::Reply { conn, bytes, finished } => {
+            Mail::Reply {
+                conn,
+                bytes,
+                finished,
+            } => {
                 let key = SessionKey::Local(conn);
-                let Some(session) = self.sessions.get_mut(&key) else { return };
+                let Some(session) = self.sessions.get_mut(&key) else {
+                    return;
+                };
                 session.forwarded = session.forwarded.saturating_sub(finished);
                 for _ in 0..finished {
                     session.finish();
@@ -120,16 +134,35 @@ impl Logic for Shard {
                 self.mark_ready(key);
             }
             Mail::Gone { conn } => self.forget(SessionKey::Remote(from, conn)),
-            Mail::Part { conn, publish, part, acks, partition, batch } => {
+            Mail::Part {
+                conn,
+                publish,
+                part,
+                acks,
+                partition,
+                batch,
+            } => {
                 let handled = self.publish_remote_part(
                     from, conn, publish, part, acks, partition, &batch, now, fx,
                 );
                 if handled == Handled::Blocked {
-                    let mail = Mail::Part { conn, publish, part, acks, partition, batch };
+                    let mail = Mail::Part {
+                        conn,
+                        publish,
+                        part,
+                        acks,
+                        partition,
+                        batch,
+                    };
                     self.blocked_parts.push_back((from, mail));
                 }
             }
-            Mail::PartDone { conn, publish, result, message } => {
+            Mail::PartDone {
+                conn,
+                publish,
+                result,
+                message,
+            } => {
                 self.part_done(SessionKey::Local(conn), publish, result, message);
             }
             Mail::Change { number, change } => {
@@ -166,7 +199,7 @@ impl Logic for Shard {
         self.upkeep(now, fx);
         self.pump_ready(now, fx);
         if self.is_stopping {
-            self.drain(fx);
+            self.drain(now, fx);
         }
     }
 
@@ -178,12 +211,14 @@ impl Logic for Shard {
         if let Some(&(timer, ..)) = self.timers.first() {
             deadline = deadline.min(timer);
         }
+        if self.is_stopping {
+            deadline = deadline.min(self.give_up_ns.unwrap_or(0));
+        }
         Some(deadline)
     }
 
-    fn stop(&mut self, _now: Now, fx: &mut Fx) {
+    fn stop(&mut self, _now: Now, _fx: &mut Fx) {
         self.is_stopping = true;
-        let _ = fx;
     }
 
     fn is_stopped(&self) -> bool {
@@ -207,9 +242,12 @@ impl Shard {
 
     /// Everything of a peer that is gone.
     fn forget(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.remove(&key) else { return };
+        let Some(session) = self.sessions.remove(&key) else {
+            return;
+        };
         for fetch in session.fetches {
-            self.timers.remove(&(fetch.deadline_ns, key, fetch.correlation));
+            self.timers
+                .remove(&(fetch.deadline_ns, key, fetch.correlation));
             self.unwatch(fetch.partition, key);
         }
         for subscription in session.subscriptions {
@@ -220,7 +258,7 @@ impl Shard {
 
     /// The way to the end: the log is written, everything is in segments and snapshots, then the
     /// connections are closed.
-    fn drain(&mut self, fx: &mut Fx) {
+    fn drain(&mut self, now: Now, fx: &mut Fx) {
         if self.wal.appended() > self.wal.committed() {
             self.wal.want(self.wal.appended());
             return;
@@ -231,20 +269,31 @@ impl Shard {
             && self.wal.is_idle()
             && self.writers_are_idle()
             && !self.slots_are_coming();
-        let is_saved = self.groups.values().all(|g| g.snapshot_index == g.last_index);
+        let is_saved = self
+            .groups
+            .values()
+            .all(|g| g.snapshot_index == g.last_index);
         if !is_quiet || !is_saved {
             return;
         }
-        let mut is_open = false;
-        for (key, session) in &mut self.sessions {
-            if let SessionKey::Local(conn) = key {
-                is_open = true;
-                if !session.is_closing {
-                    session.is_closing = true;
-                    fx.net.push(NetOp::Close(*conn));
-                }
+        let give_up = *self.give_up_ns.get_or_insert(now.mono_ns + CLOSE_WITHIN_NS);
+        let open: Vec<SessionKey> = self
+            .sessions
+            .keys()
+            .filter(|k| matches!(k, SessionKey::Local(_)))
+            .copied()
+            .collect();
+        for key in &open {
+            let SessionKey::Local(conn) = *key else {
+                continue;
+            };
+            if now.mono_ns >= give_up {
+                fx.net.push(NetOp::Abort(conn));
+            } else if self.sessions.get(key).is_some_and(|s| !s.is_closing) {
+                self.close(*key);
             }
         }
-        self.is_stopped = !is_open;
+        self.pump_ready(now, fx);
+        self.is_stopped = open.is_empty();
     }
 }

@@ -10,9 +10,7 @@ use ringtide_schema::ids::PartitionId;
 use ringtide_schema::limits::MAX_PUBLISH_PARTS;
 use ringtide_schema::topic::{TimestampType, Visibility};
 use ringtide_schema::wal::EntryKind;
-use ringtide_schema::wire::{
-    PublishRequest, PublishResponse, PublishResponseArgs, PublishResult,
-};
+use ringtide_schema::wire::{PublishRequest, PublishResponse, PublishResponseArgs, PublishResult};
 use ringtide_session::{Frame, envelope};
 
 use crate::commit::Answer;
@@ -31,15 +29,29 @@ enum Outcome {
     /// No room now: offer it again.
     Busy,
     /// Answered when the entry is durable, or at once if there is none to wait for.
-    Result { result: PublishResult, wait: Option<u64>, message: Option<String> },
+    Result {
+        result: PublishResult,
+        wait: Option<u64>,
+        message: Option<String>,
+    },
 }
 
 /// Where the answer to a part goes.
 #[derive(Clone, Copy)]
 enum Asker {
-    Single { key: SessionKey, correlation: u64 },
-    Part { key: SessionKey, publish: u64 },
-    Remote { shard: u16, conn: ConnId, publish: u64 },
+    Single {
+        key: SessionKey,
+        correlation: u64,
+    },
+    Part {
+        key: SessionKey,
+        publish: u64,
+    },
+    Remote {
+        shard: u16,
+        conn: ConnId,
+        publish: u64,
+    },
 }
 
 impl Shard {
@@ -74,7 +86,10 @@ impl Shard {
             && let Some(part) = request.parts().map(|p| p.get(0))
         {
             let id = PartitionId::from(part.partition());
-            let asker = Asker::Single { key, correlation: frame.header.correlation };
+            let asker = Asker::Single {
+                key,
+                correlation: frame.header.correlation,
+            };
             return match self.locate(id)? {
                 Place::Here(i) => Ok(self.publish_part(asker, 0, i, acks, frame.payload, now, fx)),
                 Place::Shard(shard) => self.forward(key, shard, frame, fx),
@@ -105,12 +120,24 @@ impl Shard {
                     SessionKey::Local(conn) => {
                         let batch = bytes.to_vec();
                         let partition = id;
-                        let mail = Mail::Part { conn, publish, part, acks, partition, batch };
+                        let mail = Mail::Part {
+                            conn,
+                            publish,
+                            part,
+                            acks,
+                            partition,
+                            batch,
+                        };
                         fx.mail.push((shard, mail));
                     }
                     SessionKey::Remote(..) => {
                         let fault = self.wrong_shard(shard);
-                        self.part_done(key, publish, refused(part, fault.code), Some(fault.message));
+                        self.part_done(
+                            key,
+                            publish,
+                            refused(part, fault.code),
+                            Some(fault.message),
+                        );
                     }
                 },
                 Err(fault) => {
@@ -118,12 +145,24 @@ impl Shard {
                 }
             }
         }
-        Ok(if acks == ACKS_NONE { Handled::Done } else { Handled::Later })
+        Ok(if acks == ACKS_NONE {
+            Handled::Done
+        } else {
+            Handled::Later
+        })
     }
 
     /// Registers a request of several parts, or finds the one that was blocked.
-    fn begin_multi(&mut self, key: SessionKey, correlation: u64, count: usize, acks: u8) -> (u32, u64) {
-        let Some(session) = self.sessions.get_mut(&key) else { return (0, 0) };
+    fn begin_multi(
+        &mut self,
+        key: SessionKey,
+        correlation: u64,
+        count: usize,
+        acks: u8,
+    ) -> (u32, u64) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return (0, 0);
+        };
         if let Some(resume) = session.resume.take() {
             return resume;
         }
@@ -154,22 +193,41 @@ impl Shard {
         now: Now,
         fx: &mut Fx,
     ) -> Handled {
-        let asker = Asker::Remote { shard, conn, publish };
+        let asker = Asker::Remote {
+            shard,
+            conn,
+            publish,
+        };
         match self.locate(id) {
             Ok(Place::Here(i)) => self.publish_part(asker, part, i, acks, batch, now, fx),
             Ok(Place::Shard(owner)) => {
                 let fault = self.wrong_shard(owner);
-                self.give(asker, refused(part, fault.code), Some(fault.message), None, fx);
+                self.give(
+                    asker,
+                    refused(part, fault.code),
+                    Some(fault.message),
+                    None,
+                    fx,
+                );
                 Handled::Later
             }
             Err(fault) => {
-                self.give(asker, refused(part, fault.code), Some(fault.message), None, fx);
+                self.give(
+                    asker,
+                    refused(part, fault.code),
+                    Some(fault.message),
+                    None,
+                    fx,
+                );
                 Handled::Later
             }
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one part of a request, spelled out")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one part of a request, spelled out"
+    )]
     fn publish_part(
         &mut self,
         asker: Asker,
@@ -190,13 +248,19 @@ impl Shard {
         };
         let (result, wait, message) = match outcome {
             Outcome::Busy => return Handled::Blocked,
-            Outcome::Result { result, wait, message } => (result, wait, message),
+            Outcome::Result {
+                result,
+                wait,
+                message,
+            } => (result, wait, message),
         };
+        if let (Some(message), Asker::Single { key, .. } | Asker::Part { key, .. }) =
+            (&message, asker)
+            && let Some(session) = self.sessions.get_mut(&key)
+        {
+            session.log_refusal(Op::Publish, result.error(), message);
+        }
         if acks == ACKS_NONE {
-            if let (Some(message), Asker::Single { key, .. }) = (&message, asker) {
-                let peer = self.sessions.get(&key).map(|s| s.peer.as_str()).unwrap_or_default();
-                tracing::warn!(peer, message, "refused a publish that wants no answer");
-            }
             return match asker {
                 Asker::Single { .. } => Handled::Done,
                 _ => {
@@ -209,7 +273,10 @@ impl Shard {
             Asker::Single { key, .. } | Asker::Part { key, .. } => key,
             Asker::Remote { shard, conn, .. } => SessionKey::Remote(shard, conn),
         };
-        let id = self.partitions[i].as_ref().map(|h| h.log.id()).unwrap_or_default();
+        let id = self.partitions[i]
+            .as_ref()
+            .map(|h| h.log.id())
+            .unwrap_or_default();
         let committed = self.wal.committed();
         let session = self.sessions.get_mut(&key);
         // Answers of one partition leave in order: nothing overtakes a durable one.
@@ -249,13 +316,29 @@ impl Shard {
         fx: &mut Fx,
     ) {
         let answer = match asker {
-            Asker::Single { key, correlation } => {
-                Answer::Publish { key, correlation, result, message }
-            }
-            Asker::Part { key, publish } => Answer::Part { key, publish, result, message },
-            Asker::Remote { shard, conn, publish } => {
-                Answer::RemotePart { shard, conn, publish, result, message }
-            }
+            Asker::Single { key, correlation } => Answer::Publish {
+                key,
+                correlation,
+                result,
+                message,
+            },
+            Asker::Part { key, publish } => Answer::Part {
+                key,
+                publish,
+                result,
+                message,
+            },
+            Asker::Remote {
+                shard,
+                conn,
+                publish,
+            } => Answer::RemotePart {
+                shard,
+                conn,
+                publish,
+                result,
+                message,
+            },
         };
         match wait {
             Some(seq) => self.wait_for(seq, answer),
@@ -273,13 +356,19 @@ impl Shard {
         fx: &mut Fx,
     ) -> Result<Outcome, Fault> {
         if self.is_stopping {
-            return Err(Fault::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
+            return Err(Fault::new(
+                ErrorCode::ShuttingDown,
+                "the broker is shutting down",
+            ));
         }
         if let Some(message) = &self.upkeep.disk_full {
             return Err(Fault::new(ErrorCode::DiskFull, message.clone()));
         }
         let Some(Some(held)) = self.partitions.get_mut(i) else {
-            return Err(Fault::new(ErrorCode::UnknownPartition, "the partition was deleted"));
+            return Err(Fault::new(
+                ErrorCode::UnknownPartition,
+                "the partition was deleted",
+            ));
         };
         let config = *held.log.config();
         let mut header = batch::check_publish(bytes, config.max_batch_bytes as usize)?;
@@ -300,14 +389,24 @@ impl Shard {
         };
         let producer = header.producer_id;
         let fault = |code, message: String| {
-            Err(Fault::new(code, format!("producer {producer}, {}: {message}", held.log.id())))
+            Err(Fault::new(
+                code,
+                format!("producer {producer}, {}: {message}", held.log.id()),
+            ))
         };
         match held.log.check_producer(&header) {
             Verdict::New => {}
-            Verdict::Duplicate { base_offset, append_time_ms } => {
+            Verdict::Duplicate {
+                base_offset,
+                append_time_ms,
+            } => {
                 let wait = held.log.seq_of(base_offset);
                 let result = result(true, base_offset, append_time_ms);
-                return Ok(Outcome::Result { result, wait, message: None });
+                return Ok(Outcome::Result {
+                    result,
+                    wait,
+                    message: None,
+                });
             }
             Verdict::DuplicateTooOld => {
                 let sequence = header.base_sequence;
@@ -349,7 +448,10 @@ impl Shard {
             }
             batch::assign(target, base_offset, epoch as i32);
         };
-        let Ok(entry) = self.wal.append(meta, bytes.len(), fill, now.mono_ns, &mut fx.disk) else {
+        let Ok(entry) = self
+            .wal
+            .append(meta, bytes.len(), fill, now.mono_ns, &mut fx.disk)
+        else {
             return Ok(Outcome::Busy);
         };
         group.last_index += 1;
@@ -364,14 +466,19 @@ impl Shard {
             }
             _ => entry.payload,
         };
-        held.log.append(&header, epoch, entry.seq, kept, now.wall_ms);
+        held.log
+            .append(&header, epoch, entry.seq, kept, now.wall_ms);
         self.appended.push_back((entry.seq, i, held.log.latest()));
         if config.visible == Visibility::Accepted {
             self.wake(i);
         }
         let append_time_ms = now.wall_ms;
         let result = result(false, base_offset, append_time_ms);
-        Ok(Outcome::Result { result, wait: Some(entry.seq), message: None })
+        Ok(Outcome::Result {
+            result,
+            wait: Some(entry.seq),
+            message: None,
+        })
     }
 
     /// Answers a publish of one part.
@@ -398,8 +505,12 @@ impl Shard {
         result: PublishResult,
         message: Option<String>,
     ) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        let Some(multi) = session.multis.get_mut(&publish) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        let Some(multi) = session.multis.get_mut(&publish) else {
+            return;
+        };
         multi.remaining -= 1;
         if !multi.answered {
             if multi.remaining == 0 {
@@ -414,7 +525,9 @@ impl Shard {
 
     /// Puts the gathered answers of requests of several parts into the session's `out`.
     pub(crate) fn flush_multis(&mut self, key: SessionKey) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         let mut finished = 0;
         let encoder = &mut self.encoder;
         let out = &mut session.out;

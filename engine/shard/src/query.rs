@@ -49,7 +49,9 @@ impl Shard {
         };
         let shard = self.settings.shard;
         let leader_epoch = self.settings.leader_epoch;
-        let Some(held) = self.held(i) else { return Ok(Handled::Done) };
+        let Some(held) = self.held(i) else {
+            return Ok(Handled::Done);
+        };
         let (segments, bytes) = held.log.size();
         let answer = wire::DescribePartitionResponseT {
             earliest: held.log.earliest(),
@@ -63,7 +65,13 @@ impl Shard {
             bytes,
         };
         let correlation = frame.header.correlation;
-        self.reply(key, Op::DescribePartition, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        self.reply(
+            key,
+            Op::DescribePartition,
+            FLAG_RESPONSE,
+            correlation,
+            |b| answer.pack(b),
+        );
         Ok(Handled::Done)
     }
 
@@ -79,7 +87,9 @@ impl Shard {
             Place::Here(i) => i,
             Place::Shard(shard) => return self.forward(key, shard, frame, fx),
         };
-        let Some(held) = self.held(i) else { return Ok(Handled::Done) };
+        let Some(held) = self.held(i) else {
+            return Ok(Handled::Done);
+        };
         let (earliest, visible) = (held.log.earliest(), held.log.visible());
         let correlation = frame.header.correlation;
         match request.at() {
@@ -117,10 +127,16 @@ impl Shard {
         offset: u64,
         timestamp_ms: i64,
     ) {
-        let leader_epoch =
-            self.partitions[i].as_ref().map_or(0, |h| h.log.leader_epoch());
+        let leader_epoch = self.partitions[i]
+            .as_ref()
+            .map_or(0, |h| h.log.leader_epoch());
         self.reply(key, Op::ListOffsets, FLAG_RESPONSE, correlation, |b| {
-            wire::ListOffsetsResponseT { offset, timestamp_ms, leader_epoch }.pack(b)
+            wire::ListOffsetsResponseT {
+                offset,
+                timestamp_ms,
+                leader_epoch,
+            }
+            .pack(b)
         });
         self.finish(key);
     }
@@ -139,22 +155,30 @@ impl Shard {
     }
 
     fn step_search(&mut self, number: u64, fx: &mut Fx) {
-        let Some(s) = self.searches.get(&number) else { return };
+        let Some(s) = self.searches.get(&number) else {
+            return;
+        };
         let (i, timestamp_ms, offset, turn) = (s.partition, s.timestamp_ms, s.offset, self.turn);
-        let plan =
-            self.with_log(i, fx, |log, ops| log.plan_time(timestamp_ms, offset, turn, ops));
+        let plan = self.with_log(i, fx, |log, ops| {
+            log.plan_time(timestamp_ms, offset, turn, ops)
+        });
         match plan {
-            None => self.end_search(number, Err(Fault::new(
-                ErrorCode::UnknownTopic,
-                "the topic was deleted",
-            ))),
+            None => self.end_search(
+                number,
+                Err(Fault::new(ErrorCode::UnknownTopic, "the topic was deleted")),
+            ),
             Some(TimePlan::Wait) => self.want_readable(i),
             Some(TimePlan::None) => self.end_search(number, Ok(None)),
             Some(TimePlan::Batch(bytes)) => {
                 let found = first_at_or_after(&bytes, timestamp_ms, offset);
                 self.end_search(number, found);
             }
-            Some(TimePlan::File { file, position, bytes, otherwise }) => {
+            Some(TimePlan::File {
+                file,
+                position,
+                bytes,
+                otherwise,
+            }) => {
                 let Some(into) = self.pool.take().filter(|c| c.room() >= bytes) else {
                     let fault = Fault::new(ErrorCode::Overloaded, "no memory for the search");
                     return self.end_search(number, Err(fault));
@@ -163,14 +187,24 @@ impl Shard {
                     s.reading = Some(otherwise);
                 }
                 let op = self.op(Pending::Search(number));
-                fx.disk.push((op, DiskOp::Read { file, position, bytes, into }));
+                fx.disk.push((
+                    op,
+                    DiskOp::Read {
+                        file,
+                        position,
+                        bytes,
+                        into,
+                    },
+                ));
             }
         }
     }
 
     /// The range that a search asked for was read, or not.
     pub(crate) fn search_read(&mut self, number: u64, read: Result<&[u8], String>, fx: &mut Fx) {
-        let Some(s) = self.searches.get_mut(&number) else { return };
+        let Some(s) = self.searches.get_mut(&number) else {
+            return;
+        };
         let otherwise = s.reading.take().unwrap_or(s.offset);
         let (timestamp_ms, offset) = (s.timestamp_ms, s.offset);
         let found = match read {
@@ -187,11 +221,14 @@ impl Shard {
     }
 
     fn end_search(&mut self, number: u64, found: Result<Option<(u64, i64)>, Fault>) {
-        let Some(s) = self.searches.remove(&number) else { return };
+        let Some(s) = self.searches.remove(&number) else {
+            return;
+        };
         match found {
             Ok(found) => {
-                let end =
-                    self.partitions[s.partition].as_ref().map_or(0, |h| h.log.visible());
+                let end = self.partitions[s.partition]
+                    .as_ref()
+                    .map_or(0, |h| h.log.visible());
                 let (offset, time) = found.unwrap_or((end, -1));
                 self.answer_offset(s.key, s.correlation, s.partition, offset, time);
             }
@@ -214,12 +251,20 @@ impl Shard {
             Place::Shard(shard) => return self.forward(key, shard, frame, fx),
         };
         if self.is_stopping {
-            return Err(Fault::new(ErrorCode::ShuttingDown, "the broker is shutting down"));
+            return Err(Fault::new(
+                ErrorCode::ShuttingDown,
+                "the broker is shutting down",
+            ));
         }
-        let Some(Some(held)) = self.partitions.get_mut(i) else { return Ok(Handled::Done) };
+        let Some(Some(held)) = self.partitions.get_mut(i) else {
+            return Ok(Handled::Done);
+        };
         let (offset, latest) = (request.offset(), held.log.latest());
         if offset > latest {
-            let message = format!("offset {offset} of {} is past its end {latest}", held.log.id());
+            let message = format!(
+                "offset {offset} of {} is past its end {latest}",
+                held.log.id()
+            );
             return Err(Fault {
                 range: Some((held.log.earliest(), latest)),
                 ..Fault::new(ErrorCode::OffsetOutOfRange, message)
@@ -251,8 +296,9 @@ impl Shard {
             append_time_ms: now.wall_ms,
         };
         let fill = |target: &mut [u8]| target.copy_from_slice(&payload);
-        let Ok(appended) =
-            self.wal.append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
+        let Ok(appended) = self
+            .wal
+            .append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
         else {
             return Ok(Handled::Blocked);
         };
@@ -288,7 +334,9 @@ impl Shard {
             leader_epoch: committed.map_or(0, |c| c.leader_epoch),
         };
         let correlation = frame.header.correlation;
-        self.reply(key, Op::ReadOffset, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        self.reply(key, Op::ReadOffset, FLAG_RESPONSE, correlation, |b| {
+            answer.pack(b)
+        });
         Ok(Handled::Done)
     }
 }
@@ -296,7 +344,10 @@ impl Shard {
 fn consumer_name(name: Option<&str>) -> Result<&str, Fault> {
     let name = name.unwrap_or_default();
     check_consumer_name(name).map_err(|e| {
-        Fault::new(ErrorCode::InvalidConsumerName, format!("consumer name {name:?}: {e}"))
+        Fault::new(
+            ErrorCode::InvalidConsumerName,
+            format!("consumer name {name:?}: {e}"),
+        )
     })?;
     Ok(name)
 }
@@ -320,7 +371,10 @@ fn first_at_or_after(
     offset: u64,
 ) -> Result<Option<(u64, i64)>, Fault> {
     let unreadable = |e: ringtide_schema::batch::BatchError| {
-        Fault::new(ErrorCode::DataUnreadable, format!("a stored batch is damaged: {e}"))
+        Fault::new(
+            ErrorCode::DataUnreadable,
+            format!("a stored batch is damaged: {e}"),
+        )
     };
     let mut scratch = Vec::new();
     for batch in Batches::new(bytes) {
@@ -339,7 +393,12 @@ fn first_at_or_after(
                 }
             }
             // A batch that cannot be inflated here begins where its records may.
-            Err(_) => return Ok(Some((header.base_offset.max(offset), header.max_timestamp_ms))),
+            Err(_) => {
+                return Ok(Some((
+                    header.base_offset.max(offset),
+                    header.max_timestamp_ms,
+                )));
+            }
         }
     }
     Ok(None)

@@ -36,7 +36,10 @@ pub(crate) enum Place {
 
 /// An envelope that is not of its operation.
 pub(crate) fn bad_envelope(error: InvalidFlatbuffer) -> Fault {
-    Fault::new(ErrorCode::BadEnvelope, format!("the envelope is malformed: {error}"))
+    Fault::new(
+        ErrorCode::BadEnvelope,
+        format!("the envelope is malformed: {error}"),
+    )
 }
 
 /// The partition that a request names.
@@ -49,7 +52,9 @@ pub(crate) fn partition_of(named: Option<&wire::PartitionRef>) -> Result<Partiti
 impl Shard {
     /// Takes what arrived for a session.
     pub(crate) fn feed(&mut self, key: SessionKey, bytes: &[u8], now: Now, fx: &mut Fx) {
-        let Some(session) = self.sessions.get_mut(&key).filter(|s| !s.is_closing) else { return };
+        let Some(session) = self.sessions.get_mut(&key).filter(|s| !s.is_closing) else {
+            return;
+        };
         let mut assembler = std::mem::take(&mut session.assembler);
         let result = assembler.feed_until(bytes, |frame| self.frame(key, &frame, now, fx));
         self.fed(key, assembler, result, fx);
@@ -57,7 +62,9 @@ impl Shard {
 
     /// Offers a blocked session's requests again.
     pub(crate) fn retry(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         let mut assembler = std::mem::take(&mut session.assembler);
         let result = assembler.retry(|frame| self.frame(key, &frame, now, fx));
         self.fed(key, assembler, result, fx);
@@ -71,12 +78,15 @@ impl Shard {
         fx: &mut Fx,
     ) {
         let is_blocked = assembler.is_blocked();
-        let Some(session) = self.sessions.get_mut(&key) else { return };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         session.assembler = assembler;
         if let Err(error) = result {
             tracing::warn!(peer = session.peer, %error, "closing a connection that cannot be trusted");
             let fault = Fault::new(ErrorCode::BadFrame, error.to_string());
-            self.encoder.error(&mut session.out, Op::Hello, 0, &fault.to_wire());
+            self.encoder
+                .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
             self.close(key);
             return;
         }
@@ -108,7 +118,9 @@ impl Shard {
 
     fn frame(&mut self, key: SessionKey, frame: &Frame<'_>, now: Now, fx: &mut Fx) -> Taken {
         let limit = self.settings.max_in_flight_requests;
-        let Some(session) = self.sessions.get_mut(&key) else { return Taken::Yes };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return Taken::Yes;
+        };
         if session.is_closing {
             return Taken::Yes;
         }
@@ -118,7 +130,6 @@ impl Shard {
         let correlation = frame.header.correlation;
         let Some(op) = Op::from_u8(frame.header.op) else {
             let message = format!("operation {} is unknown to this broker", frame.header.op);
-            tracing::warn!(peer = session.peer, message, "refused a request");
             session.in_flight += 1;
             let fault = Fault::new(ErrorCode::UnknownOperation, message);
             self.refuse(key, Op::Ping, correlation, &fault);
@@ -152,8 +163,6 @@ impl Shard {
                 return Taken::No;
             }
             Err(fault) => {
-                let peer = self.sessions.get(&key).map(|s| s.peer.as_str()).unwrap_or_default();
-                tracing::debug!(peer, ?op, code = ?fault.code, message = fault.message, "refused a request");
                 self.refuse(key, op, correlation, &fault);
             }
         }
@@ -169,7 +178,10 @@ impl Shard {
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
         if op != Op::Publish && !frame.payload.is_empty() {
-            let message = format!("{op:?} has no payload, yet {} bytes came", frame.payload.len());
+            let message = format!(
+                "{op:?} has no payload, yet {} bytes came",
+                frame.payload.len()
+            );
             return Err(Fault::new(ErrorCode::InvalidRequest, message));
         }
         let correlation = frame.header.correlation;
@@ -196,9 +208,10 @@ impl Shard {
             Op::CreateTopic | Op::AlterTopic | Op::DeleteTopic => {
                 self.change_topic(key, op, frame, now, fx)
             }
-            Op::Push => {
-                Err(Fault::new(ErrorCode::InvalidRequest, "push is sent by the broker only"))
-            }
+            Op::Push => Err(Fault::new(
+                ErrorCode::InvalidRequest,
+                "push is sent by the broker only",
+            )),
         }
     }
 
@@ -223,15 +236,22 @@ impl Shard {
             max_in_flight_requests: self.settings.max_in_flight_requests,
         };
         let correlation = frame.header.correlation;
-        self.reply(key, Op::Hello, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        self.reply(key, Op::Hello, FLAG_RESPONSE, correlation, |b| {
+            answer.pack(b)
+        });
         Ok(Handled::Done)
     }
 
     fn metadata(&mut self, key: SessionKey, frame: &Frame<'_>) -> Result<Handled, Fault> {
-        let request = envelope::<wire::MetadataRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+        let request =
+            envelope::<wire::MetadataRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
         let named = request.topics().filter(|t| !t.is_empty());
         let topics = match named {
-            None => self.topics.all().map(|t| self.placement.describe(t)).collect(),
+            None => self
+                .topics
+                .all()
+                .map(|t| self.placement.describe(t))
+                .collect(),
             Some(names) => names
                 .iter()
                 .map(|name| match self.topics.named(name) {
@@ -249,7 +269,9 @@ impl Shard {
             topics: Some(topics),
         };
         let correlation = frame.header.correlation;
-        self.reply(key, Op::Metadata, FLAG_RESPONSE, correlation, |b| answer.pack(b));
+        self.reply(key, Op::Metadata, FLAG_RESPONSE, correlation, |b| {
+            answer.pack(b)
+        });
         Ok(Handled::Done)
     }
 
@@ -268,7 +290,11 @@ impl Shard {
         let shard = u64::from(self.settings.shard) << COUNT_BITS;
         let id = (incarnation << (COUNT_BITS + SHARD_BITS)) | shard | count;
         self.reply(key, Op::InitProducer, FLAG_RESPONSE, correlation, |b| {
-            wire::InitProducerResponseT { producer_id: id as i64, producer_epoch: 0 }.pack(b)
+            wire::InitProducerResponseT {
+                producer_id: id as i64,
+                producer_epoch: 0,
+            }
+            .pack(b)
         });
         Ok(Handled::Done)
     }
@@ -296,7 +322,9 @@ impl Shard {
     /// A request that was forwarded already and is still not at home.
     pub(crate) fn wrong_shard(&self, shard: u16) -> Fault {
         let address = self.placement.addresses.get(usize::from(shard));
-        let address = address.map(|(host, port)| format!("{host}:{port}")).unwrap_or_default();
+        let address = address
+            .map(|(host, port)| format!("{host}:{port}"))
+            .unwrap_or_default();
         let message = format!("the partition is on shard {shard}, at {address}");
         Fault::new(ErrorCode::WrongShard, message)
     }
@@ -309,8 +337,12 @@ impl Shard {
         frame: &Frame<'_>,
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
-        let SessionKey::Local(conn) = key else { return Err(self.wrong_shard(shard)) };
-        let Some(session) = self.sessions.get_mut(&key) else { return Ok(Handled::Done) };
+        let SessionKey::Local(conn) = key else {
+            return Err(self.wrong_shard(shard));
+        };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return Ok(Handled::Done);
+        };
         if session.forwarded >= MAX_FORWARDED {
             return Ok(Handled::Blocked);
         }
@@ -322,7 +354,10 @@ impl Shard {
         bytes.extend_from_slice(&FrameHeader::encode(&frame.header));
         bytes.extend_from_slice(frame.envelope);
         bytes.extend_from_slice(frame.payload);
-        debug_assert_eq!(bytes.len(), HEADER_BYTES + frame.envelope.len() + frame.payload.len());
+        debug_assert_eq!(
+            bytes.len(),
+            HEADER_BYTES + frame.envelope.len() + frame.payload.len()
+        );
         fx.mail.push((shard, Mail::Request { conn, frame: bytes }));
         Ok(Handled::Later)
     }
@@ -336,8 +371,11 @@ impl Shard {
         correlation: u64,
         build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<T>,
     ) {
-        let Some(session) = self.sessions.get_mut(&key) else { return };
-        self.encoder.frame(&mut session.out, op, flags, correlation, 0, build);
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        self.encoder
+            .frame(&mut session.out, op, flags, correlation, 0, build);
         if !session.is_ready {
             session.is_ready = true;
             self.ready.push(key);
@@ -357,7 +395,9 @@ impl Shard {
     /// Answers a request with an error.
     pub(crate) fn refuse(&mut self, key: SessionKey, op: Op, correlation: u64, fault: &Fault) {
         if let Some(session) = self.sessions.get_mut(&key) {
-            self.encoder.error(&mut session.out, op, correlation, &fault.to_wire());
+            session.log_refusal(op, fault.code as u16, &fault.message);
+            self.encoder
+                .error(&mut session.out, op, correlation, &fault.to_wire());
             session.finish();
         }
         self.mark_ready(key);

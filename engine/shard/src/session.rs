@@ -82,6 +82,8 @@ pub struct Session {
     pub is_sending: bool,
     /// The last egress was a reply of another shard's, which waits to hear of it.
     pub drained_to: Vec<u16>,
+    /// Requests refused so far; the first few are worth a line in the log.
+    pub refusals: u32,
     /// Requests not answered.
     pub in_flight: u32,
     /// Requests finished since the last reply (of a forwarded session).
@@ -124,6 +126,7 @@ impl Session {
             spare: Vec::new(),
             is_sending: false,
             drained_to: Vec::new(),
+            refusals: 0,
             in_flight: 0,
             finished: 0,
             is_paused: false,
@@ -138,6 +141,18 @@ impl Session {
             multis: BTreeMap::new(),
             resume: None,
             durable: HashMap::new(),
+        }
+    }
+
+    /// Says in the log that a request was refused; a peer that goes on and on is not heeded.
+    pub fn log_refusal(&mut self, op: ringtide_schema::frame::Op, code: u16, message: &str) {
+        const LOGGED: u32 = 20;
+        self.refusals = self.refusals.saturating_add(1);
+        let peer = &self.peer;
+        if self.refusals <= LOGGED {
+            tracing::warn!(peer, ?op, code, message, "refused a request");
+        } else {
+            tracing::debug!(peer, ?op, code, message, "refused a request");
         }
     }
 

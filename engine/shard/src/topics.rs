@@ -61,7 +61,10 @@ impl Topics {
     /// The topic with this name.
     pub fn named(&self, name: &str) -> Result<&Arc<Topic>, Fault> {
         self.by_name.get(name).ok_or_else(|| {
-            Fault::new(ErrorCode::UnknownTopic, format!("topic {name:?} does not exist"))
+            Fault::new(
+                ErrorCode::UnknownTopic,
+                format!("topic {name:?} does not exist"),
+            )
         })
     }
 
@@ -100,7 +103,10 @@ impl Topics {
     pub fn create(&self, request: &CreateTopicRequestT, random: u64) -> Result<Proposal, Fault> {
         let name = request.name.clone().unwrap_or_default();
         check_topic_name(&name).map_err(|e| {
-            Fault::new(ErrorCode::InvalidTopicName, format!("topic name {name:?}: {e}"))
+            Fault::new(
+                ErrorCode::InvalidTopicName,
+                format!("topic name {name:?}: {e}"),
+            )
         })?;
         if self.by_name.contains_key(&name) {
             let message = format!("topic {name:?} exists already");
@@ -113,7 +119,12 @@ impl Topics {
         check_partitions(request.partitions)?;
         let config = with_settings(TopicConfig::default(), request.settings.as_deref())?;
         let id = TopicId::new(random, self.next_serial);
-        let topic = Topic { id, name, partitions: request.partitions, config };
+        let topic = Topic {
+            id,
+            name,
+            partitions: request.partitions,
+            config,
+        };
         Ok(Proposal {
             entry: MetaEntryT {
                 created: Some(Box::new(topic.to_store())),
@@ -153,7 +164,9 @@ impl Topics {
         let id = self.named(name)?.id;
         Ok(Proposal {
             entry: MetaEntryT {
-                deleted: Some(Box::new(DeleteTopicT { id: Some(id.into()) })),
+                deleted: Some(Box::new(DeleteTopicT {
+                    id: Some(id.into()),
+                })),
                 ..MetaEntryT::default()
             },
             change: Change::Deleted(id),
@@ -217,7 +230,13 @@ impl Placement {
     /// A topic as clients are told.
     pub fn describe(&self, topic: &Topic) -> TopicMetadataT {
         let shards = (0..topic.partitions)
-            .map(|partition| self.of(PartitionId { topic: topic.id, partition }).1)
+            .map(|partition| {
+                self.of(PartitionId {
+                    topic: topic.id,
+                    partition,
+                })
+                .1
+            })
             .collect();
         TopicMetadataT {
             error: 0,

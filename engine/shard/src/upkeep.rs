@@ -28,7 +28,7 @@ pub(crate) struct Upkeep {
     /// Why publishes are refused.
     pub(crate) disk_full: Option<String>,
     retry_at_ns: u64,
-    snapshot_retry_ns: u64,
+    slot_retry_ns: u64,
     next_ns: u64,
     next_sync_ns: u64,
     next_pressure_ns: u64,
@@ -40,13 +40,6 @@ pub(crate) struct Upkeep {
     /// The turn at which the last readers' files were looked at.
     reader_turn: u64,
     next_reader_ns: u64,
-}
-
-impl Upkeep {
-    /// A snapshot met a full disk: the checkpoint goes on at this time.
-    pub(crate) fn retry_snapshot(&mut self, at_ns: u64) {
-        self.snapshot_retry_ns = at_ns;
-    }
 }
 
 impl Shard {
@@ -66,11 +59,20 @@ impl Shard {
         let file = self.file();
         self.upkeep.opening_slots += 1;
         let op = self.op(Pending::OpenSlot(file));
-        fx.disk.push((op, DiskOp::Open { file, path, mode: OpenMode::Wal }));
+        fx.disk.push((
+            op,
+            DiskOp::Open {
+                file,
+                path,
+                mode: OpenMode::Wal,
+            },
+        ));
     }
 
     fn make_slot(&mut self, fx: &mut Fx) {
-        let Some(path) = self.upkeep.new_slots.pop() else { return };
+        let Some(path) = self.upkeep.new_slots.pop() else {
+            return;
+        };
         let bytes = self.settings.wal_slot_bytes;
         let op = self.op(Pending::CreateSlot(path.clone()));
         fx.disk.push((op, DiskOp::CreateSlot { path, bytes }));
@@ -98,6 +100,7 @@ impl Shard {
     ) {
         match result {
             Ok(_) => {
+                self.disk_has_space();
                 self.open_slot(path, fx);
                 if !self.is_stopping {
                     self.make_slot(fx);
@@ -106,7 +109,10 @@ impl Shard {
             Err(e) if e.kind == DiskErrorKind::Full => {
                 self.upkeep.new_slots.push(path);
                 tracing::warn!(error = e.message, "no space for another slot of the log");
-                self.upkeep.retry_at_ns = now.mono_ns + 10 * DISK_FULL_RETRY_NS;
+                self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
+                if self.wal.free_slots().1 == 0 && self.upkeep.opening_slots == 0 {
+                    self.disk_is_full(&e.message, now);
+                }
             }
             Err(e) => fatal(fx, FatalReason::Wal, e.message),
         }
@@ -114,7 +120,9 @@ impl Shard {
 
     /// Has a partition written out as soon as a writer is free.
     pub(crate) fn queue_writer(&mut self, i: usize, sync: bool) {
-        let Some(held) = self.partitions.get_mut(i).and_then(Option::as_mut) else { return };
+        let Some(held) = self.partitions.get_mut(i).and_then(Option::as_mut) else {
+            return;
+        };
         held.wants_sync |= sync;
         if !held.is_queued && !held.is_writing {
             held.is_queued = true;
@@ -127,7 +135,9 @@ impl Shard {
             return;
         }
         while self.upkeep.writers < MAX_WRITERS {
-            let Some(i) = self.upkeep.queue.pop_front() else { return };
+            let Some(i) = self.upkeep.queue.pop_front() else {
+                return;
+            };
             self.run_writer(i, fx);
         }
     }
@@ -158,7 +168,11 @@ impl Shard {
         fx: &mut Fx,
     ) {
         let turn = self.turn;
-        let keep = if self.pool.free_chunks() * 2 > self.pool.chunks() { KEEP_TAIL_BYTES } else { 0 };
+        let keep = if self.pool.free_chunks() * 2 > self.pool.chunks() {
+            KEEP_TAIL_BYTES
+        } else {
+            0
+        };
         let Some(held) = self.held(i) else { return };
         let was_writing = held.is_writing;
         let result = held.log.completed(op, result, turn);
@@ -180,18 +194,16 @@ impl Shard {
         }
         match result {
             Ok(progress) => {
+                if is_done {
+                    self.disk_has_space();
+                }
                 if is_done && again {
                     self.queue_writer(i, sync);
                 }
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
-                if self.upkeep.disk_full.is_none() {
-                    tracing::error!(message, "disk full: publishes are refused until there is space");
-                }
-                let advice = "the broker's disk is full: publishes go on by themselves when there is space";
-                self.upkeep.disk_full = Some(format!("{advice} ({message})"));
-                self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
+                self.disk_is_full(&message, now);
                 self.queue_writer(i, true);
             }
             Err(WriteError::Unreadable(message)) => {
@@ -220,21 +232,14 @@ impl Shard {
     /// The end of a turn.
     pub(crate) fn upkeep(&mut self, now: Now, fx: &mut Fx) {
         if self.upkeep.disk_full.is_some() && now.mono_ns >= self.upkeep.retry_at_ns {
-            // The next round tells whether there is space.
-            let message = self.upkeep.disk_full.take();
-            let probe = self.upkeep.queue.pop_front();
-            if let Some(i) = probe {
-                self.run_writer(i, fx);
-            } else {
-                tracing::info!("there is space on the disk again");
-            }
-            let _ = message;
+            self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
+            self.probe_disk(fx);
         }
         if now.mono_ns >= self.upkeep.next_ns {
             self.upkeep.next_ns = now.mono_ns + UPKEEP_NS;
             if self.upkeep.disk_full.is_none() {
                 self.retention(now, fx);
-                if now.mono_ns >= self.upkeep.retry_at_ns {
+                if now.mono_ns >= self.upkeep.slot_retry_ns && !self.slots_are_coming() {
                     self.make_slot(fx);
                 }
             }
@@ -248,13 +253,43 @@ impl Shard {
                 }
             }
         }
-        if self.upkeep.snapshot_retry_ns > 0 && now.mono_ns >= self.upkeep.snapshot_retry_ns {
-            self.upkeep.snapshot_retry_ns = 0;
-            self.upkeep.checkpoint_moved = true;
-        }
         self.relieve_memory(now);
         self.run_checkpoint(fx);
         self.run_writers(fx);
+    }
+
+    /// Tries again what met a full disk, while publishes are still refused.
+    fn probe_disk(&mut self, fx: &mut Fx) {
+        self.upkeep.checkpoint_moved = true;
+        if self.upkeep.writers == 0
+            && let Some(i) = self.upkeep.queue.pop_front()
+        {
+            self.run_writer(i, fx);
+        }
+        if self.wal.free_slots().1 == 0 && !self.slots_are_coming() {
+            self.make_slot(fx);
+        }
+    }
+
+    /// Something needs space that is not there: publishes are refused until it could be written.
+    pub(crate) fn disk_is_full(&mut self, message: &str, now: Now) {
+        if self.upkeep.disk_full.is_none() {
+            tracing::error!(
+                message,
+                "disk full: publishes are refused until there is space"
+            );
+        }
+        self.upkeep.disk_full = Some(format!(
+            "the broker's disk is full; publishes go on by themselves when there is space ({message})"
+        ));
+        self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
+    }
+
+    /// Something was written that takes space.
+    pub(crate) fn disk_has_space(&mut self) {
+        if self.upkeep.disk_full.take().is_some() {
+            tracing::info!("there is space on the disk again: publishes are taken");
+        }
     }
 
     /// When upkeep is due at the latest.
@@ -291,13 +326,17 @@ impl Shard {
             for file in closed.unwrap_or_default() {
                 fx.disk.push((OpId(0), DiskOp::Close { file }));
             }
-            let Some(Some(held)) = self.partitions.get_mut(i) else { continue };
+            let Some(Some(held)) = self.partitions.get_mut(i) else {
+                continue;
+            };
             let expired = held.log.expired(now.wall_ms);
             if held.log.wants_roll() {
                 self.queue_writer(i, false);
             }
             let Some(log_start) = expired else { continue };
-            let Some(Some(held)) = self.partitions.get_mut(i) else { continue };
+            let Some(Some(held)) = self.partitions.get_mut(i) else {
+                continue;
+            };
             let group_id = held.log.group();
             let group = self.groups.entry(group_id).or_default();
             let meta = EntryMeta {
@@ -340,7 +379,10 @@ impl Shard {
     /// Whether slots of the log are on their way.
     pub(crate) fn slots_are_coming(&self) -> bool {
         self.upkeep.opening_slots > 0
-            || self.ops.values().any(|p| matches!(p, Pending::CreateSlot(_)))
+            || self
+                .ops
+                .values()
+                .any(|p| matches!(p, Pending::CreateSlot(_)))
     }
 }
 

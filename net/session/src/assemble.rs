@@ -85,7 +85,9 @@ impl Assembler {
             return Ok(());
         }
         if !self.partial.is_empty() {
-            let Some(rest) = self.complete_partial(bytes)? else { return Ok(()) };
+            let Some(rest) = self.complete_partial(bytes)? else {
+                return Ok(());
+            };
             bytes = rest;
             let mut whole = std::mem::take(&mut self.partial);
             if let Some(header) = FrameHeader::decode(&whole)?
@@ -143,7 +145,8 @@ impl Assembler {
                 None => return Ok(None),
                 Some(header) => {
                     self.want = Some(header.frame_bytes());
-                    self.partial.reserve_exact(header.frame_bytes() - self.partial.len());
+                    self.partial
+                        .reserve_exact(header.frame_bytes() - self.partial.len());
                 }
             }
         }
@@ -250,9 +253,15 @@ mod tests {
         let mut assembler = Assembler::new();
         let mut frames = 0;
         for piece in bytes.chunks(100_000) {
-            assembler.feed(piece, |_| frames += 1).expect("a good frame");
+            assembler
+                .feed(piece, |_| frames += 1)
+                .expect("a good frame");
         }
         assert_eq!(frames, 1);
-        assert!(assembler.held_bytes() <= KEPT_BYTES, "{}", assembler.held_bytes());
+        assert!(
+            assembler.held_bytes() <= KEPT_BYTES,
+            "{}",
+            assembler.held_bytes()
+        );
     }
 }

@@ -14,7 +14,9 @@ pub struct Encoder {
 impl Encoder {
     /// An encoder with a small buffer, which grows to the largest envelope.
     pub fn new() -> Self {
-        Self { builder: FlatBufferBuilder::with_capacity(512) }
+        Self {
+            builder: FlatBufferBuilder::with_capacity(512),
+        }
     }
 
     /// Appends frame header and envelope to `out`; the caller sends `payload_bytes` after it.
@@ -92,7 +94,9 @@ mod tests {
             .feed(&out, |f| {
                 assert_eq!(f.header.flags, FLAG_RESPONSE | FLAG_ERROR);
                 assert_eq!(f.header.correlation, 42);
-                got = envelope::<wire::ErrorResponse<'_>>(f.envelope).ok().map(|e| e.unpack());
+                got = envelope::<wire::ErrorResponse<'_>>(f.envelope)
+                    .ok()
+                    .map(|e| e.unpack());
             })
             .expect("a good frame");
         assert_eq!(got, Some(sent));

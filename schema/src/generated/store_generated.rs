@@ -6,2317 +6,2671 @@ extern crate alloc;
 #[allow(unused_imports, dead_code)]
 pub mod ringtide {
 
-extern crate alloc;
-#[allow(unused_imports, dead_code)]
-pub mod store {
-
-extern crate alloc;
-
-// struct Id, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct Id(pub [u8; 16]);
-impl Default for Id { 
-  fn default() -> Self { 
-    Self([0; 16])
-  }
-}
-impl ::core::fmt::Debug for Id {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("Id")
-      .field("hi", &self.hi())
-      .field("lo", &self.lo())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for Id {}
-impl<'a> ::flatbuffers::Follow<'a> for Id {
-  type Inner = &'a Id;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a Id>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a Id {
-  type Inner = &'a Id;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<Id>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for Id {
-    type Output = Id;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const Id as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for Id {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> Id {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    hi: u64,
-    lo: u64,
-  ) -> Self {
-    let mut s = Self([0; 16]);
-    s.set_hi(hi);
-    s.set_lo(lo);
-    s
-  }
-
-  pub fn hi(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[0..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_hi(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[0..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn lo(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[8..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_lo(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[8..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> IdT {
-    IdT {
-      hi: self.hi(),
-      lo: self.lo(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct IdT {
-  pub hi: u64,
-  pub lo: u64,
-}
-impl IdT {
-  pub fn pack(&self) -> Id {
-    Id::new(
-      self.hi,
-      self.lo,
-    )
-  }
-}
-
-// struct EpochStart, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct EpochStart(pub [u8; 16]);
-impl Default for EpochStart { 
-  fn default() -> Self { 
-    Self([0; 16])
-  }
-}
-impl ::core::fmt::Debug for EpochStart {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("EpochStart")
-      .field("start_offset", &self.start_offset())
-      .field("epoch", &self.epoch())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for EpochStart {}
-impl<'a> ::flatbuffers::Follow<'a> for EpochStart {
-  type Inner = &'a EpochStart;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a EpochStart>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a EpochStart {
-  type Inner = &'a EpochStart;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<EpochStart>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for EpochStart {
-    type Output = EpochStart;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const EpochStart as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for EpochStart {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> EpochStart {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    start_offset: u64,
-    epoch: u32,
-  ) -> Self {
-    let mut s = Self([0; 16]);
-    s.set_start_offset(start_offset);
-    s.set_epoch(epoch);
-    s
-  }
-
-  pub fn start_offset(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[0..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_start_offset(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[0..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn epoch(&self) -> u32 {
-    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[8..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_epoch(&mut self, x: u32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[8..].as_mut_ptr(),
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> EpochStartT {
-    EpochStartT {
-      start_offset: self.start_offset(),
-      epoch: self.epoch(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct EpochStartT {
-  pub start_offset: u64,
-  pub epoch: u32,
-}
-impl EpochStartT {
-  pub fn pack(&self) -> EpochStart {
-    EpochStart::new(
-      self.start_offset,
-      self.epoch,
-    )
-  }
-}
-
-// struct ProducerBatch, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct ProducerBatch(pub [u8; 24]);
-impl Default for ProducerBatch { 
-  fn default() -> Self { 
-    Self([0; 24])
-  }
-}
-impl ::core::fmt::Debug for ProducerBatch {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("ProducerBatch")
-      .field("base_offset", &self.base_offset())
-      .field("append_time_ms", &self.append_time_ms())
-      .field("base_sequence", &self.base_sequence())
-      .field("records", &self.records())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for ProducerBatch {}
-impl<'a> ::flatbuffers::Follow<'a> for ProducerBatch {
-  type Inner = &'a ProducerBatch;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a ProducerBatch>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a ProducerBatch {
-  type Inner = &'a ProducerBatch;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<ProducerBatch>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for ProducerBatch {
-    type Output = ProducerBatch;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const ProducerBatch as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for ProducerBatch {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> ProducerBatch {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    base_offset: u64,
-    append_time_ms: i64,
-    base_sequence: i32,
-    records: u32,
-  ) -> Self {
-    let mut s = Self([0; 24]);
-    s.set_base_offset(base_offset);
-    s.set_append_time_ms(append_time_ms);
-    s.set_base_sequence(base_sequence);
-    s.set_records(records);
-    s
-  }
-
-  pub fn base_offset(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[0..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_base_offset(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[0..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn append_time_ms(&self) -> i64 {
-    let mut mem = ::core::mem::MaybeUninit::<<i64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[8..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_append_time_ms(&mut self, x: i64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[8..].as_mut_ptr(),
-        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn base_sequence(&self) -> i32 {
-    let mut mem = ::core::mem::MaybeUninit::<<i32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[16..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_base_sequence(&mut self, x: i32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[16..].as_mut_ptr(),
-        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn records(&self) -> u32 {
-    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[20..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_records(&mut self, x: u32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[20..].as_mut_ptr(),
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> ProducerBatchT {
-    ProducerBatchT {
-      base_offset: self.base_offset(),
-      append_time_ms: self.append_time_ms(),
-      base_sequence: self.base_sequence(),
-      records: self.records(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ProducerBatchT {
-  pub base_offset: u64,
-  pub append_time_ms: i64,
-  pub base_sequence: i32,
-  pub records: u32,
-}
-impl ProducerBatchT {
-  pub fn pack(&self) -> ProducerBatch {
-    ProducerBatch::new(
-      self.base_offset,
-      self.append_time_ms,
-      self.base_sequence,
-      self.records,
-    )
-  }
-}
-
-pub enum TopicConfigOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct TopicConfig<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for TopicConfig<'a> {
-  type Inner = TopicConfig<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> TopicConfig<'a> {
-  pub const VT_RETENTION_MS: ::flatbuffers::VOffsetT = 4;
-  pub const VT_RETENTION_BYTES: ::flatbuffers::VOffsetT = 6;
-  pub const VT_SEGMENT_BYTES: ::flatbuffers::VOffsetT = 8;
-  pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 10;
-  pub const VT_MAX_BATCH_BYTES: ::flatbuffers::VOffsetT = 12;
-  pub const VT_TIMESTAMP_TYPE: ::flatbuffers::VOffsetT = 14;
-  pub const VT_TIMESTAMP_MAX_AHEAD_MS: ::flatbuffers::VOffsetT = 16;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    TopicConfig { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args TopicConfigArgs
-  ) -> ::flatbuffers::WIPOffset<TopicConfig<'bldr>> {
-    let mut builder = TopicConfigBuilder::new(_fbb);
-    builder.add_timestamp_max_ahead_ms(args.timestamp_max_ahead_ms);
-    builder.add_retention_bytes(args.retention_bytes);
-    builder.add_retention_ms(args.retention_ms);
-    builder.add_max_batch_bytes(args.max_batch_bytes);
-    builder.add_segment_bytes(args.segment_bytes);
-    builder.add_timestamp_type(args.timestamp_type);
-    builder.add_visible(args.visible);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> TopicConfigT {
-    let retention_ms = self.retention_ms();
-    let retention_bytes = self.retention_bytes();
-    let segment_bytes = self.segment_bytes();
-    let visible = self.visible();
-    let max_batch_bytes = self.max_batch_bytes();
-    let timestamp_type = self.timestamp_type();
-    let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms();
-    TopicConfigT {
-      retention_ms,
-      retention_bytes,
-      segment_bytes,
-      visible,
-      max_batch_bytes,
-      timestamp_type,
-      timestamp_max_ahead_ms,
-    }
-  }
-
-  #[inline]
-  pub fn retention_ms(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(TopicConfig::VT_RETENTION_MS, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn retention_bytes(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(TopicConfig::VT_RETENTION_BYTES, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn segment_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(TopicConfig::VT_SEGMENT_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn visible(&self) -> u8 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(TopicConfig::VT_VISIBLE, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_batch_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(TopicConfig::VT_MAX_BATCH_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn timestamp_type(&self) -> u8 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(TopicConfig::VT_TIMESTAMP_TYPE, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn timestamp_max_ahead_ms(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(TopicConfig::VT_TIMESTAMP_MAX_AHEAD_MS, Some(-1)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for TopicConfig<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<i64>("retention_ms", Self::VT_RETENTION_MS, false)?
-     .visit_field::<i64>("retention_bytes", Self::VT_RETENTION_BYTES, false)?
-     .visit_field::<u32>("segment_bytes", Self::VT_SEGMENT_BYTES, false)?
-     .visit_field::<u8>("visible", Self::VT_VISIBLE, false)?
-     .visit_field::<u32>("max_batch_bytes", Self::VT_MAX_BATCH_BYTES, false)?
-     .visit_field::<u8>("timestamp_type", Self::VT_TIMESTAMP_TYPE, false)?
-     .visit_field::<i64>("timestamp_max_ahead_ms", Self::VT_TIMESTAMP_MAX_AHEAD_MS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct TopicConfigArgs {
-    pub retention_ms: i64,
-    pub retention_bytes: i64,
-    pub segment_bytes: u32,
-    pub visible: u8,
-    pub max_batch_bytes: u32,
-    pub timestamp_type: u8,
-    pub timestamp_max_ahead_ms: i64,
-}
-impl<'a> Default for TopicConfigArgs {
-  #[inline]
-  fn default() -> Self {
-    TopicConfigArgs {
-      retention_ms: -1,
-      retention_bytes: -1,
-      segment_bytes: 0,
-      visible: 0,
-      max_batch_bytes: 0,
-      timestamp_type: 0,
-      timestamp_max_ahead_ms: -1,
-    }
-  }
-}
-
-pub struct TopicConfigBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicConfigBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_retention_ms(&mut self, retention_ms: i64) {
-    self.fbb_.push_slot::<i64>(TopicConfig::VT_RETENTION_MS, retention_ms, -1);
-  }
-  #[inline]
-  pub fn add_retention_bytes(&mut self, retention_bytes: i64) {
-    self.fbb_.push_slot::<i64>(TopicConfig::VT_RETENTION_BYTES, retention_bytes, -1);
-  }
-  #[inline]
-  pub fn add_segment_bytes(&mut self, segment_bytes: u32) {
-    self.fbb_.push_slot::<u32>(TopicConfig::VT_SEGMENT_BYTES, segment_bytes, 0);
-  }
-  #[inline]
-  pub fn add_visible(&mut self, visible: u8) {
-    self.fbb_.push_slot::<u8>(TopicConfig::VT_VISIBLE, visible, 0);
-  }
-  #[inline]
-  pub fn add_max_batch_bytes(&mut self, max_batch_bytes: u32) {
-    self.fbb_.push_slot::<u32>(TopicConfig::VT_MAX_BATCH_BYTES, max_batch_bytes, 0);
-  }
-  #[inline]
-  pub fn add_timestamp_type(&mut self, timestamp_type: u8) {
-    self.fbb_.push_slot::<u8>(TopicConfig::VT_TIMESTAMP_TYPE, timestamp_type, 0);
-  }
-  #[inline]
-  pub fn add_timestamp_max_ahead_ms(&mut self, timestamp_max_ahead_ms: i64) {
-    self.fbb_.push_slot::<i64>(TopicConfig::VT_TIMESTAMP_MAX_AHEAD_MS, timestamp_max_ahead_ms, -1);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicConfigBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    TopicConfigBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicConfig<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for TopicConfig<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("TopicConfig");
-      ds.field("retention_ms", &self.retention_ms());
-      ds.field("retention_bytes", &self.retention_bytes());
-      ds.field("segment_bytes", &self.segment_bytes());
-      ds.field("visible", &self.visible());
-      ds.field("max_batch_bytes", &self.max_batch_bytes());
-      ds.field("timestamp_type", &self.timestamp_type());
-      ds.field("timestamp_max_ahead_ms", &self.timestamp_max_ahead_ms());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct TopicConfigT {
-  pub retention_ms: i64,
-  pub retention_bytes: i64,
-  pub segment_bytes: u32,
-  pub visible: u8,
-  pub max_batch_bytes: u32,
-  pub timestamp_type: u8,
-  pub timestamp_max_ahead_ms: i64,
-}
-impl Default for TopicConfigT {
-  fn default() -> Self {
-    Self {
-      retention_ms: -1,
-      retention_bytes: -1,
-      segment_bytes: 0,
-      visible: 0,
-      max_batch_bytes: 0,
-      timestamp_type: 0,
-      timestamp_max_ahead_ms: -1,
-    }
-  }
-}
-impl TopicConfigT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<TopicConfig<'b>> {
-    let retention_ms = self.retention_ms;
-    let retention_bytes = self.retention_bytes;
-    let segment_bytes = self.segment_bytes;
-    let visible = self.visible;
-    let max_batch_bytes = self.max_batch_bytes;
-    let timestamp_type = self.timestamp_type;
-    let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms;
-    TopicConfig::create(_fbb, &TopicConfigArgs{
-      retention_ms,
-      retention_bytes,
-      segment_bytes,
-      visible,
-      max_batch_bytes,
-      timestamp_type,
-      timestamp_max_ahead_ms,
-    })
-  }
-}
-pub enum TopicOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct Topic<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for Topic<'a> {
-  type Inner = Topic<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> Topic<'a> {
-  pub const VT_ID: ::flatbuffers::VOffsetT = 4;
-  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
-  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 8;
-  pub const VT_CONFIG: ::flatbuffers::VOffsetT = 10;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Topic { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args TopicArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<Topic<'bldr>> {
-    let mut builder = TopicBuilder::new(_fbb);
-    if let Some(x) = args.config { builder.add_config(x); }
-    builder.add_partitions(args.partitions);
-    if let Some(x) = args.name { builder.add_name(x); }
-    if let Some(x) = args.id { builder.add_id(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> TopicT {
-    let id = self.id().map(|x| {
-      x.unpack()
-    });
-    let name = {
-      let x = self.name();
-      alloc::string::ToString::to_string(x)
-    };
-    let partitions = self.partitions();
-    let config = {
-      let x = self.config();
-      alloc::boxed::Box::new(x.unpack())
-    };
-    TopicT {
-      id,
-      name,
-      partitions,
-      config,
-    }
-  }
-
-  #[inline]
-  pub fn id(&self) -> Option<&'a Id> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<Id>(Topic::VT_ID, None)}
-  }
-  #[inline]
-  pub fn name(&self) -> &'a str {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Topic::VT_NAME, None).unwrap()}
-  }
-  #[inline]
-  pub fn partitions(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(Topic::VT_PARTITIONS, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn config(&self) -> TopicConfig<'a> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<TopicConfig>>(Topic::VT_CONFIG, None).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for Topic<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<Id>("id", Self::VT_ID, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, true)?
-     .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<TopicConfig>>("config", Self::VT_CONFIG, true)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct TopicArgs<'a> {
-    pub id: Option<&'a Id>,
-    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub partitions: u32,
-    pub config: Option<::flatbuffers::WIPOffset<TopicConfig<'a>>>,
-}
-impl<'a> Default for TopicArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    TopicArgs {
-      id: None,
-      name: None, // required field
-      partitions: 0,
-      config: None, // required field
-    }
-  }
-}
-
-pub struct TopicBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_id(&mut self, id: &Id) {
-    self.fbb_.push_slot_always::<&Id>(Topic::VT_ID, id);
-  }
-  #[inline]
-  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_NAME, name);
-  }
-  #[inline]
-  pub fn add_partitions(&mut self, partitions: u32) {
-    self.fbb_.push_slot::<u32>(Topic::VT_PARTITIONS, partitions, 0);
-  }
-  #[inline]
-  pub fn add_config(&mut self, config: ::flatbuffers::WIPOffset<TopicConfig<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<TopicConfig>>(Topic::VT_CONFIG, config);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    TopicBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Topic<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    self.fbb_.required(o, Topic::VT_NAME,"name");
-    self.fbb_.required(o, Topic::VT_CONFIG,"config");
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for Topic<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Topic");
-      ds.field("id", &self.id());
-      ds.field("name", &self.name());
-      ds.field("partitions", &self.partitions());
-      ds.field("config", &self.config());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct TopicT {
-  pub id: Option<IdT>,
-  pub name: alloc::string::String,
-  pub partitions: u32,
-  pub config: alloc::boxed::Box<TopicConfigT>,
-}
-impl Default for TopicT {
-  fn default() -> Self {
-    Self {
-      id: None,
-      name: alloc::string::ToString::to_string(""),
-      partitions: 0,
-      config: Default::default(),
-    }
-  }
-}
-impl TopicT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Topic<'b>> {
-    let id_tmp = self.id.as_ref().map(|x| x.pack());
-    let id = id_tmp.as_ref();
-    let name = Some({
-      let x = &self.name;
-      _fbb.create_string(x)
-    });
-    let partitions = self.partitions;
-    let config = Some({
-      let x = &self.config;
-      x.pack(_fbb)
-    });
-    Topic::create(_fbb, &TopicArgs{
-      id,
-      name,
-      partitions,
-      config,
-    })
-  }
-}
-pub enum MetaEntryOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct MetaEntry<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for MetaEntry<'a> {
-  type Inner = MetaEntry<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> MetaEntry<'a> {
-  pub const VT_CREATED: ::flatbuffers::VOffsetT = 4;
-  pub const VT_ALTERED: ::flatbuffers::VOffsetT = 6;
-  pub const VT_DELETED: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    MetaEntry { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args MetaEntryArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<MetaEntry<'bldr>> {
-    let mut builder = MetaEntryBuilder::new(_fbb);
-    if let Some(x) = args.deleted { builder.add_deleted(x); }
-    if let Some(x) = args.altered { builder.add_altered(x); }
-    if let Some(x) = args.created { builder.add_created(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> MetaEntryT {
-    let created = self.created().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    let altered = self.altered().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    let deleted = self.deleted().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    MetaEntryT {
-      created,
-      altered,
-      deleted,
-    }
-  }
-
-  #[inline]
-  pub fn created(&self) -> Option<Topic<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Topic>>(MetaEntry::VT_CREATED, None)}
-  }
-  #[inline]
-  pub fn altered(&self) -> Option<Topic<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Topic>>(MetaEntry::VT_ALTERED, None)}
-  }
-  #[inline]
-  pub fn deleted(&self) -> Option<DeleteTopic<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<DeleteTopic>>(MetaEntry::VT_DELETED, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for MetaEntry<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<Topic>>("created", Self::VT_CREATED, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<Topic>>("altered", Self::VT_ALTERED, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<DeleteTopic>>("deleted", Self::VT_DELETED, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct MetaEntryArgs<'a> {
-    pub created: Option<::flatbuffers::WIPOffset<Topic<'a>>>,
-    pub altered: Option<::flatbuffers::WIPOffset<Topic<'a>>>,
-    pub deleted: Option<::flatbuffers::WIPOffset<DeleteTopic<'a>>>,
-}
-impl<'a> Default for MetaEntryArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    MetaEntryArgs {
-      created: None,
-      altered: None,
-      deleted: None,
-    }
-  }
-}
-
-pub struct MetaEntryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetaEntryBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_created(&mut self, created: ::flatbuffers::WIPOffset<Topic<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Topic>>(MetaEntry::VT_CREATED, created);
-  }
-  #[inline]
-  pub fn add_altered(&mut self, altered: ::flatbuffers::WIPOffset<Topic<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Topic>>(MetaEntry::VT_ALTERED, altered);
-  }
-  #[inline]
-  pub fn add_deleted(&mut self, deleted: ::flatbuffers::WIPOffset<DeleteTopic<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<DeleteTopic>>(MetaEntry::VT_DELETED, deleted);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MetaEntryBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    MetaEntryBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<MetaEntry<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for MetaEntry<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("MetaEntry");
-      ds.field("created", &self.created());
-      ds.field("altered", &self.altered());
-      ds.field("deleted", &self.deleted());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct MetaEntryT {
-  pub created: Option<alloc::boxed::Box<TopicT>>,
-  pub altered: Option<alloc::boxed::Box<TopicT>>,
-  pub deleted: Option<alloc::boxed::Box<DeleteTopicT>>,
-}
-impl Default for MetaEntryT {
-  fn default() -> Self {
-    Self {
-      created: None,
-      altered: None,
-      deleted: None,
-    }
-  }
-}
-impl MetaEntryT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<MetaEntry<'b>> {
-    let created = self.created.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    let altered = self.altered.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    let deleted = self.deleted.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    MetaEntry::create(_fbb, &MetaEntryArgs{
-      created,
-      altered,
-      deleted,
-    })
-  }
-}
-pub enum DeleteTopicOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct DeleteTopic<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for DeleteTopic<'a> {
-  type Inner = DeleteTopic<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> DeleteTopic<'a> {
-  pub const VT_ID: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    DeleteTopic { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args DeleteTopicArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<DeleteTopic<'bldr>> {
-    let mut builder = DeleteTopicBuilder::new(_fbb);
-    if let Some(x) = args.id { builder.add_id(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> DeleteTopicT {
-    let id = self.id().map(|x| {
-      x.unpack()
-    });
-    DeleteTopicT {
-      id,
-    }
-  }
-
-  #[inline]
-  pub fn id(&self) -> Option<&'a Id> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<Id>(DeleteTopic::VT_ID, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for DeleteTopic<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<Id>("id", Self::VT_ID, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct DeleteTopicArgs<'a> {
-    pub id: Option<&'a Id>,
-}
-impl<'a> Default for DeleteTopicArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    DeleteTopicArgs {
-      id: None,
-    }
-  }
-}
-
-pub struct DeleteTopicBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTopicBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_id(&mut self, id: &Id) {
-    self.fbb_.push_slot_always::<&Id>(DeleteTopic::VT_ID, id);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeleteTopicBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    DeleteTopicBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTopic<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for DeleteTopic<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("DeleteTopic");
-      ds.field("id", &self.id());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeleteTopicT {
-  pub id: Option<IdT>,
-}
-impl Default for DeleteTopicT {
-  fn default() -> Self {
-    Self {
-      id: None,
-    }
-  }
-}
-impl DeleteTopicT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<DeleteTopic<'b>> {
-    let id_tmp = self.id.as_ref().map(|x| x.pack());
-    let id = id_tmp.as_ref();
-    DeleteTopic::create(_fbb, &DeleteTopicArgs{
-      id,
-    })
-  }
-}
-pub enum CommitOffsetOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct CommitOffset<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for CommitOffset<'a> {
-  type Inner = CommitOffset<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> CommitOffset<'a> {
-  pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
-  pub const VT_TIME_MS: ::flatbuffers::VOffsetT = 10;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    CommitOffset { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CommitOffsetArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<CommitOffset<'bldr>> {
-    let mut builder = CommitOffsetBuilder::new(_fbb);
-    builder.add_time_ms(args.time_ms);
-    builder.add_offset(args.offset);
-    builder.add_leader_epoch(args.leader_epoch);
-    if let Some(x) = args.consumer { builder.add_consumer(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> CommitOffsetT {
-    let consumer = {
-      let x = self.consumer();
-      alloc::string::ToString::to_string(x)
-    };
-    let offset = self.offset();
-    let leader_epoch = self.leader_epoch();
-    let time_ms = self.time_ms();
-    CommitOffsetT {
-      consumer,
-      offset,
-      leader_epoch,
-      time_ms,
-    }
-  }
-
-  #[inline]
-  pub fn consumer(&self) -> &'a str {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(CommitOffset::VT_CONSUMER, None).unwrap()}
-  }
-  #[inline]
-  pub fn offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(CommitOffset::VT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(CommitOffset::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn time_ms(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(CommitOffset::VT_TIME_MS, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for CommitOffset<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("consumer", Self::VT_CONSUMER, true)?
-     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .visit_field::<i64>("time_ms", Self::VT_TIME_MS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CommitOffsetArgs<'a> {
-    pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub offset: u64,
-    pub leader_epoch: u32,
-    pub time_ms: i64,
-}
-impl<'a> Default for CommitOffsetArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    CommitOffsetArgs {
-      consumer: None, // required field
-      offset: 0,
-      leader_epoch: 0,
-      time_ms: 0,
-    }
-  }
-}
-
-pub struct CommitOffsetBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommitOffsetBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CommitOffset::VT_CONSUMER, consumer);
-  }
-  #[inline]
-  pub fn add_offset(&mut self, offset: u64) {
-    self.fbb_.push_slot::<u64>(CommitOffset::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(CommitOffset::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn add_time_ms(&mut self, time_ms: i64) {
-    self.fbb_.push_slot::<i64>(CommitOffset::VT_TIME_MS, time_ms, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CommitOffsetBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CommitOffsetBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<CommitOffset<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    self.fbb_.required(o, CommitOffset::VT_CONSUMER,"consumer");
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for CommitOffset<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("CommitOffset");
-      ds.field("consumer", &self.consumer());
-      ds.field("offset", &self.offset());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.field("time_ms", &self.time_ms());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CommitOffsetT {
-  pub consumer: alloc::string::String,
-  pub offset: u64,
-  pub leader_epoch: u32,
-  pub time_ms: i64,
-}
-impl Default for CommitOffsetT {
-  fn default() -> Self {
-    Self {
-      consumer: alloc::string::ToString::to_string(""),
-      offset: 0,
-      leader_epoch: 0,
-      time_ms: 0,
-    }
-  }
-}
-impl CommitOffsetT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<CommitOffset<'b>> {
-    let consumer = Some({
-      let x = &self.consumer;
-      _fbb.create_string(x)
-    });
-    let offset = self.offset;
-    let leader_epoch = self.leader_epoch;
-    let time_ms = self.time_ms;
-    CommitOffset::create(_fbb, &CommitOffsetArgs{
-      consumer,
-      offset,
-      leader_epoch,
-      time_ms,
-    })
-  }
-}
-pub enum SegmentOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct Segment<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for Segment<'a> {
-  type Inner = Segment<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> Segment<'a> {
-  pub const VT_BASE_OFFSET: ::flatbuffers::VOffsetT = 4;
-  pub const VT_NEXT_OFFSET: ::flatbuffers::VOffsetT = 6;
-  pub const VT_BYTES: ::flatbuffers::VOffsetT = 8;
-  pub const VT_MAX_TIMESTAMP_MS: ::flatbuffers::VOffsetT = 10;
-  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 12;
-  pub const VT_FORMAT: ::flatbuffers::VOffsetT = 14;
-  pub const VT_SEALED: ::flatbuffers::VOffsetT = 16;
-  pub const VT_PREFIX_CRC: ::flatbuffers::VOffsetT = 18;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Segment { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args SegmentArgs
-  ) -> ::flatbuffers::WIPOffset<Segment<'bldr>> {
-    let mut builder = SegmentBuilder::new(_fbb);
-    builder.add_incarnation(args.incarnation);
-    builder.add_max_timestamp_ms(args.max_timestamp_ms);
-    builder.add_bytes(args.bytes);
-    builder.add_next_offset(args.next_offset);
-    builder.add_base_offset(args.base_offset);
-    builder.add_prefix_crc(args.prefix_crc);
-    builder.add_format(args.format);
-    builder.add_sealed(args.sealed);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> SegmentT {
-    let base_offset = self.base_offset();
-    let next_offset = self.next_offset();
-    let bytes = self.bytes();
-    let max_timestamp_ms = self.max_timestamp_ms();
-    let incarnation = self.incarnation();
-    let format = self.format();
-    let sealed = self.sealed();
-    let prefix_crc = self.prefix_crc();
-    SegmentT {
-      base_offset,
-      next_offset,
-      bytes,
-      max_timestamp_ms,
-      incarnation,
-      format,
-      sealed,
-      prefix_crc,
-    }
-  }
-
-  #[inline]
-  pub fn base_offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Segment::VT_BASE_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn next_offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Segment::VT_NEXT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn bytes(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Segment::VT_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_timestamp_ms(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(Segment::VT_MAX_TIMESTAMP_MS, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn incarnation(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Segment::VT_INCARNATION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn format(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(Segment::VT_FORMAT, Some(1)).unwrap()}
-  }
-  #[inline]
-  pub fn sealed(&self) -> bool {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<bool>(Segment::VT_SEALED, Some(false)).unwrap()}
-  }
-  #[inline]
-  pub fn prefix_crc(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(Segment::VT_PREFIX_CRC, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for Segment<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("base_offset", Self::VT_BASE_OFFSET, false)?
-     .visit_field::<u64>("next_offset", Self::VT_NEXT_OFFSET, false)?
-     .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
-     .visit_field::<i64>("max_timestamp_ms", Self::VT_MAX_TIMESTAMP_MS, false)?
-     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
-     .visit_field::<u16>("format", Self::VT_FORMAT, false)?
-     .visit_field::<bool>("sealed", Self::VT_SEALED, false)?
-     .visit_field::<u32>("prefix_crc", Self::VT_PREFIX_CRC, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct SegmentArgs {
-    pub base_offset: u64,
-    pub next_offset: u64,
-    pub bytes: u64,
-    pub max_timestamp_ms: i64,
-    pub incarnation: u64,
-    pub format: u16,
-    pub sealed: bool,
-    pub prefix_crc: u32,
-}
-impl<'a> Default for SegmentArgs {
-  #[inline]
-  fn default() -> Self {
-    SegmentArgs {
-      base_offset: 0,
-      next_offset: 0,
-      bytes: 0,
-      max_timestamp_ms: -1,
-      incarnation: 0,
-      format: 1,
-      sealed: false,
-      prefix_crc: 0,
-    }
-  }
-}
-
-pub struct SegmentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_base_offset(&mut self, base_offset: u64) {
-    self.fbb_.push_slot::<u64>(Segment::VT_BASE_OFFSET, base_offset, 0);
-  }
-  #[inline]
-  pub fn add_next_offset(&mut self, next_offset: u64) {
-    self.fbb_.push_slot::<u64>(Segment::VT_NEXT_OFFSET, next_offset, 0);
-  }
-  #[inline]
-  pub fn add_bytes(&mut self, bytes: u64) {
-    self.fbb_.push_slot::<u64>(Segment::VT_BYTES, bytes, 0);
-  }
-  #[inline]
-  pub fn add_max_timestamp_ms(&mut self, max_timestamp_ms: i64) {
-    self.fbb_.push_slot::<i64>(Segment::VT_MAX_TIMESTAMP_MS, max_timestamp_ms, -1);
-  }
-  #[inline]
-  pub fn add_incarnation(&mut self, incarnation: u64) {
-    self.fbb_.push_slot::<u64>(Segment::VT_INCARNATION, incarnation, 0);
-  }
-  #[inline]
-  pub fn add_format(&mut self, format: u16) {
-    self.fbb_.push_slot::<u16>(Segment::VT_FORMAT, format, 1);
-  }
-  #[inline]
-  pub fn add_sealed(&mut self, sealed: bool) {
-    self.fbb_.push_slot::<bool>(Segment::VT_SEALED, sealed, false);
-  }
-  #[inline]
-  pub fn add_prefix_crc(&mut self, prefix_crc: u32) {
-    self.fbb_.push_slot::<u32>(Segment::VT_PREFIX_CRC, prefix_crc, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    SegmentBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Segment<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for Segment<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Segment");
-      ds.field("base_offset", &self.base_offset());
-      ds.field("next_offset", &self.next_offset());
-      ds.field("bytes", &self.bytes());
-      ds.field("max_timestamp_ms", &self.max_timestamp_ms());
-      ds.field("incarnation", &self.incarnation());
-      ds.field("format", &self.format());
-      ds.field("sealed", &self.sealed());
-      ds.field("prefix_crc", &self.prefix_crc());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct SegmentT {
-  pub base_offset: u64,
-  pub next_offset: u64,
-  pub bytes: u64,
-  pub max_timestamp_ms: i64,
-  pub incarnation: u64,
-  pub format: u16,
-  pub sealed: bool,
-  pub prefix_crc: u32,
-}
-impl Default for SegmentT {
-  fn default() -> Self {
-    Self {
-      base_offset: 0,
-      next_offset: 0,
-      bytes: 0,
-      max_timestamp_ms: -1,
-      incarnation: 0,
-      format: 1,
-      sealed: false,
-      prefix_crc: 0,
-    }
-  }
-}
-impl SegmentT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Segment<'b>> {
-    let base_offset = self.base_offset;
-    let next_offset = self.next_offset;
-    let bytes = self.bytes;
-    let max_timestamp_ms = self.max_timestamp_ms;
-    let incarnation = self.incarnation;
-    let format = self.format;
-    let sealed = self.sealed;
-    let prefix_crc = self.prefix_crc;
-    Segment::create(_fbb, &SegmentArgs{
-      base_offset,
-      next_offset,
-      bytes,
-      max_timestamp_ms,
-      incarnation,
-      format,
-      sealed,
-      prefix_crc,
-    })
-  }
-}
-pub enum ProducerOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct Producer<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for Producer<'a> {
-  type Inner = Producer<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> Producer<'a> {
-  pub const VT_ID: ::flatbuffers::VOffsetT = 4;
-  pub const VT_EPOCH: ::flatbuffers::VOffsetT = 6;
-  pub const VT_BATCHES: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Producer { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ProducerArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<Producer<'bldr>> {
-    let mut builder = ProducerBuilder::new(_fbb);
-    builder.add_id(args.id);
-    if let Some(x) = args.batches { builder.add_batches(x); }
-    builder.add_epoch(args.epoch);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ProducerT {
-    let id = self.id();
-    let epoch = self.epoch();
-    let batches = self.batches().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    ProducerT {
-      id,
-      epoch,
-      batches,
-    }
-  }
-
-  #[inline]
-  pub fn id(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(Producer::VT_ID, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn epoch(&self) -> i16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i16>(Producer::VT_EPOCH, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn batches(&self) -> Option<::flatbuffers::Vector<'a, ProducerBatch>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ProducerBatch>>>(Producer::VT_BATCHES, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for Producer<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
+    extern crate alloc;
+    #[allow(unused_imports, dead_code)]
+    pub mod store {
+
+        extern crate alloc;
+
+        // struct Id, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct Id(pub [u8; 16]);
+        impl Default for Id {
+            fn default() -> Self {
+                Self([0; 16])
+            }
+        }
+        impl ::core::fmt::Debug for Id {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("Id")
+                    .field("hi", &self.hi())
+                    .field("lo", &self.lo())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for Id {}
+        impl<'a> ::flatbuffers::Follow<'a> for Id {
+            type Inner = &'a Id;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a Id>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a Id {
+            type Inner = &'a Id;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<Id>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for Id {
+            type Output = Id;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const Id as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for Id {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> Id {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(hi: u64, lo: u64) -> Self {
+                let mut s = Self([0; 16]);
+                s.set_hi(hi);
+                s.set_lo(lo);
+                s
+            }
+
+            pub fn hi(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[0..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_hi(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[0..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn lo(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[8..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_lo(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[8..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> IdT {
+                IdT {
+                    hi: self.hi(),
+                    lo: self.lo(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct IdT {
+            pub hi: u64,
+            pub lo: u64,
+        }
+        impl IdT {
+            pub fn pack(&self) -> Id {
+                Id::new(self.hi, self.lo)
+            }
+        }
+
+        // struct EpochStart, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct EpochStart(pub [u8; 16]);
+        impl Default for EpochStart {
+            fn default() -> Self {
+                Self([0; 16])
+            }
+        }
+        impl ::core::fmt::Debug for EpochStart {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("EpochStart")
+                    .field("start_offset", &self.start_offset())
+                    .field("epoch", &self.epoch())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for EpochStart {}
+        impl<'a> ::flatbuffers::Follow<'a> for EpochStart {
+            type Inner = &'a EpochStart;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a EpochStart>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a EpochStart {
+            type Inner = &'a EpochStart;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<EpochStart>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for EpochStart {
+            type Output = EpochStart;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const EpochStart as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for EpochStart {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> EpochStart {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(start_offset: u64, epoch: u32) -> Self {
+                let mut s = Self([0; 16]);
+                s.set_start_offset(start_offset);
+                s.set_epoch(epoch);
+                s
+            }
+
+            pub fn start_offset(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[0..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_start_offset(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[0..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn epoch(&self) -> u32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[8..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_epoch(&mut self, x: u32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[8..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> EpochStartT {
+                EpochStartT {
+                    start_offset: self.start_offset(),
+                    epoch: self.epoch(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct EpochStartT {
+            pub start_offset: u64,
+            pub epoch: u32,
+        }
+        impl EpochStartT {
+            pub fn pack(&self) -> EpochStart {
+                EpochStart::new(self.start_offset, self.epoch)
+            }
+        }
+
+        // struct ProducerBatch, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct ProducerBatch(pub [u8; 24]);
+        impl Default for ProducerBatch {
+            fn default() -> Self {
+                Self([0; 24])
+            }
+        }
+        impl ::core::fmt::Debug for ProducerBatch {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("ProducerBatch")
+                    .field("base_offset", &self.base_offset())
+                    .field("append_time_ms", &self.append_time_ms())
+                    .field("base_sequence", &self.base_sequence())
+                    .field("records", &self.records())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for ProducerBatch {}
+        impl<'a> ::flatbuffers::Follow<'a> for ProducerBatch {
+            type Inner = &'a ProducerBatch;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a ProducerBatch>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a ProducerBatch {
+            type Inner = &'a ProducerBatch;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<ProducerBatch>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for ProducerBatch {
+            type Output = ProducerBatch;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const ProducerBatch as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for ProducerBatch {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> ProducerBatch {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(
+                base_offset: u64,
+                append_time_ms: i64,
+                base_sequence: i32,
+                records: u32,
+            ) -> Self {
+                let mut s = Self([0; 24]);
+                s.set_base_offset(base_offset);
+                s.set_append_time_ms(append_time_ms);
+                s.set_base_sequence(base_sequence);
+                s.set_records(records);
+                s
+            }
+
+            pub fn base_offset(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[0..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_base_offset(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[0..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn append_time_ms(&self) -> i64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <i64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[8..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_append_time_ms(&mut self, x: i64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[8..].as_mut_ptr(),
+                        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn base_sequence(&self) -> i32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <i32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[16..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_base_sequence(&mut self, x: i32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[16..].as_mut_ptr(),
+                        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn records(&self) -> u32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[20..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_records(&mut self, x: u32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[20..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> ProducerBatchT {
+                ProducerBatchT {
+                    base_offset: self.base_offset(),
+                    append_time_ms: self.append_time_ms(),
+                    base_sequence: self.base_sequence(),
+                    records: self.records(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct ProducerBatchT {
+            pub base_offset: u64,
+            pub append_time_ms: i64,
+            pub base_sequence: i32,
+            pub records: u32,
+        }
+        impl ProducerBatchT {
+            pub fn pack(&self) -> ProducerBatch {
+                ProducerBatch::new(
+                    self.base_offset,
+                    self.append_time_ms,
+                    self.base_sequence,
+                    self.records,
+                )
+            }
+        }
+
+        pub enum TopicConfigOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct TopicConfig<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for TopicConfig<'a> {
+            type Inner = TopicConfig<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> TopicConfig<'a> {
+            pub const VT_RETENTION_MS: ::flatbuffers::VOffsetT = 4;
+            pub const VT_RETENTION_BYTES: ::flatbuffers::VOffsetT = 6;
+            pub const VT_SEGMENT_BYTES: ::flatbuffers::VOffsetT = 8;
+            pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 10;
+            pub const VT_MAX_BATCH_BYTES: ::flatbuffers::VOffsetT = 12;
+            pub const VT_TIMESTAMP_TYPE: ::flatbuffers::VOffsetT = 14;
+            pub const VT_TIMESTAMP_MAX_AHEAD_MS: ::flatbuffers::VOffsetT = 16;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                TopicConfig { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args TopicConfigArgs,
+            ) -> ::flatbuffers::WIPOffset<TopicConfig<'bldr>> {
+                let mut builder = TopicConfigBuilder::new(_fbb);
+                builder.add_timestamp_max_ahead_ms(args.timestamp_max_ahead_ms);
+                builder.add_retention_bytes(args.retention_bytes);
+                builder.add_retention_ms(args.retention_ms);
+                builder.add_max_batch_bytes(args.max_batch_bytes);
+                builder.add_segment_bytes(args.segment_bytes);
+                builder.add_timestamp_type(args.timestamp_type);
+                builder.add_visible(args.visible);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> TopicConfigT {
+                let retention_ms = self.retention_ms();
+                let retention_bytes = self.retention_bytes();
+                let segment_bytes = self.segment_bytes();
+                let visible = self.visible();
+                let max_batch_bytes = self.max_batch_bytes();
+                let timestamp_type = self.timestamp_type();
+                let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms();
+                TopicConfigT {
+                    retention_ms,
+                    retention_bytes,
+                    segment_bytes,
+                    visible,
+                    max_batch_bytes,
+                    timestamp_type,
+                    timestamp_max_ahead_ms,
+                }
+            }
+
+            #[inline]
+            pub fn retention_ms(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(TopicConfig::VT_RETENTION_MS, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn retention_bytes(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(TopicConfig::VT_RETENTION_BYTES, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn segment_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(TopicConfig::VT_SEGMENT_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn visible(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u8>(TopicConfig::VT_VISIBLE, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_batch_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(TopicConfig::VT_MAX_BATCH_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn timestamp_type(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u8>(TopicConfig::VT_TIMESTAMP_TYPE, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn timestamp_max_ahead_ms(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(TopicConfig::VT_TIMESTAMP_MAX_AHEAD_MS, Some(-1))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for TopicConfig<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<i64>("retention_ms", Self::VT_RETENTION_MS, false)?
+                    .visit_field::<i64>("retention_bytes", Self::VT_RETENTION_BYTES, false)?
+                    .visit_field::<u32>("segment_bytes", Self::VT_SEGMENT_BYTES, false)?
+                    .visit_field::<u8>("visible", Self::VT_VISIBLE, false)?
+                    .visit_field::<u32>("max_batch_bytes", Self::VT_MAX_BATCH_BYTES, false)?
+                    .visit_field::<u8>("timestamp_type", Self::VT_TIMESTAMP_TYPE, false)?
+                    .visit_field::<i64>(
+                        "timestamp_max_ahead_ms",
+                        Self::VT_TIMESTAMP_MAX_AHEAD_MS,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct TopicConfigArgs {
+            pub retention_ms: i64,
+            pub retention_bytes: i64,
+            pub segment_bytes: u32,
+            pub visible: u8,
+            pub max_batch_bytes: u32,
+            pub timestamp_type: u8,
+            pub timestamp_max_ahead_ms: i64,
+        }
+        impl<'a> Default for TopicConfigArgs {
+            #[inline]
+            fn default() -> Self {
+                TopicConfigArgs {
+                    retention_ms: -1,
+                    retention_bytes: -1,
+                    segment_bytes: 0,
+                    visible: 0,
+                    max_batch_bytes: 0,
+                    timestamp_type: 0,
+                    timestamp_max_ahead_ms: -1,
+                }
+            }
+        }
+
+        pub struct TopicConfigBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicConfigBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_retention_ms(&mut self, retention_ms: i64) {
+                self.fbb_
+                    .push_slot::<i64>(TopicConfig::VT_RETENTION_MS, retention_ms, -1);
+            }
+            #[inline]
+            pub fn add_retention_bytes(&mut self, retention_bytes: i64) {
+                self.fbb_
+                    .push_slot::<i64>(TopicConfig::VT_RETENTION_BYTES, retention_bytes, -1);
+            }
+            #[inline]
+            pub fn add_segment_bytes(&mut self, segment_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(TopicConfig::VT_SEGMENT_BYTES, segment_bytes, 0);
+            }
+            #[inline]
+            pub fn add_visible(&mut self, visible: u8) {
+                self.fbb_
+                    .push_slot::<u8>(TopicConfig::VT_VISIBLE, visible, 0);
+            }
+            #[inline]
+            pub fn add_max_batch_bytes(&mut self, max_batch_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(TopicConfig::VT_MAX_BATCH_BYTES, max_batch_bytes, 0);
+            }
+            #[inline]
+            pub fn add_timestamp_type(&mut self, timestamp_type: u8) {
+                self.fbb_
+                    .push_slot::<u8>(TopicConfig::VT_TIMESTAMP_TYPE, timestamp_type, 0);
+            }
+            #[inline]
+            pub fn add_timestamp_max_ahead_ms(&mut self, timestamp_max_ahead_ms: i64) {
+                self.fbb_.push_slot::<i64>(
+                    TopicConfig::VT_TIMESTAMP_MAX_AHEAD_MS,
+                    timestamp_max_ahead_ms,
+                    -1,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> TopicConfigBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                TopicConfigBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicConfig<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for TopicConfig<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("TopicConfig");
+                ds.field("retention_ms", &self.retention_ms());
+                ds.field("retention_bytes", &self.retention_bytes());
+                ds.field("segment_bytes", &self.segment_bytes());
+                ds.field("visible", &self.visible());
+                ds.field("max_batch_bytes", &self.max_batch_bytes());
+                ds.field("timestamp_type", &self.timestamp_type());
+                ds.field("timestamp_max_ahead_ms", &self.timestamp_max_ahead_ms());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct TopicConfigT {
+            pub retention_ms: i64,
+            pub retention_bytes: i64,
+            pub segment_bytes: u32,
+            pub visible: u8,
+            pub max_batch_bytes: u32,
+            pub timestamp_type: u8,
+            pub timestamp_max_ahead_ms: i64,
+        }
+        impl Default for TopicConfigT {
+            fn default() -> Self {
+                Self {
+                    retention_ms: -1,
+                    retention_bytes: -1,
+                    segment_bytes: 0,
+                    visible: 0,
+                    max_batch_bytes: 0,
+                    timestamp_type: 0,
+                    timestamp_max_ahead_ms: -1,
+                }
+            }
+        }
+        impl TopicConfigT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<TopicConfig<'b>> {
+                let retention_ms = self.retention_ms;
+                let retention_bytes = self.retention_bytes;
+                let segment_bytes = self.segment_bytes;
+                let visible = self.visible;
+                let max_batch_bytes = self.max_batch_bytes;
+                let timestamp_type = self.timestamp_type;
+                let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms;
+                TopicConfig::create(
+                    _fbb,
+                    &TopicConfigArgs {
+                        retention_ms,
+                        retention_bytes,
+                        segment_bytes,
+                        visible,
+                        max_batch_bytes,
+                        timestamp_type,
+                        timestamp_max_ahead_ms,
+                    },
+                )
+            }
+        }
+        pub enum TopicOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Topic<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Topic<'a> {
+            type Inner = Topic<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Topic<'a> {
+            pub const VT_ID: ::flatbuffers::VOffsetT = 4;
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+            pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 8;
+            pub const VT_CONFIG: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Topic { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args TopicArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Topic<'bldr>> {
+                let mut builder = TopicBuilder::new(_fbb);
+                if let Some(x) = args.config {
+                    builder.add_config(x);
+                }
+                builder.add_partitions(args.partitions);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                if let Some(x) = args.id {
+                    builder.add_id(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> TopicT {
+                let id = self.id().map(|x| x.unpack());
+                let name = {
+                    let x = self.name();
+                    alloc::string::ToString::to_string(x)
+                };
+                let partitions = self.partitions();
+                let config = {
+                    let x = self.config();
+                    alloc::boxed::Box::new(x.unpack())
+                };
+                TopicT {
+                    id,
+                    name,
+                    partitions,
+                    config,
+                }
+            }
+
+            #[inline]
+            pub fn id(&self) -> Option<&'a Id> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<Id>(Topic::VT_ID, None) }
+            }
+            #[inline]
+            pub fn name(&self) -> &'a str {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<&str>>(Topic::VT_NAME, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn partitions(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Topic::VT_PARTITIONS, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn config(&self) -> TopicConfig<'a> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<TopicConfig>>(Topic::VT_CONFIG, None)
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Topic<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<Id>("id", Self::VT_ID, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "name",
+                        Self::VT_NAME,
+                        true,
+                    )?
+                    .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<TopicConfig>>(
+                        "config",
+                        Self::VT_CONFIG,
+                        true,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct TopicArgs<'a> {
+            pub id: Option<&'a Id>,
+            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub partitions: u32,
+            pub config: Option<::flatbuffers::WIPOffset<TopicConfig<'a>>>,
+        }
+        impl<'a> Default for TopicArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                TopicArgs {
+                    id: None,
+                    name: None, // required field
+                    partitions: 0,
+                    config: None, // required field
+                }
+            }
+        }
+
+        pub struct TopicBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_id(&mut self, id: &Id) {
+                self.fbb_.push_slot_always::<&Id>(Topic::VT_ID, id);
+            }
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Topic::VT_NAME, name);
+            }
+            #[inline]
+            pub fn add_partitions(&mut self, partitions: u32) {
+                self.fbb_
+                    .push_slot::<u32>(Topic::VT_PARTITIONS, partitions, 0);
+            }
+            #[inline]
+            pub fn add_config(&mut self, config: ::flatbuffers::WIPOffset<TopicConfig<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<TopicConfig>>(
+                        Topic::VT_CONFIG,
+                        config,
+                    );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> TopicBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                TopicBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Topic<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, Topic::VT_NAME, "name");
+                self.fbb_.required(o, Topic::VT_CONFIG, "config");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Topic<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Topic");
+                ds.field("id", &self.id());
+                ds.field("name", &self.name());
+                ds.field("partitions", &self.partitions());
+                ds.field("config", &self.config());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct TopicT {
+            pub id: Option<IdT>,
+            pub name: alloc::string::String,
+            pub partitions: u32,
+            pub config: alloc::boxed::Box<TopicConfigT>,
+        }
+        impl Default for TopicT {
+            fn default() -> Self {
+                Self {
+                    id: None,
+                    name: alloc::string::ToString::to_string(""),
+                    partitions: 0,
+                    config: Default::default(),
+                }
+            }
+        }
+        impl TopicT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Topic<'b>> {
+                let id_tmp = self.id.as_ref().map(|x| x.pack());
+                let id = id_tmp.as_ref();
+                let name = Some({
+                    let x = &self.name;
+                    _fbb.create_string(x)
+                });
+                let partitions = self.partitions;
+                let config = Some({
+                    let x = &self.config;
+                    x.pack(_fbb)
+                });
+                Topic::create(
+                    _fbb,
+                    &TopicArgs {
+                        id,
+                        name,
+                        partitions,
+                        config,
+                    },
+                )
+            }
+        }
+        pub enum MetaEntryOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct MetaEntry<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for MetaEntry<'a> {
+            type Inner = MetaEntry<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> MetaEntry<'a> {
+            pub const VT_CREATED: ::flatbuffers::VOffsetT = 4;
+            pub const VT_ALTERED: ::flatbuffers::VOffsetT = 6;
+            pub const VT_DELETED: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                MetaEntry { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args MetaEntryArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<MetaEntry<'bldr>> {
+                let mut builder = MetaEntryBuilder::new(_fbb);
+                if let Some(x) = args.deleted {
+                    builder.add_deleted(x);
+                }
+                if let Some(x) = args.altered {
+                    builder.add_altered(x);
+                }
+                if let Some(x) = args.created {
+                    builder.add_created(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> MetaEntryT {
+                let created = self.created().map(|x| alloc::boxed::Box::new(x.unpack()));
+                let altered = self.altered().map(|x| alloc::boxed::Box::new(x.unpack()));
+                let deleted = self.deleted().map(|x| alloc::boxed::Box::new(x.unpack()));
+                MetaEntryT {
+                    created,
+                    altered,
+                    deleted,
+                }
+            }
+
+            #[inline]
+            pub fn created(&self) -> Option<Topic<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Topic>>(MetaEntry::VT_CREATED, None)
+                }
+            }
+            #[inline]
+            pub fn altered(&self) -> Option<Topic<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<Topic>>(MetaEntry::VT_ALTERED, None)
+                }
+            }
+            #[inline]
+            pub fn deleted(&self) -> Option<DeleteTopic<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<DeleteTopic>>(
+                            MetaEntry::VT_DELETED,
+                            None,
+                        )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for MetaEntry<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Topic>>(
+                        "created",
+                        Self::VT_CREATED,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<Topic>>(
+                        "altered",
+                        Self::VT_ALTERED,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<DeleteTopic>>(
+                        "deleted",
+                        Self::VT_DELETED,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct MetaEntryArgs<'a> {
+            pub created: Option<::flatbuffers::WIPOffset<Topic<'a>>>,
+            pub altered: Option<::flatbuffers::WIPOffset<Topic<'a>>>,
+            pub deleted: Option<::flatbuffers::WIPOffset<DeleteTopic<'a>>>,
+        }
+        impl<'a> Default for MetaEntryArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                MetaEntryArgs {
+                    created: None,
+                    altered: None,
+                    deleted: None,
+                }
+            }
+        }
+
+        pub struct MetaEntryBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetaEntryBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_created(&mut self, created: ::flatbuffers::WIPOffset<Topic<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Topic>>(
+                        MetaEntry::VT_CREATED,
+                        created,
+                    );
+            }
+            #[inline]
+            pub fn add_altered(&mut self, altered: ::flatbuffers::WIPOffset<Topic<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<Topic>>(
+                        MetaEntry::VT_ALTERED,
+                        altered,
+                    );
+            }
+            #[inline]
+            pub fn add_deleted(&mut self, deleted: ::flatbuffers::WIPOffset<DeleteTopic<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<DeleteTopic>>(
+                        MetaEntry::VT_DELETED,
+                        deleted,
+                    );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> MetaEntryBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                MetaEntryBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<MetaEntry<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for MetaEntry<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("MetaEntry");
+                ds.field("created", &self.created());
+                ds.field("altered", &self.altered());
+                ds.field("deleted", &self.deleted());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct MetaEntryT {
+            pub created: Option<alloc::boxed::Box<TopicT>>,
+            pub altered: Option<alloc::boxed::Box<TopicT>>,
+            pub deleted: Option<alloc::boxed::Box<DeleteTopicT>>,
+        }
+        impl Default for MetaEntryT {
+            fn default() -> Self {
+                Self {
+                    created: None,
+                    altered: None,
+                    deleted: None,
+                }
+            }
+        }
+        impl MetaEntryT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<MetaEntry<'b>> {
+                let created = self.created.as_ref().map(|x| x.pack(_fbb));
+                let altered = self.altered.as_ref().map(|x| x.pack(_fbb));
+                let deleted = self.deleted.as_ref().map(|x| x.pack(_fbb));
+                MetaEntry::create(
+                    _fbb,
+                    &MetaEntryArgs {
+                        created,
+                        altered,
+                        deleted,
+                    },
+                )
+            }
+        }
+        pub enum DeleteTopicOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DeleteTopic<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DeleteTopic<'a> {
+            type Inner = DeleteTopic<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DeleteTopic<'a> {
+            pub const VT_ID: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DeleteTopic { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args DeleteTopicArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<DeleteTopic<'bldr>> {
+                let mut builder = DeleteTopicBuilder::new(_fbb);
+                if let Some(x) = args.id {
+                    builder.add_id(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DeleteTopicT {
+                let id = self.id().map(|x| x.unpack());
+                DeleteTopicT { id }
+            }
+
+            #[inline]
+            pub fn id(&self) -> Option<&'a Id> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<Id>(DeleteTopic::VT_ID, None) }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DeleteTopic<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<Id>("id", Self::VT_ID, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct DeleteTopicArgs<'a> {
+            pub id: Option<&'a Id>,
+        }
+        impl<'a> Default for DeleteTopicArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                DeleteTopicArgs { id: None }
+            }
+        }
+
+        pub struct DeleteTopicBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTopicBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_id(&mut self, id: &Id) {
+                self.fbb_.push_slot_always::<&Id>(DeleteTopic::VT_ID, id);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DeleteTopicBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DeleteTopicBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTopic<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DeleteTopic<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DeleteTopic");
+                ds.field("id", &self.id());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DeleteTopicT {
+            pub id: Option<IdT>,
+        }
+        impl Default for DeleteTopicT {
+            fn default() -> Self {
+                Self { id: None }
+            }
+        }
+        impl DeleteTopicT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DeleteTopic<'b>> {
+                let id_tmp = self.id.as_ref().map(|x| x.pack());
+                let id = id_tmp.as_ref();
+                DeleteTopic::create(_fbb, &DeleteTopicArgs { id })
+            }
+        }
+        pub enum CommitOffsetOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct CommitOffset<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for CommitOffset<'a> {
+            type Inner = CommitOffset<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> CommitOffset<'a> {
+            pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
+            pub const VT_TIME_MS: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                CommitOffset { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args CommitOffsetArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<CommitOffset<'bldr>> {
+                let mut builder = CommitOffsetBuilder::new(_fbb);
+                builder.add_time_ms(args.time_ms);
+                builder.add_offset(args.offset);
+                builder.add_leader_epoch(args.leader_epoch);
+                if let Some(x) = args.consumer {
+                    builder.add_consumer(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> CommitOffsetT {
+                let consumer = {
+                    let x = self.consumer();
+                    alloc::string::ToString::to_string(x)
+                };
+                let offset = self.offset();
+                let leader_epoch = self.leader_epoch();
+                let time_ms = self.time_ms();
+                CommitOffsetT {
+                    consumer,
+                    offset,
+                    leader_epoch,
+                    time_ms,
+                }
+            }
+
+            #[inline]
+            pub fn consumer(&self) -> &'a str {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<&str>>(
+                            CommitOffset::VT_CONSUMER,
+                            None,
+                        )
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(CommitOffset::VT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(CommitOffset::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn time_ms(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(CommitOffset::VT_TIME_MS, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for CommitOffset<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "consumer",
+                        Self::VT_CONSUMER,
+                        true,
+                    )?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .visit_field::<i64>("time_ms", Self::VT_TIME_MS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct CommitOffsetArgs<'a> {
+            pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub offset: u64,
+            pub leader_epoch: u32,
+            pub time_ms: i64,
+        }
+        impl<'a> Default for CommitOffsetArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                CommitOffsetArgs {
+                    consumer: None, // required field
+                    offset: 0,
+                    leader_epoch: 0,
+                    time_ms: 0,
+                }
+            }
+        }
+
+        pub struct CommitOffsetBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommitOffsetBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    CommitOffset::VT_CONSUMER,
+                    consumer,
+                );
+            }
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(CommitOffset::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_
+                    .push_slot::<u32>(CommitOffset::VT_LEADER_EPOCH, leader_epoch, 0);
+            }
+            #[inline]
+            pub fn add_time_ms(&mut self, time_ms: i64) {
+                self.fbb_
+                    .push_slot::<i64>(CommitOffset::VT_TIME_MS, time_ms, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CommitOffsetBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CommitOffsetBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<CommitOffset<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, CommitOffset::VT_CONSUMER, "consumer");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for CommitOffset<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("CommitOffset");
+                ds.field("consumer", &self.consumer());
+                ds.field("offset", &self.offset());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.field("time_ms", &self.time_ms());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CommitOffsetT {
+            pub consumer: alloc::string::String,
+            pub offset: u64,
+            pub leader_epoch: u32,
+            pub time_ms: i64,
+        }
+        impl Default for CommitOffsetT {
+            fn default() -> Self {
+                Self {
+                    consumer: alloc::string::ToString::to_string(""),
+                    offset: 0,
+                    leader_epoch: 0,
+                    time_ms: 0,
+                }
+            }
+        }
+        impl CommitOffsetT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<CommitOffset<'b>> {
+                let consumer = Some({
+                    let x = &self.consumer;
+                    _fbb.create_string(x)
+                });
+                let offset = self.offset;
+                let leader_epoch = self.leader_epoch;
+                let time_ms = self.time_ms;
+                CommitOffset::create(
+                    _fbb,
+                    &CommitOffsetArgs {
+                        consumer,
+                        offset,
+                        leader_epoch,
+                        time_ms,
+                    },
+                )
+            }
+        }
+        pub enum SegmentOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Segment<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Segment<'a> {
+            type Inner = Segment<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Segment<'a> {
+            pub const VT_BASE_OFFSET: ::flatbuffers::VOffsetT = 4;
+            pub const VT_NEXT_OFFSET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_BYTES: ::flatbuffers::VOffsetT = 8;
+            pub const VT_MAX_TIMESTAMP_MS: ::flatbuffers::VOffsetT = 10;
+            pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 12;
+            pub const VT_FORMAT: ::flatbuffers::VOffsetT = 14;
+            pub const VT_SEALED: ::flatbuffers::VOffsetT = 16;
+            pub const VT_PREFIX_CRC: ::flatbuffers::VOffsetT = 18;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Segment { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args SegmentArgs,
+            ) -> ::flatbuffers::WIPOffset<Segment<'bldr>> {
+                let mut builder = SegmentBuilder::new(_fbb);
+                builder.add_incarnation(args.incarnation);
+                builder.add_max_timestamp_ms(args.max_timestamp_ms);
+                builder.add_bytes(args.bytes);
+                builder.add_next_offset(args.next_offset);
+                builder.add_base_offset(args.base_offset);
+                builder.add_prefix_crc(args.prefix_crc);
+                builder.add_format(args.format);
+                builder.add_sealed(args.sealed);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> SegmentT {
+                let base_offset = self.base_offset();
+                let next_offset = self.next_offset();
+                let bytes = self.bytes();
+                let max_timestamp_ms = self.max_timestamp_ms();
+                let incarnation = self.incarnation();
+                let format = self.format();
+                let sealed = self.sealed();
+                let prefix_crc = self.prefix_crc();
+                SegmentT {
+                    base_offset,
+                    next_offset,
+                    bytes,
+                    max_timestamp_ms,
+                    incarnation,
+                    format,
+                    sealed,
+                    prefix_crc,
+                }
+            }
+
+            #[inline]
+            pub fn base_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Segment::VT_BASE_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn next_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Segment::VT_NEXT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Segment::VT_BYTES, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn max_timestamp_ms(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(Segment::VT_MAX_TIMESTAMP_MS, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn incarnation(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Segment::VT_INCARNATION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn format(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u16>(Segment::VT_FORMAT, Some(1)).unwrap() }
+            }
+            #[inline]
+            pub fn sealed(&self) -> bool {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<bool>(Segment::VT_SEALED, Some(false))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn prefix_crc(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(Segment::VT_PREFIX_CRC, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Segment<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("base_offset", Self::VT_BASE_OFFSET, false)?
+                    .visit_field::<u64>("next_offset", Self::VT_NEXT_OFFSET, false)?
+                    .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
+                    .visit_field::<i64>("max_timestamp_ms", Self::VT_MAX_TIMESTAMP_MS, false)?
+                    .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+                    .visit_field::<u16>("format", Self::VT_FORMAT, false)?
+                    .visit_field::<bool>("sealed", Self::VT_SEALED, false)?
+                    .visit_field::<u32>("prefix_crc", Self::VT_PREFIX_CRC, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct SegmentArgs {
+            pub base_offset: u64,
+            pub next_offset: u64,
+            pub bytes: u64,
+            pub max_timestamp_ms: i64,
+            pub incarnation: u64,
+            pub format: u16,
+            pub sealed: bool,
+            pub prefix_crc: u32,
+        }
+        impl<'a> Default for SegmentArgs {
+            #[inline]
+            fn default() -> Self {
+                SegmentArgs {
+                    base_offset: 0,
+                    next_offset: 0,
+                    bytes: 0,
+                    max_timestamp_ms: -1,
+                    incarnation: 0,
+                    format: 1,
+                    sealed: false,
+                    prefix_crc: 0,
+                }
+            }
+        }
+
+        pub struct SegmentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_base_offset(&mut self, base_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Segment::VT_BASE_OFFSET, base_offset, 0);
+            }
+            #[inline]
+            pub fn add_next_offset(&mut self, next_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Segment::VT_NEXT_OFFSET, next_offset, 0);
+            }
+            #[inline]
+            pub fn add_bytes(&mut self, bytes: u64) {
+                self.fbb_.push_slot::<u64>(Segment::VT_BYTES, bytes, 0);
+            }
+            #[inline]
+            pub fn add_max_timestamp_ms(&mut self, max_timestamp_ms: i64) {
+                self.fbb_
+                    .push_slot::<i64>(Segment::VT_MAX_TIMESTAMP_MS, max_timestamp_ms, -1);
+            }
+            #[inline]
+            pub fn add_incarnation(&mut self, incarnation: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Segment::VT_INCARNATION, incarnation, 0);
+            }
+            #[inline]
+            pub fn add_format(&mut self, format: u16) {
+                self.fbb_.push_slot::<u16>(Segment::VT_FORMAT, format, 1);
+            }
+            #[inline]
+            pub fn add_sealed(&mut self, sealed: bool) {
+                self.fbb_
+                    .push_slot::<bool>(Segment::VT_SEALED, sealed, false);
+            }
+            #[inline]
+            pub fn add_prefix_crc(&mut self, prefix_crc: u32) {
+                self.fbb_
+                    .push_slot::<u32>(Segment::VT_PREFIX_CRC, prefix_crc, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> SegmentBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                SegmentBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Segment<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Segment<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Segment");
+                ds.field("base_offset", &self.base_offset());
+                ds.field("next_offset", &self.next_offset());
+                ds.field("bytes", &self.bytes());
+                ds.field("max_timestamp_ms", &self.max_timestamp_ms());
+                ds.field("incarnation", &self.incarnation());
+                ds.field("format", &self.format());
+                ds.field("sealed", &self.sealed());
+                ds.field("prefix_crc", &self.prefix_crc());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct SegmentT {
+            pub base_offset: u64,
+            pub next_offset: u64,
+            pub bytes: u64,
+            pub max_timestamp_ms: i64,
+            pub incarnation: u64,
+            pub format: u16,
+            pub sealed: bool,
+            pub prefix_crc: u32,
+        }
+        impl Default for SegmentT {
+            fn default() -> Self {
+                Self {
+                    base_offset: 0,
+                    next_offset: 0,
+                    bytes: 0,
+                    max_timestamp_ms: -1,
+                    incarnation: 0,
+                    format: 1,
+                    sealed: false,
+                    prefix_crc: 0,
+                }
+            }
+        }
+        impl SegmentT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Segment<'b>> {
+                let base_offset = self.base_offset;
+                let next_offset = self.next_offset;
+                let bytes = self.bytes;
+                let max_timestamp_ms = self.max_timestamp_ms;
+                let incarnation = self.incarnation;
+                let format = self.format;
+                let sealed = self.sealed;
+                let prefix_crc = self.prefix_crc;
+                Segment::create(
+                    _fbb,
+                    &SegmentArgs {
+                        base_offset,
+                        next_offset,
+                        bytes,
+                        max_timestamp_ms,
+                        incarnation,
+                        format,
+                        sealed,
+                        prefix_crc,
+                    },
+                )
+            }
+        }
+        pub enum ProducerOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Producer<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Producer<'a> {
+            type Inner = Producer<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Producer<'a> {
+            pub const VT_ID: ::flatbuffers::VOffsetT = 4;
+            pub const VT_EPOCH: ::flatbuffers::VOffsetT = 6;
+            pub const VT_BATCHES: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Producer { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ProducerArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Producer<'bldr>> {
+                let mut builder = ProducerBuilder::new(_fbb);
+                builder.add_id(args.id);
+                if let Some(x) = args.batches {
+                    builder.add_batches(x);
+                }
+                builder.add_epoch(args.epoch);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ProducerT {
+                let id = self.id();
+                let epoch = self.epoch();
+                let batches = self
+                    .batches()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                ProducerT { id, epoch, batches }
+            }
+
+            #[inline]
+            pub fn id(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<i64>(Producer::VT_ID, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn epoch(&self) -> i16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<i16>(Producer::VT_EPOCH, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn batches(&self) -> Option<::flatbuffers::Vector<'a, ProducerBatch>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ProducerBatch>,
+                    >>(Producer::VT_BATCHES, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Producer<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
      .visit_field::<i64>("id", Self::VT_ID, false)?
      .visit_field::<i16>("epoch", Self::VT_EPOCH, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ProducerBatch>>>("batches", Self::VT_BATCHES, false)?
      .finish();
-    Ok(())
-  }
-}
-pub struct ProducerArgs<'a> {
-    pub id: i64,
-    pub epoch: i16,
-    pub batches: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ProducerBatch>>>,
-}
-impl<'a> Default for ProducerArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    ProducerArgs {
-      id: 0,
-      epoch: 0,
-      batches: None,
-    }
-  }
-}
+                Ok(())
+            }
+        }
+        pub struct ProducerArgs<'a> {
+            pub id: i64,
+            pub epoch: i16,
+            pub batches: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ProducerBatch>>>,
+        }
+        impl<'a> Default for ProducerArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ProducerArgs {
+                    id: 0,
+                    epoch: 0,
+                    batches: None,
+                }
+            }
+        }
 
-pub struct ProducerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProducerBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_id(&mut self, id: i64) {
-    self.fbb_.push_slot::<i64>(Producer::VT_ID, id, 0);
-  }
-  #[inline]
-  pub fn add_epoch(&mut self, epoch: i16) {
-    self.fbb_.push_slot::<i16>(Producer::VT_EPOCH, epoch, 0);
-  }
-  #[inline]
-  pub fn add_batches(&mut self, batches: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ProducerBatch>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Producer::VT_BATCHES, batches);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ProducerBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ProducerBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Producer<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
+        pub struct ProducerBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ProducerBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_id(&mut self, id: i64) {
+                self.fbb_.push_slot::<i64>(Producer::VT_ID, id, 0);
+            }
+            #[inline]
+            pub fn add_epoch(&mut self, epoch: i16) {
+                self.fbb_.push_slot::<i16>(Producer::VT_EPOCH, epoch, 0);
+            }
+            #[inline]
+            pub fn add_batches(
+                &mut self,
+                batches: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, ProducerBatch>>,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Producer::VT_BATCHES, batches);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ProducerBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ProducerBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Producer<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
 
-impl ::core::fmt::Debug for Producer<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Producer");
-      ds.field("id", &self.id());
-      ds.field("epoch", &self.epoch());
-      ds.field("batches", &self.batches());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ProducerT {
-  pub id: i64,
-  pub epoch: i16,
-  pub batches: Option<alloc::vec::Vec<ProducerBatchT>>,
-}
-impl Default for ProducerT {
-  fn default() -> Self {
-    Self {
-      id: 0,
-      epoch: 0,
-      batches: None,
-    }
-  }
-}
-impl ProducerT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Producer<'b>> {
-    let id = self.id;
-    let epoch = self.epoch;
-    let batches = self.batches.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();_fbb.create_vector(&w)
-    });
-    Producer::create(_fbb, &ProducerArgs{
-      id,
-      epoch,
-      batches,
-    })
-  }
-}
-pub enum CommittedOffset {}
-#[derive(Copy, Clone, PartialEq)]
+        impl ::core::fmt::Debug for Producer<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Producer");
+                ds.field("id", &self.id());
+                ds.field("epoch", &self.epoch());
+                ds.field("batches", &self.batches());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ProducerT {
+            pub id: i64,
+            pub epoch: i16,
+            pub batches: Option<alloc::vec::Vec<ProducerBatchT>>,
+        }
+        impl Default for ProducerT {
+            fn default() -> Self {
+                Self {
+                    id: 0,
+                    epoch: 0,
+                    batches: None,
+                }
+            }
+        }
+        impl ProducerT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Producer<'b>> {
+                let id = self.id;
+                let epoch = self.epoch;
+                let batches = self.batches.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();
+                    _fbb.create_vector(&w)
+                });
+                Producer::create(_fbb, &ProducerArgs { id, epoch, batches })
+            }
+        }
+        pub enum CommittedOffset {}
+        #[derive(Copy, Clone, PartialEq)]
 
-pub struct Committed<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
+        pub struct Committed<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
 
-impl<'a> ::flatbuffers::Follow<'a> for Committed<'a> {
-  type Inner = Committed<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
+        impl<'a> ::flatbuffers::Follow<'a> for Committed<'a> {
+            type Inner = Committed<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
 
-impl<'a> Committed<'a> {
-  pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
-  pub const VT_TIME_MS: ::flatbuffers::VOffsetT = 10;
+        impl<'a> Committed<'a> {
+            pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
+            pub const VT_TIME_MS: ::flatbuffers::VOffsetT = 10;
 
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Committed { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CommittedArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<Committed<'bldr>> {
-    let mut builder = CommittedBuilder::new(_fbb);
-    builder.add_time_ms(args.time_ms);
-    builder.add_offset(args.offset);
-    builder.add_leader_epoch(args.leader_epoch);
-    if let Some(x) = args.consumer { builder.add_consumer(x); }
-    builder.finish()
-  }
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Committed { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args CommittedArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Committed<'bldr>> {
+                let mut builder = CommittedBuilder::new(_fbb);
+                builder.add_time_ms(args.time_ms);
+                builder.add_offset(args.offset);
+                builder.add_leader_epoch(args.leader_epoch);
+                if let Some(x) = args.consumer {
+                    builder.add_consumer(x);
+                }
+                builder.finish()
+            }
 
-  pub fn unpack(&self) -> CommittedT {
-    let consumer = {
-      let x = self.consumer();
-      alloc::string::ToString::to_string(x)
-    };
-    let offset = self.offset();
-    let leader_epoch = self.leader_epoch();
-    let time_ms = self.time_ms();
-    CommittedT {
-      consumer,
-      offset,
-      leader_epoch,
-      time_ms,
-    }
-  }
+            pub fn unpack(&self) -> CommittedT {
+                let consumer = {
+                    let x = self.consumer();
+                    alloc::string::ToString::to_string(x)
+                };
+                let offset = self.offset();
+                let leader_epoch = self.leader_epoch();
+                let time_ms = self.time_ms();
+                CommittedT {
+                    consumer,
+                    offset,
+                    leader_epoch,
+                    time_ms,
+                }
+            }
 
-  #[inline]
-  pub fn consumer(&self) -> &'a str {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Committed::VT_CONSUMER, None).unwrap()}
-  }
-  #[inline]
-  pub fn offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Committed::VT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(Committed::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn time_ms(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(Committed::VT_TIME_MS, Some(0)).unwrap()}
-  }
-}
+            #[inline]
+            pub fn consumer(&self) -> &'a str {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<&str>>(Committed::VT_CONSUMER, None)
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Committed::VT_OFFSET, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(Committed::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn time_ms(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(Committed::VT_TIME_MS, Some(0))
+                        .unwrap()
+                }
+            }
+        }
 
-impl ::flatbuffers::Verifiable for Committed<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("consumer", Self::VT_CONSUMER, true)?
-     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .visit_field::<i64>("time_ms", Self::VT_TIME_MS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CommittedArgs<'a> {
-    pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub offset: u64,
-    pub leader_epoch: u32,
-    pub time_ms: i64,
-}
-impl<'a> Default for CommittedArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    CommittedArgs {
-      consumer: None, // required field
-      offset: 0,
-      leader_epoch: 0,
-      time_ms: 0,
-    }
-  }
-}
+        impl ::flatbuffers::Verifiable for Committed<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "consumer",
+                        Self::VT_CONSUMER,
+                        true,
+                    )?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .visit_field::<i64>("time_ms", Self::VT_TIME_MS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct CommittedArgs<'a> {
+            pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub offset: u64,
+            pub leader_epoch: u32,
+            pub time_ms: i64,
+        }
+        impl<'a> Default for CommittedArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                CommittedArgs {
+                    consumer: None, // required field
+                    offset: 0,
+                    leader_epoch: 0,
+                    time_ms: 0,
+                }
+            }
+        }
 
-pub struct CommittedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommittedBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Committed::VT_CONSUMER, consumer);
-  }
-  #[inline]
-  pub fn add_offset(&mut self, offset: u64) {
-    self.fbb_.push_slot::<u64>(Committed::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(Committed::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn add_time_ms(&mut self, time_ms: i64) {
-    self.fbb_.push_slot::<i64>(Committed::VT_TIME_MS, time_ms, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CommittedBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CommittedBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Committed<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    self.fbb_.required(o, Committed::VT_CONSUMER,"consumer");
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
+        pub struct CommittedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommittedBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    Committed::VT_CONSUMER,
+                    consumer,
+                );
+            }
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_.push_slot::<u64>(Committed::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_
+                    .push_slot::<u32>(Committed::VT_LEADER_EPOCH, leader_epoch, 0);
+            }
+            #[inline]
+            pub fn add_time_ms(&mut self, time_ms: i64) {
+                self.fbb_
+                    .push_slot::<i64>(Committed::VT_TIME_MS, time_ms, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CommittedBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CommittedBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Committed<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                self.fbb_.required(o, Committed::VT_CONSUMER, "consumer");
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
 
-impl ::core::fmt::Debug for Committed<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Committed");
-      ds.field("consumer", &self.consumer());
-      ds.field("offset", &self.offset());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.field("time_ms", &self.time_ms());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CommittedT {
-  pub consumer: alloc::string::String,
-  pub offset: u64,
-  pub leader_epoch: u32,
-  pub time_ms: i64,
-}
-impl Default for CommittedT {
-  fn default() -> Self {
-    Self {
-      consumer: alloc::string::ToString::to_string(""),
-      offset: 0,
-      leader_epoch: 0,
-      time_ms: 0,
-    }
-  }
-}
-impl CommittedT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Committed<'b>> {
-    let consumer = Some({
-      let x = &self.consumer;
-      _fbb.create_string(x)
-    });
-    let offset = self.offset;
-    let leader_epoch = self.leader_epoch;
-    let time_ms = self.time_ms;
-    Committed::create(_fbb, &CommittedArgs{
-      consumer,
-      offset,
-      leader_epoch,
-      time_ms,
-    })
-  }
-}
-pub enum PartitionOffset {}
-#[derive(Copy, Clone, PartialEq)]
+        impl ::core::fmt::Debug for Committed<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Committed");
+                ds.field("consumer", &self.consumer());
+                ds.field("offset", &self.offset());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.field("time_ms", &self.time_ms());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CommittedT {
+            pub consumer: alloc::string::String,
+            pub offset: u64,
+            pub leader_epoch: u32,
+            pub time_ms: i64,
+        }
+        impl Default for CommittedT {
+            fn default() -> Self {
+                Self {
+                    consumer: alloc::string::ToString::to_string(""),
+                    offset: 0,
+                    leader_epoch: 0,
+                    time_ms: 0,
+                }
+            }
+        }
+        impl CommittedT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Committed<'b>> {
+                let consumer = Some({
+                    let x = &self.consumer;
+                    _fbb.create_string(x)
+                });
+                let offset = self.offset;
+                let leader_epoch = self.leader_epoch;
+                let time_ms = self.time_ms;
+                Committed::create(
+                    _fbb,
+                    &CommittedArgs {
+                        consumer,
+                        offset,
+                        leader_epoch,
+                        time_ms,
+                    },
+                )
+            }
+        }
+        pub enum PartitionOffset {}
+        #[derive(Copy, Clone, PartialEq)]
 
-pub struct Partition<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
+        pub struct Partition<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
 
-impl<'a> ::flatbuffers::Follow<'a> for Partition<'a> {
-  type Inner = Partition<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
+        impl<'a> ::flatbuffers::Follow<'a> for Partition<'a> {
+            type Inner = Partition<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
 
-impl<'a> Partition<'a> {
-  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
-  pub const VT_LOG_START: ::flatbuffers::VOffsetT = 8;
-  pub const VT_NEXT_OFFSET: ::flatbuffers::VOffsetT = 10;
-  pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 12;
-  pub const VT_TAIL: ::flatbuffers::VOffsetT = 14;
-  pub const VT_EPOCHS: ::flatbuffers::VOffsetT = 16;
-  pub const VT_PRODUCERS: ::flatbuffers::VOffsetT = 18;
-  pub const VT_COMMITTED: ::flatbuffers::VOffsetT = 20;
+        impl<'a> Partition<'a> {
+            pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+            pub const VT_LOG_START: ::flatbuffers::VOffsetT = 8;
+            pub const VT_NEXT_OFFSET: ::flatbuffers::VOffsetT = 10;
+            pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 12;
+            pub const VT_TAIL: ::flatbuffers::VOffsetT = 14;
+            pub const VT_EPOCHS: ::flatbuffers::VOffsetT = 16;
+            pub const VT_PRODUCERS: ::flatbuffers::VOffsetT = 18;
+            pub const VT_COMMITTED: ::flatbuffers::VOffsetT = 20;
 
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Partition { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args PartitionArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<Partition<'bldr>> {
-    let mut builder = PartitionBuilder::new(_fbb);
-    builder.add_next_offset(args.next_offset);
-    builder.add_log_start(args.log_start);
-    if let Some(x) = args.committed { builder.add_committed(x); }
-    if let Some(x) = args.producers { builder.add_producers(x); }
-    if let Some(x) = args.epochs { builder.add_epochs(x); }
-    if let Some(x) = args.tail { builder.add_tail(x); }
-    if let Some(x) = args.segments { builder.add_segments(x); }
-    builder.add_partition(args.partition);
-    if let Some(x) = args.topic { builder.add_topic(x); }
-    builder.finish()
-  }
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Partition { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args PartitionArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<Partition<'bldr>> {
+                let mut builder = PartitionBuilder::new(_fbb);
+                builder.add_next_offset(args.next_offset);
+                builder.add_log_start(args.log_start);
+                if let Some(x) = args.committed {
+                    builder.add_committed(x);
+                }
+                if let Some(x) = args.producers {
+                    builder.add_producers(x);
+                }
+                if let Some(x) = args.epochs {
+                    builder.add_epochs(x);
+                }
+                if let Some(x) = args.tail {
+                    builder.add_tail(x);
+                }
+                if let Some(x) = args.segments {
+                    builder.add_segments(x);
+                }
+                builder.add_partition(args.partition);
+                if let Some(x) = args.topic {
+                    builder.add_topic(x);
+                }
+                builder.finish()
+            }
 
-  pub fn unpack(&self) -> PartitionT {
-    let topic = self.topic().map(|x| {
-      x.unpack()
-    });
-    let partition = self.partition();
-    let log_start = self.log_start();
-    let next_offset = self.next_offset();
-    let segments = self.segments().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let tail = self.tail().map(|x| {
-      x.into_iter().collect()
-    });
-    let epochs = self.epochs().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let producers = self.producers().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let committed = self.committed().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    PartitionT {
-      topic,
-      partition,
-      log_start,
-      next_offset,
-      segments,
-      tail,
-      epochs,
-      producers,
-      committed,
-    }
-  }
+            pub fn unpack(&self) -> PartitionT {
+                let topic = self.topic().map(|x| x.unpack());
+                let partition = self.partition();
+                let log_start = self.log_start();
+                let next_offset = self.next_offset();
+                let segments = self
+                    .segments()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let tail = self.tail().map(|x| x.into_iter().collect());
+                let epochs = self
+                    .epochs()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let producers = self
+                    .producers()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let committed = self
+                    .committed()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                PartitionT {
+                    topic,
+                    partition,
+                    log_start,
+                    next_offset,
+                    segments,
+                    tail,
+                    epochs,
+                    producers,
+                    committed,
+                }
+            }
 
-  #[inline]
-  pub fn topic(&self) -> Option<&'a Id> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<Id>(Partition::VT_TOPIC, None)}
-  }
-  #[inline]
-  pub fn partition(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(Partition::VT_PARTITION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn log_start(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Partition::VT_LOG_START, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn next_offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Partition::VT_NEXT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn segments(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Segment<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Segment>>>>(Partition::VT_SEGMENTS, None)}
-  }
-  #[inline]
-  pub fn tail(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(Partition::VT_TAIL, None)}
-  }
-  #[inline]
-  pub fn epochs(&self) -> Option<::flatbuffers::Vector<'a, EpochStart>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, EpochStart>>>(Partition::VT_EPOCHS, None)}
-  }
-  #[inline]
-  pub fn producers(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Producer<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Producer>>>>(Partition::VT_PRODUCERS, None)}
-  }
-  #[inline]
-  pub fn committed(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Committed<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Committed>>>>(Partition::VT_COMMITTED, None)}
-  }
-}
+            #[inline]
+            pub fn topic(&self) -> Option<&'a Id> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<Id>(Partition::VT_TOPIC, None) }
+            }
+            #[inline]
+            pub fn partition(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(Partition::VT_PARTITION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn log_start(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Partition::VT_LOG_START, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn next_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Partition::VT_NEXT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn segments(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Segment<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Segment>>,
+                    >>(Partition::VT_SEGMENTS, None)
+                }
+            }
+            #[inline]
+            pub fn tail(&self) -> Option<::flatbuffers::Vector<'a, u8>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u8>>>(
+                            Partition::VT_TAIL,
+                            None,
+                        )
+                }
+            }
+            #[inline]
+            pub fn epochs(&self) -> Option<::flatbuffers::Vector<'a, EpochStart>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, EpochStart>>>(Partition::VT_EPOCHS, None)
+                }
+            }
+            #[inline]
+            pub fn producers(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Producer<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Producer>>,
+                    >>(Partition::VT_PRODUCERS, None)
+                }
+            }
+            #[inline]
+            pub fn committed(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Committed<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Committed>>,
+                    >>(Partition::VT_COMMITTED, None)
+                }
+            }
+        }
 
-impl ::flatbuffers::Verifiable for Partition<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
+        impl ::flatbuffers::Verifiable for Partition<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
      .visit_field::<Id>("topic", Self::VT_TOPIC, false)?
      .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
      .visit_field::<u64>("log_start", Self::VT_LOG_START, false)?
@@ -2327,514 +2681,670 @@ impl ::flatbuffers::Verifiable for Partition<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Producer>>>>("producers", Self::VT_PRODUCERS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Committed>>>>("committed", Self::VT_COMMITTED, false)?
      .finish();
-    Ok(())
-  }
-}
-pub struct PartitionArgs<'a> {
-    pub topic: Option<&'a Id>,
-    pub partition: u32,
-    pub log_start: u64,
-    pub next_offset: u64,
-    pub segments: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Segment<'a>>>>>,
-    pub tail: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
-    pub epochs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, EpochStart>>>,
-    pub producers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Producer<'a>>>>>,
-    pub committed: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Committed<'a>>>>>,
-}
-impl<'a> Default for PartitionArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    PartitionArgs {
-      topic: None,
-      partition: 0,
-      log_start: 0,
-      next_offset: 0,
-      segments: None,
-      tail: None,
-      epochs: None,
-      producers: None,
-      committed: None,
-    }
-  }
-}
+                Ok(())
+            }
+        }
+        pub struct PartitionArgs<'a> {
+            pub topic: Option<&'a Id>,
+            pub partition: u32,
+            pub log_start: u64,
+            pub next_offset: u64,
+            pub segments: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Segment<'a>>>,
+                >,
+            >,
+            pub tail: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
+            pub epochs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, EpochStart>>>,
+            pub producers: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Producer<'a>>>,
+                >,
+            >,
+            pub committed: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Committed<'a>>>,
+                >,
+            >,
+        }
+        impl<'a> Default for PartitionArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                PartitionArgs {
+                    topic: None,
+                    partition: 0,
+                    log_start: 0,
+                    next_offset: 0,
+                    segments: None,
+                    tail: None,
+                    epochs: None,
+                    producers: None,
+                    committed: None,
+                }
+            }
+        }
 
-pub struct PartitionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_topic(&mut self, topic: &Id) {
-    self.fbb_.push_slot_always::<&Id>(Partition::VT_TOPIC, topic);
-  }
-  #[inline]
-  pub fn add_partition(&mut self, partition: u32) {
-    self.fbb_.push_slot::<u32>(Partition::VT_PARTITION, partition, 0);
-  }
-  #[inline]
-  pub fn add_log_start(&mut self, log_start: u64) {
-    self.fbb_.push_slot::<u64>(Partition::VT_LOG_START, log_start, 0);
-  }
-  #[inline]
-  pub fn add_next_offset(&mut self, next_offset: u64) {
-    self.fbb_.push_slot::<u64>(Partition::VT_NEXT_OFFSET, next_offset, 0);
-  }
-  #[inline]
-  pub fn add_segments(&mut self, segments: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Segment<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_SEGMENTS, segments);
-  }
-  #[inline]
-  pub fn add_tail(&mut self, tail: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u8>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_TAIL, tail);
-  }
-  #[inline]
-  pub fn add_epochs(&mut self, epochs: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , EpochStart>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_EPOCHS, epochs);
-  }
-  #[inline]
-  pub fn add_producers(&mut self, producers: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Producer<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_PRODUCERS, producers);
-  }
-  #[inline]
-  pub fn add_committed(&mut self, committed: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Committed<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_COMMITTED, committed);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartitionBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    PartitionBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Partition<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
+        pub struct PartitionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_topic(&mut self, topic: &Id) {
+                self.fbb_
+                    .push_slot_always::<&Id>(Partition::VT_TOPIC, topic);
+            }
+            #[inline]
+            pub fn add_partition(&mut self, partition: u32) {
+                self.fbb_
+                    .push_slot::<u32>(Partition::VT_PARTITION, partition, 0);
+            }
+            #[inline]
+            pub fn add_log_start(&mut self, log_start: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Partition::VT_LOG_START, log_start, 0);
+            }
+            #[inline]
+            pub fn add_next_offset(&mut self, next_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Partition::VT_NEXT_OFFSET, next_offset, 0);
+            }
+            #[inline]
+            pub fn add_segments(
+                &mut self,
+                segments: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Segment<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    Partition::VT_SEGMENTS,
+                    segments,
+                );
+            }
+            #[inline]
+            pub fn add_tail(
+                &mut self,
+                tail: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u8>>,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_TAIL, tail);
+            }
+            #[inline]
+            pub fn add_epochs(
+                &mut self,
+                epochs: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, EpochStart>>,
+            ) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_EPOCHS, epochs);
+            }
+            #[inline]
+            pub fn add_producers(
+                &mut self,
+                producers: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Producer<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    Partition::VT_PRODUCERS,
+                    producers,
+                );
+            }
+            #[inline]
+            pub fn add_committed(
+                &mut self,
+                committed: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Committed<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    Partition::VT_COMMITTED,
+                    committed,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> PartitionBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                PartitionBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Partition<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
 
-impl ::core::fmt::Debug for Partition<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Partition");
-      ds.field("topic", &self.topic());
-      ds.field("partition", &self.partition());
-      ds.field("log_start", &self.log_start());
-      ds.field("next_offset", &self.next_offset());
-      ds.field("segments", &self.segments());
-      ds.field("tail", &self.tail());
-      ds.field("epochs", &self.epochs());
-      ds.field("producers", &self.producers());
-      ds.field("committed", &self.committed());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct PartitionT {
-  pub topic: Option<IdT>,
-  pub partition: u32,
-  pub log_start: u64,
-  pub next_offset: u64,
-  pub segments: Option<alloc::vec::Vec<SegmentT>>,
-  pub tail: Option<alloc::vec::Vec<u8>>,
-  pub epochs: Option<alloc::vec::Vec<EpochStartT>>,
-  pub producers: Option<alloc::vec::Vec<ProducerT>>,
-  pub committed: Option<alloc::vec::Vec<CommittedT>>,
-}
-impl Default for PartitionT {
-  fn default() -> Self {
-    Self {
-      topic: None,
-      partition: 0,
-      log_start: 0,
-      next_offset: 0,
-      segments: None,
-      tail: None,
-      epochs: None,
-      producers: None,
-      committed: None,
-    }
-  }
-}
-impl PartitionT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Partition<'b>> {
-    let topic_tmp = self.topic.as_ref().map(|x| x.pack());
-    let topic = topic_tmp.as_ref();
-    let partition = self.partition;
-    let log_start = self.log_start;
-    let next_offset = self.next_offset;
-    let segments = self.segments.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    let tail = self.tail.as_ref().map(|x|{
-      _fbb.create_vector(x)
-    });
-    let epochs = self.epochs.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();_fbb.create_vector(&w)
-    });
-    let producers = self.producers.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    let committed = self.committed.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    Partition::create(_fbb, &PartitionArgs{
-      topic,
-      partition,
-      log_start,
-      next_offset,
-      segments,
-      tail,
-      epochs,
-      producers,
-      committed,
-    })
-  }
-}
-pub enum GroupSnapshotOffset {}
-#[derive(Copy, Clone, PartialEq)]
+        impl ::core::fmt::Debug for Partition<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Partition");
+                ds.field("topic", &self.topic());
+                ds.field("partition", &self.partition());
+                ds.field("log_start", &self.log_start());
+                ds.field("next_offset", &self.next_offset());
+                ds.field("segments", &self.segments());
+                ds.field("tail", &self.tail());
+                ds.field("epochs", &self.epochs());
+                ds.field("producers", &self.producers());
+                ds.field("committed", &self.committed());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct PartitionT {
+            pub topic: Option<IdT>,
+            pub partition: u32,
+            pub log_start: u64,
+            pub next_offset: u64,
+            pub segments: Option<alloc::vec::Vec<SegmentT>>,
+            pub tail: Option<alloc::vec::Vec<u8>>,
+            pub epochs: Option<alloc::vec::Vec<EpochStartT>>,
+            pub producers: Option<alloc::vec::Vec<ProducerT>>,
+            pub committed: Option<alloc::vec::Vec<CommittedT>>,
+        }
+        impl Default for PartitionT {
+            fn default() -> Self {
+                Self {
+                    topic: None,
+                    partition: 0,
+                    log_start: 0,
+                    next_offset: 0,
+                    segments: None,
+                    tail: None,
+                    epochs: None,
+                    producers: None,
+                    committed: None,
+                }
+            }
+        }
+        impl PartitionT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Partition<'b>> {
+                let topic_tmp = self.topic.as_ref().map(|x| x.pack());
+                let topic = topic_tmp.as_ref();
+                let partition = self.partition;
+                let log_start = self.log_start;
+                let next_offset = self.next_offset;
+                let segments = self.segments.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let tail = self.tail.as_ref().map(|x| _fbb.create_vector(x));
+                let epochs = self.epochs.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();
+                    _fbb.create_vector(&w)
+                });
+                let producers = self.producers.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let committed = self.committed.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                Partition::create(
+                    _fbb,
+                    &PartitionArgs {
+                        topic,
+                        partition,
+                        log_start,
+                        next_offset,
+                        segments,
+                        tail,
+                        epochs,
+                        producers,
+                        committed,
+                    },
+                )
+            }
+        }
+        pub enum GroupSnapshotOffset {}
+        #[derive(Copy, Clone, PartialEq)]
 
-pub struct GroupSnapshot<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
+        pub struct GroupSnapshot<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
 
-impl<'a> ::flatbuffers::Follow<'a> for GroupSnapshot<'a> {
-  type Inner = GroupSnapshot<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
+        impl<'a> ::flatbuffers::Follow<'a> for GroupSnapshot<'a> {
+            type Inner = GroupSnapshot<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
 
-impl<'a> GroupSnapshot<'a> {
-  pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
-  pub const VT_GROUP_INDEX: ::flatbuffers::VOffsetT = 6;
-  pub const VT_TERM: ::flatbuffers::VOffsetT = 8;
-  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 10;
-  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 12;
-  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 14;
-  pub const VT_NEXT_TOPIC_SERIAL: ::flatbuffers::VOffsetT = 16;
+        impl<'a> GroupSnapshot<'a> {
+            pub const VT_GROUP: ::flatbuffers::VOffsetT = 4;
+            pub const VT_GROUP_INDEX: ::flatbuffers::VOffsetT = 6;
+            pub const VT_TERM: ::flatbuffers::VOffsetT = 8;
+            pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 10;
+            pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 12;
+            pub const VT_TOPICS: ::flatbuffers::VOffsetT = 14;
+            pub const VT_NEXT_TOPIC_SERIAL: ::flatbuffers::VOffsetT = 16;
 
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    GroupSnapshot { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args GroupSnapshotArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<GroupSnapshot<'bldr>> {
-    let mut builder = GroupSnapshotBuilder::new(_fbb);
-    builder.add_next_topic_serial(args.next_topic_serial);
-    builder.add_incarnation(args.incarnation);
-    builder.add_term(args.term);
-    builder.add_group_index(args.group_index);
-    if let Some(x) = args.topics { builder.add_topics(x); }
-    if let Some(x) = args.partitions { builder.add_partitions(x); }
-    builder.add_group(args.group);
-    builder.finish()
-  }
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                GroupSnapshot { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args GroupSnapshotArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<GroupSnapshot<'bldr>> {
+                let mut builder = GroupSnapshotBuilder::new(_fbb);
+                builder.add_next_topic_serial(args.next_topic_serial);
+                builder.add_incarnation(args.incarnation);
+                builder.add_term(args.term);
+                builder.add_group_index(args.group_index);
+                if let Some(x) = args.topics {
+                    builder.add_topics(x);
+                }
+                if let Some(x) = args.partitions {
+                    builder.add_partitions(x);
+                }
+                builder.add_group(args.group);
+                builder.finish()
+            }
 
-  pub fn unpack(&self) -> GroupSnapshotT {
-    let group = self.group();
-    let group_index = self.group_index();
-    let term = self.term();
-    let incarnation = self.incarnation();
-    let partitions = self.partitions().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let topics = self.topics().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let next_topic_serial = self.next_topic_serial();
-    GroupSnapshotT {
-      group,
-      group_index,
-      term,
-      incarnation,
-      partitions,
-      topics,
-      next_topic_serial,
-    }
-  }
+            pub fn unpack(&self) -> GroupSnapshotT {
+                let group = self.group();
+                let group_index = self.group_index();
+                let term = self.term();
+                let incarnation = self.incarnation();
+                let partitions = self
+                    .partitions()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let topics = self
+                    .topics()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let next_topic_serial = self.next_topic_serial();
+                GroupSnapshotT {
+                    group,
+                    group_index,
+                    term,
+                    incarnation,
+                    partitions,
+                    topics,
+                    next_topic_serial,
+                }
+            }
 
-  #[inline]
-  pub fn group(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(GroupSnapshot::VT_GROUP, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn group_index(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(GroupSnapshot::VT_GROUP_INDEX, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn term(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(GroupSnapshot::VT_TERM, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn incarnation(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(GroupSnapshot::VT_INCARNATION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn partitions(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition>>>>(GroupSnapshot::VT_PARTITIONS, None)}
-  }
-  #[inline]
-  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic>>>>(GroupSnapshot::VT_TOPICS, None)}
-  }
-  #[inline]
-  pub fn next_topic_serial(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(GroupSnapshot::VT_NEXT_TOPIC_SERIAL, Some(0)).unwrap()}
-  }
-}
+            #[inline]
+            pub fn group(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(GroupSnapshot::VT_GROUP, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn group_index(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(GroupSnapshot::VT_GROUP_INDEX, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn term(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(GroupSnapshot::VT_TERM, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn incarnation(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(GroupSnapshot::VT_INCARNATION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn partitions(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition>>,
+                    >>(GroupSnapshot::VT_PARTITIONS, None)
+                }
+            }
+            #[inline]
+            pub fn topics(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic>>,
+                    >>(GroupSnapshot::VT_TOPICS, None)
+                }
+            }
+            #[inline]
+            pub fn next_topic_serial(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(GroupSnapshot::VT_NEXT_TOPIC_SERIAL, Some(0))
+                        .unwrap()
+                }
+            }
+        }
 
-impl ::flatbuffers::Verifiable for GroupSnapshot<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u16>("group", Self::VT_GROUP, false)?
-     .visit_field::<u64>("group_index", Self::VT_GROUP_INDEX, false)?
-     .visit_field::<u64>("term", Self::VT_TERM, false)?
-     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Partition>>>>("partitions", Self::VT_PARTITIONS, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Topic>>>>("topics", Self::VT_TOPICS, false)?
-     .visit_field::<u64>("next_topic_serial", Self::VT_NEXT_TOPIC_SERIAL, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct GroupSnapshotArgs<'a> {
-    pub group: u16,
-    pub group_index: u64,
-    pub term: u64,
-    pub incarnation: u64,
-    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition<'a>>>>>,
-    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic<'a>>>>>,
-    pub next_topic_serial: u64,
-}
-impl<'a> Default for GroupSnapshotArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    GroupSnapshotArgs {
-      group: 0,
-      group_index: 0,
-      term: 0,
-      incarnation: 0,
-      partitions: None,
-      topics: None,
-      next_topic_serial: 0,
-    }
-  }
-}
+        impl ::flatbuffers::Verifiable for GroupSnapshot<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u16>("group", Self::VT_GROUP, false)?
+                    .visit_field::<u64>("group_index", Self::VT_GROUP_INDEX, false)?
+                    .visit_field::<u64>("term", Self::VT_TERM, false)?
+                    .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Partition>>,
+                    >>("partitions", Self::VT_PARTITIONS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Topic>>,
+                    >>("topics", Self::VT_TOPICS, false)?
+                    .visit_field::<u64>("next_topic_serial", Self::VT_NEXT_TOPIC_SERIAL, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct GroupSnapshotArgs<'a> {
+            pub group: u16,
+            pub group_index: u64,
+            pub term: u64,
+            pub incarnation: u64,
+            pub partitions: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition<'a>>>,
+                >,
+            >,
+            pub topics: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Topic<'a>>>,
+                >,
+            >,
+            pub next_topic_serial: u64,
+        }
+        impl<'a> Default for GroupSnapshotArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                GroupSnapshotArgs {
+                    group: 0,
+                    group_index: 0,
+                    term: 0,
+                    incarnation: 0,
+                    partitions: None,
+                    topics: None,
+                    next_topic_serial: 0,
+                }
+            }
+        }
 
-pub struct GroupSnapshotBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupSnapshotBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_group(&mut self, group: u16) {
-    self.fbb_.push_slot::<u16>(GroupSnapshot::VT_GROUP, group, 0);
-  }
-  #[inline]
-  pub fn add_group_index(&mut self, group_index: u64) {
-    self.fbb_.push_slot::<u64>(GroupSnapshot::VT_GROUP_INDEX, group_index, 0);
-  }
-  #[inline]
-  pub fn add_term(&mut self, term: u64) {
-    self.fbb_.push_slot::<u64>(GroupSnapshot::VT_TERM, term, 0);
-  }
-  #[inline]
-  pub fn add_incarnation(&mut self, incarnation: u64) {
-    self.fbb_.push_slot::<u64>(GroupSnapshot::VT_INCARNATION, incarnation, 0);
-  }
-  #[inline]
-  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Partition<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupSnapshot::VT_PARTITIONS, partitions);
-  }
-  #[inline]
-  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Topic<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(GroupSnapshot::VT_TOPICS, topics);
-  }
-  #[inline]
-  pub fn add_next_topic_serial(&mut self, next_topic_serial: u64) {
-    self.fbb_.push_slot::<u64>(GroupSnapshot::VT_NEXT_TOPIC_SERIAL, next_topic_serial, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupSnapshotBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    GroupSnapshotBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<GroupSnapshot<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
+        pub struct GroupSnapshotBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupSnapshotBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_group(&mut self, group: u16) {
+                self.fbb_
+                    .push_slot::<u16>(GroupSnapshot::VT_GROUP, group, 0);
+            }
+            #[inline]
+            pub fn add_group_index(&mut self, group_index: u64) {
+                self.fbb_
+                    .push_slot::<u64>(GroupSnapshot::VT_GROUP_INDEX, group_index, 0);
+            }
+            #[inline]
+            pub fn add_term(&mut self, term: u64) {
+                self.fbb_.push_slot::<u64>(GroupSnapshot::VT_TERM, term, 0);
+            }
+            #[inline]
+            pub fn add_incarnation(&mut self, incarnation: u64) {
+                self.fbb_
+                    .push_slot::<u64>(GroupSnapshot::VT_INCARNATION, incarnation, 0);
+            }
+            #[inline]
+            pub fn add_partitions(
+                &mut self,
+                partitions: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Partition<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    GroupSnapshot::VT_PARTITIONS,
+                    partitions,
+                );
+            }
+            #[inline]
+            pub fn add_topics(
+                &mut self,
+                topics: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<Topic<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    GroupSnapshot::VT_TOPICS,
+                    topics,
+                );
+            }
+            #[inline]
+            pub fn add_next_topic_serial(&mut self, next_topic_serial: u64) {
+                self.fbb_.push_slot::<u64>(
+                    GroupSnapshot::VT_NEXT_TOPIC_SERIAL,
+                    next_topic_serial,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> GroupSnapshotBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                GroupSnapshotBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<GroupSnapshot<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
 
-impl ::core::fmt::Debug for GroupSnapshot<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("GroupSnapshot");
-      ds.field("group", &self.group());
-      ds.field("group_index", &self.group_index());
-      ds.field("term", &self.term());
-      ds.field("incarnation", &self.incarnation());
-      ds.field("partitions", &self.partitions());
-      ds.field("topics", &self.topics());
-      ds.field("next_topic_serial", &self.next_topic_serial());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct GroupSnapshotT {
-  pub group: u16,
-  pub group_index: u64,
-  pub term: u64,
-  pub incarnation: u64,
-  pub partitions: Option<alloc::vec::Vec<PartitionT>>,
-  pub topics: Option<alloc::vec::Vec<TopicT>>,
-  pub next_topic_serial: u64,
-}
-impl Default for GroupSnapshotT {
-  fn default() -> Self {
-    Self {
-      group: 0,
-      group_index: 0,
-      term: 0,
-      incarnation: 0,
-      partitions: None,
-      topics: None,
-      next_topic_serial: 0,
-    }
-  }
-}
-impl GroupSnapshotT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<GroupSnapshot<'b>> {
-    let group = self.group;
-    let group_index = self.group_index;
-    let term = self.term;
-    let incarnation = self.incarnation;
-    let partitions = self.partitions.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    let topics = self.topics.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    let next_topic_serial = self.next_topic_serial;
-    GroupSnapshot::create(_fbb, &GroupSnapshotArgs{
-      group,
-      group_index,
-      term,
-      incarnation,
-      partitions,
-      topics,
-      next_topic_serial,
-    })
-  }
-}
-#[inline]
-/// Verifies that a buffer of bytes contains a `GroupSnapshot`
-/// and returns it.
-/// Note that verification is still experimental and may not
-/// catch every error, or be maximally performant. For the
-/// previous, unchecked, behavior use
-/// `root_as_group_snapshot_unchecked`.
-pub fn root_as_group_snapshot(buf: &[u8]) -> Result<GroupSnapshot<'_>, ::flatbuffers::InvalidFlatbuffer> {
-  ::flatbuffers::root::<GroupSnapshot>(buf)
-}
-#[inline]
-/// Verifies that a buffer of bytes contains a size prefixed
-/// `GroupSnapshot` and returns it.
-/// Note that verification is still experimental and may not
-/// catch every error, or be maximally performant. For the
-/// previous, unchecked, behavior use
-/// `size_prefixed_root_as_group_snapshot_unchecked`.
-pub fn size_prefixed_root_as_group_snapshot(buf: &[u8]) -> Result<GroupSnapshot<'_>, ::flatbuffers::InvalidFlatbuffer> {
-  ::flatbuffers::size_prefixed_root::<GroupSnapshot>(buf)
-}
-#[inline]
-/// Verifies, with the given options, that a buffer of bytes
-/// contains a `GroupSnapshot` and returns it.
-/// Note that verification is still experimental and may not
-/// catch every error, or be maximally performant. For the
-/// previous, unchecked, behavior use
-/// `root_as_group_snapshot_unchecked`.
-pub fn root_as_group_snapshot_with_opts<'b, 'o>(
-  opts: &'o ::flatbuffers::VerifierOptions,
-  buf: &'b [u8],
-) -> Result<GroupSnapshot<'b>, ::flatbuffers::InvalidFlatbuffer> {
-  ::flatbuffers::root_with_opts::<GroupSnapshot<'b>>(opts, buf)
-}
-#[inline]
-/// Verifies, with the given verifier options, that a buffer of
-/// bytes contains a size prefixed `GroupSnapshot` and returns
-/// it. Note that verification is still experimental and may not
-/// catch every error, or be maximally performant. For the
-/// previous, unchecked, behavior use
-/// `root_as_group_snapshot_unchecked`.
-pub fn size_prefixed_root_as_group_snapshot_with_opts<'b, 'o>(
-  opts: &'o ::flatbuffers::VerifierOptions,
-  buf: &'b [u8],
-) -> Result<GroupSnapshot<'b>, ::flatbuffers::InvalidFlatbuffer> {
-  ::flatbuffers::size_prefixed_root_with_opts::<GroupSnapshot<'b>>(opts, buf)
-}
-#[inline]
-/// Assumes, without verification, that a buffer of bytes contains a GroupSnapshot and returns it.
-/// # Safety
-/// Callers must trust the given bytes do indeed contain a valid `GroupSnapshot`.
-pub unsafe fn root_as_group_snapshot_unchecked(buf: &[u8]) -> GroupSnapshot<'_> {
-  unsafe { ::flatbuffers::root_unchecked::<GroupSnapshot>(buf) }
-}
-#[inline]
-/// Assumes, without verification, that a buffer of bytes contains a size prefixed GroupSnapshot and returns it.
-/// # Safety
-/// Callers must trust the given bytes do indeed contain a valid size prefixed `GroupSnapshot`.
-pub unsafe fn size_prefixed_root_as_group_snapshot_unchecked(buf: &[u8]) -> GroupSnapshot<'_> {
-  unsafe { ::flatbuffers::size_prefixed_root_unchecked::<GroupSnapshot>(buf) }
-}
-#[inline]
-pub fn finish_group_snapshot_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
-    fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-    root: ::flatbuffers::WIPOffset<GroupSnapshot<'a>>) {
-  fbb.finish(root, None);
-}
+        impl ::core::fmt::Debug for GroupSnapshot<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("GroupSnapshot");
+                ds.field("group", &self.group());
+                ds.field("group_index", &self.group_index());
+                ds.field("term", &self.term());
+                ds.field("incarnation", &self.incarnation());
+                ds.field("partitions", &self.partitions());
+                ds.field("topics", &self.topics());
+                ds.field("next_topic_serial", &self.next_topic_serial());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct GroupSnapshotT {
+            pub group: u16,
+            pub group_index: u64,
+            pub term: u64,
+            pub incarnation: u64,
+            pub partitions: Option<alloc::vec::Vec<PartitionT>>,
+            pub topics: Option<alloc::vec::Vec<TopicT>>,
+            pub next_topic_serial: u64,
+        }
+        impl Default for GroupSnapshotT {
+            fn default() -> Self {
+                Self {
+                    group: 0,
+                    group_index: 0,
+                    term: 0,
+                    incarnation: 0,
+                    partitions: None,
+                    topics: None,
+                    next_topic_serial: 0,
+                }
+            }
+        }
+        impl GroupSnapshotT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<GroupSnapshot<'b>> {
+                let group = self.group;
+                let group_index = self.group_index;
+                let term = self.term;
+                let incarnation = self.incarnation;
+                let partitions = self.partitions.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let topics = self.topics.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let next_topic_serial = self.next_topic_serial;
+                GroupSnapshot::create(
+                    _fbb,
+                    &GroupSnapshotArgs {
+                        group,
+                        group_index,
+                        term,
+                        incarnation,
+                        partitions,
+                        topics,
+                        next_topic_serial,
+                    },
+                )
+            }
+        }
+        #[inline]
+        /// Verifies that a buffer of bytes contains a `GroupSnapshot`
+        /// and returns it.
+        /// Note that verification is still experimental and may not
+        /// catch every error, or be maximally performant. For the
+        /// previous, unchecked, behavior use
+        /// `root_as_group_snapshot_unchecked`.
+        pub fn root_as_group_snapshot(
+            buf: &[u8],
+        ) -> Result<GroupSnapshot<'_>, ::flatbuffers::InvalidFlatbuffer> {
+            ::flatbuffers::root::<GroupSnapshot>(buf)
+        }
+        #[inline]
+        /// Verifies that a buffer of bytes contains a size prefixed
+        /// `GroupSnapshot` and returns it.
+        /// Note that verification is still experimental and may not
+        /// catch every error, or be maximally performant. For the
+        /// previous, unchecked, behavior use
+        /// `size_prefixed_root_as_group_snapshot_unchecked`.
+        pub fn size_prefixed_root_as_group_snapshot(
+            buf: &[u8],
+        ) -> Result<GroupSnapshot<'_>, ::flatbuffers::InvalidFlatbuffer> {
+            ::flatbuffers::size_prefixed_root::<GroupSnapshot>(buf)
+        }
+        #[inline]
+        /// Verifies, with the given options, that a buffer of bytes
+        /// contains a `GroupSnapshot` and returns it.
+        /// Note that verification is still experimental and may not
+        /// catch every error, or be maximally performant. For the
+        /// previous, unchecked, behavior use
+        /// `root_as_group_snapshot_unchecked`.
+        pub fn root_as_group_snapshot_with_opts<'b, 'o>(
+            opts: &'o ::flatbuffers::VerifierOptions,
+            buf: &'b [u8],
+        ) -> Result<GroupSnapshot<'b>, ::flatbuffers::InvalidFlatbuffer> {
+            ::flatbuffers::root_with_opts::<GroupSnapshot<'b>>(opts, buf)
+        }
+        #[inline]
+        /// Verifies, with the given verifier options, that a buffer of
+        /// bytes contains a size prefixed `GroupSnapshot` and returns
+        /// it. Note that verification is still experimental and may not
+        /// catch every error, or be maximally performant. For the
+        /// previous, unchecked, behavior use
+        /// `root_as_group_snapshot_unchecked`.
+        pub fn size_prefixed_root_as_group_snapshot_with_opts<'b, 'o>(
+            opts: &'o ::flatbuffers::VerifierOptions,
+            buf: &'b [u8],
+        ) -> Result<GroupSnapshot<'b>, ::flatbuffers::InvalidFlatbuffer> {
+            ::flatbuffers::size_prefixed_root_with_opts::<GroupSnapshot<'b>>(opts, buf)
+        }
+        #[inline]
+        /// Assumes, without verification, that a buffer of bytes contains a GroupSnapshot and returns it.
+        /// # Safety
+        /// Callers must trust the given bytes do indeed contain a valid `GroupSnapshot`.
+        pub unsafe fn root_as_group_snapshot_unchecked(buf: &[u8]) -> GroupSnapshot<'_> {
+            unsafe { ::flatbuffers::root_unchecked::<GroupSnapshot>(buf) }
+        }
+        #[inline]
+        /// Assumes, without verification, that a buffer of bytes contains a size prefixed GroupSnapshot and returns it.
+        /// # Safety
+        /// Callers must trust the given bytes do indeed contain a valid size prefixed `GroupSnapshot`.
+        pub unsafe fn size_prefixed_root_as_group_snapshot_unchecked(
+            buf: &[u8],
+        ) -> GroupSnapshot<'_> {
+            unsafe { ::flatbuffers::size_prefixed_root_unchecked::<GroupSnapshot>(buf) }
+        }
+        #[inline]
+        pub fn finish_group_snapshot_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(
+            fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            root: ::flatbuffers::WIPOffset<GroupSnapshot<'a>>,
+        ) {
+            fbb.finish(root, None);
+        }
 
-#[inline]
-pub fn finish_size_prefixed_group_snapshot_buffer<'a, 'b, A: ::flatbuffers::Allocator + 'a>(fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>, root: ::flatbuffers::WIPOffset<GroupSnapshot<'a>>) {
-  fbb.finish_size_prefixed(root, None);
-}
-}  // pub mod store
-}  // pub mod ringtide
-
+        #[inline]
+        pub fn finish_size_prefixed_group_snapshot_buffer<
+            'a,
+            'b,
+            A: ::flatbuffers::Allocator + 'a,
+        >(
+            fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            root: ::flatbuffers::WIPOffset<GroupSnapshot<'a>>,
+        ) {
+            fbb.finish_size_prefixed(root, None);
+        }
+    } // pub mod store
+} // pub mod ringtide

@@ -6,6549 +6,7474 @@ extern crate alloc;
 #[allow(unused_imports, dead_code)]
 pub mod ringtide {
 
-extern crate alloc;
-#[allow(unused_imports, dead_code)]
-pub mod wire {
-
-extern crate alloc;
-
-// struct TopicId, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct TopicId(pub [u8; 16]);
-impl Default for TopicId { 
-  fn default() -> Self { 
-    Self([0; 16])
-  }
-}
-impl ::core::fmt::Debug for TopicId {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("TopicId")
-      .field("hi", &self.hi())
-      .field("lo", &self.lo())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for TopicId {}
-impl<'a> ::flatbuffers::Follow<'a> for TopicId {
-  type Inner = &'a TopicId;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a TopicId>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a TopicId {
-  type Inner = &'a TopicId;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<TopicId>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for TopicId {
-    type Output = TopicId;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const TopicId as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for TopicId {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> TopicId {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    hi: u64,
-    lo: u64,
-  ) -> Self {
-    let mut s = Self([0; 16]);
-    s.set_hi(hi);
-    s.set_lo(lo);
-    s
-  }
-
-  pub fn hi(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[0..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_hi(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[0..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn lo(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[8..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_lo(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[8..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> TopicIdT {
-    TopicIdT {
-      hi: self.hi(),
-      lo: self.lo(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct TopicIdT {
-  pub hi: u64,
-  pub lo: u64,
-}
-impl TopicIdT {
-  pub fn pack(&self) -> TopicId {
-    TopicId::new(
-      self.hi,
-      self.lo,
-    )
-  }
-}
-
-// struct PartitionRef, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct PartitionRef(pub [u8; 24]);
-impl Default for PartitionRef { 
-  fn default() -> Self { 
-    Self([0; 24])
-  }
-}
-impl ::core::fmt::Debug for PartitionRef {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("PartitionRef")
-      .field("topic", &self.topic())
-      .field("partition", &self.partition())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for PartitionRef {}
-impl<'a> ::flatbuffers::Follow<'a> for PartitionRef {
-  type Inner = &'a PartitionRef;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a PartitionRef>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a PartitionRef {
-  type Inner = &'a PartitionRef;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<PartitionRef>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for PartitionRef {
-    type Output = PartitionRef;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const PartitionRef as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for PartitionRef {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> PartitionRef {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    topic: &TopicId,
-    partition: u32,
-  ) -> Self {
-    let mut s = Self([0; 24]);
-    s.set_topic(topic);
-    s.set_partition(partition);
-    s
-  }
-
-  pub fn topic(&self) -> &TopicId {
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid struct in this slot
-    unsafe { &*(self.0[0..].as_ptr() as *const TopicId) }
-  }
-
-  #[allow(clippy::identity_op)]
-  pub fn set_topic(&mut self, x: &TopicId) {
-    self.0[0..0 + 16].copy_from_slice(&x.0)
-  }
-
-  pub fn partition(&self) -> u32 {
-    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[16..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_partition(&mut self, x: u32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[16..].as_mut_ptr(),
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> PartitionRefT {
-    PartitionRefT {
-      topic: self.topic().unpack(),
-      partition: self.partition(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct PartitionRefT {
-  pub topic: TopicIdT,
-  pub partition: u32,
-}
-impl PartitionRefT {
-  pub fn pack(&self) -> PartitionRef {
-    PartitionRef::new(
-      &self.topic.pack(),
-      self.partition,
-    )
-  }
-}
-
-// struct PublishPart, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct PublishPart(pub [u8; 32]);
-impl Default for PublishPart { 
-  fn default() -> Self { 
-    Self([0; 32])
-  }
-}
-impl ::core::fmt::Debug for PublishPart {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("PublishPart")
-      .field("partition", &self.partition())
-      .field("batch_bytes", &self.batch_bytes())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for PublishPart {}
-impl<'a> ::flatbuffers::Follow<'a> for PublishPart {
-  type Inner = &'a PublishPart;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a PublishPart>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a PublishPart {
-  type Inner = &'a PublishPart;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<PublishPart>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for PublishPart {
-    type Output = PublishPart;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const PublishPart as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for PublishPart {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> PublishPart {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    partition: &PartitionRef,
-    batch_bytes: u32,
-  ) -> Self {
-    let mut s = Self([0; 32]);
-    s.set_partition(partition);
-    s.set_batch_bytes(batch_bytes);
-    s
-  }
-
-  pub fn partition(&self) -> &PartitionRef {
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid struct in this slot
-    unsafe { &*(self.0[0..].as_ptr() as *const PartitionRef) }
-  }
-
-  #[allow(clippy::identity_op)]
-  pub fn set_partition(&mut self, x: &PartitionRef) {
-    self.0[0..0 + 24].copy_from_slice(&x.0)
-  }
-
-  pub fn batch_bytes(&self) -> u32 {
-    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[24..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_batch_bytes(&mut self, x: u32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[24..].as_mut_ptr(),
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> PublishPartT {
-    PublishPartT {
-      partition: self.partition().unpack(),
-      batch_bytes: self.batch_bytes(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct PublishPartT {
-  pub partition: PartitionRefT,
-  pub batch_bytes: u32,
-}
-impl PublishPartT {
-  pub fn pack(&self) -> PublishPart {
-    PublishPart::new(
-      &self.partition.pack(),
-      self.batch_bytes,
-    )
-  }
-}
-
-// struct PublishResult, aligned to 8
-#[repr(transparent)]
-#[derive(Clone, Copy, PartialEq)]
-pub struct PublishResult(pub [u8; 32]);
-impl Default for PublishResult { 
-  fn default() -> Self { 
-    Self([0; 32])
-  }
-}
-impl ::core::fmt::Debug for PublishResult {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
-    f.debug_struct("PublishResult")
-      .field("part", &self.part())
-      .field("error", &self.error())
-      .field("duplicate", &self.duplicate())
-      .field("leader_epoch", &self.leader_epoch())
-      .field("base_offset", &self.base_offset())
-      .field("append_time_ms", &self.append_time_ms())
-      .finish()
-  }
-}
-
-impl ::flatbuffers::SimpleToVerifyInSlice for PublishResult {}
-impl<'a> ::flatbuffers::Follow<'a> for PublishResult {
-  type Inner = &'a PublishResult;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { <&'a PublishResult>::follow(buf, loc) }
-  }
-}
-impl<'a> ::flatbuffers::Follow<'a> for &'a PublishResult {
-  type Inner = &'a PublishResult;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    unsafe { ::flatbuffers::follow_cast_ref::<PublishResult>(buf, loc) }
-  }
-}
-impl<'b> ::flatbuffers::Push for PublishResult {
-    type Output = PublishResult;
-    #[inline]
-    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
-        let src = unsafe { ::core::slice::from_raw_parts(self as *const PublishResult as *const u8, <Self as ::flatbuffers::Push>::size()) };
-        dst.copy_from_slice(src);
-    }
-    #[inline]
-    fn alignment() -> ::flatbuffers::PushAlignment {
-        ::flatbuffers::PushAlignment::new(8)
-    }
-}
-
-impl<'a> ::flatbuffers::Verifiable for PublishResult {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.in_buffer::<Self>(pos)
-  }
-}
-
-impl<'a> PublishResult {
-  #[allow(clippy::too_many_arguments)]
-  pub fn new(
-    part: u32,
-    error: u16,
-    duplicate: bool,
-    leader_epoch: u32,
-    base_offset: u64,
-    append_time_ms: i64,
-  ) -> Self {
-    let mut s = Self([0; 32]);
-    s.set_part(part);
-    s.set_error(error);
-    s.set_duplicate(duplicate);
-    s.set_leader_epoch(leader_epoch);
-    s.set_base_offset(base_offset);
-    s.set_append_time_ms(append_time_ms);
-    s
-  }
-
-  pub fn part(&self) -> u32 {
-    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[0..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_part(&mut self, x: u32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[0..].as_mut_ptr(),
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn error(&self) -> u16 {
-    let mut mem = ::core::mem::MaybeUninit::<<u16 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[4..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_error(&mut self, x: u16) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[4..].as_mut_ptr(),
-        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn duplicate(&self) -> bool {
-    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[6..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_duplicate(&mut self, x: bool) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[6..].as_mut_ptr(),
-        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn leader_epoch(&self) -> u32 {
-    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[8..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_leader_epoch(&mut self, x: u32) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[8..].as_mut_ptr(),
-        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn base_offset(&self) -> u64 {
-    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[16..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_base_offset(&mut self, x: u64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[16..].as_mut_ptr(),
-        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn append_time_ms(&self) -> i64 {
-    let mut mem = ::core::mem::MaybeUninit::<<i64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        self.0[24..].as_ptr(),
-        mem.as_mut_ptr() as *mut u8,
-        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-      mem.assume_init()
-    })
-  }
-
-  pub fn set_append_time_ms(&mut self, x: i64) {
-    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
-    // Safety:
-    // Created from a valid Table for this object
-    // Which contains a valid value in this slot
-    unsafe {
-      ::core::ptr::copy_nonoverlapping(
-        &x_le as *const _ as *const u8,
-        self.0[24..].as_mut_ptr(),
-        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
-      );
-    }
-  }
-
-  pub fn unpack(&self) -> PublishResultT {
-    PublishResultT {
-      part: self.part(),
-      error: self.error(),
-      duplicate: self.duplicate(),
-      leader_epoch: self.leader_epoch(),
-      base_offset: self.base_offset(),
-      append_time_ms: self.append_time_ms(),
-    }
-  }
-}
-
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct PublishResultT {
-  pub part: u32,
-  pub error: u16,
-  pub duplicate: bool,
-  pub leader_epoch: u32,
-  pub base_offset: u64,
-  pub append_time_ms: i64,
-}
-impl PublishResultT {
-  pub fn pack(&self) -> PublishResult {
-    PublishResult::new(
-      self.part,
-      self.error,
-      self.duplicate,
-      self.leader_epoch,
-      self.base_offset,
-      self.append_time_ms,
-    )
-  }
-}
-
-pub enum HelloRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct HelloRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for HelloRequest<'a> {
-  type Inner = HelloRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> HelloRequest<'a> {
-  pub const VT_MIN_VERSION: ::flatbuffers::VOffsetT = 4;
-  pub const VT_MAX_VERSION: ::flatbuffers::VOffsetT = 6;
-  pub const VT_CLIENT_NAME: ::flatbuffers::VOffsetT = 8;
-  pub const VT_CLIENT_VERSION: ::flatbuffers::VOffsetT = 10;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    HelloRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args HelloRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<HelloRequest<'bldr>> {
-    let mut builder = HelloRequestBuilder::new(_fbb);
-    if let Some(x) = args.client_version { builder.add_client_version(x); }
-    if let Some(x) = args.client_name { builder.add_client_name(x); }
-    builder.add_max_version(args.max_version);
-    builder.add_min_version(args.min_version);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> HelloRequestT {
-    let min_version = self.min_version();
-    let max_version = self.max_version();
-    let client_name = self.client_name().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let client_version = self.client_version().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    HelloRequestT {
-      min_version,
-      max_version,
-      client_name,
-      client_version,
-    }
-  }
-
-  #[inline]
-  pub fn min_version(&self) -> u8 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(HelloRequest::VT_MIN_VERSION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_version(&self) -> u8 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(HelloRequest::VT_MAX_VERSION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn client_name(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HelloRequest::VT_CLIENT_NAME, None)}
-  }
-  #[inline]
-  pub fn client_version(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HelloRequest::VT_CLIENT_VERSION, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for HelloRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u8>("min_version", Self::VT_MIN_VERSION, false)?
-     .visit_field::<u8>("max_version", Self::VT_MAX_VERSION, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("client_name", Self::VT_CLIENT_NAME, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("client_version", Self::VT_CLIENT_VERSION, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct HelloRequestArgs<'a> {
-    pub min_version: u8,
-    pub max_version: u8,
-    pub client_name: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub client_version: Option<::flatbuffers::WIPOffset<&'a str>>,
-}
-impl<'a> Default for HelloRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    HelloRequestArgs {
-      min_version: 0,
-      max_version: 0,
-      client_name: None,
-      client_version: None,
-    }
-  }
-}
-
-pub struct HelloRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_min_version(&mut self, min_version: u8) {
-    self.fbb_.push_slot::<u8>(HelloRequest::VT_MIN_VERSION, min_version, 0);
-  }
-  #[inline]
-  pub fn add_max_version(&mut self, max_version: u8) {
-    self.fbb_.push_slot::<u8>(HelloRequest::VT_MAX_VERSION, max_version, 0);
-  }
-  #[inline]
-  pub fn add_client_name(&mut self, client_name: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HelloRequest::VT_CLIENT_NAME, client_name);
-  }
-  #[inline]
-  pub fn add_client_version(&mut self, client_version: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HelloRequest::VT_CLIENT_VERSION, client_version);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HelloRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    HelloRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<HelloRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for HelloRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("HelloRequest");
-      ds.field("min_version", &self.min_version());
-      ds.field("max_version", &self.max_version());
-      ds.field("client_name", &self.client_name());
-      ds.field("client_version", &self.client_version());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct HelloRequestT {
-  pub min_version: u8,
-  pub max_version: u8,
-  pub client_name: Option<alloc::string::String>,
-  pub client_version: Option<alloc::string::String>,
-}
-impl Default for HelloRequestT {
-  fn default() -> Self {
-    Self {
-      min_version: 0,
-      max_version: 0,
-      client_name: None,
-      client_version: None,
-    }
-  }
-}
-impl HelloRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<HelloRequest<'b>> {
-    let min_version = self.min_version;
-    let max_version = self.max_version;
-    let client_name = self.client_name.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let client_version = self.client_version.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    HelloRequest::create(_fbb, &HelloRequestArgs{
-      min_version,
-      max_version,
-      client_name,
-      client_version,
-    })
-  }
-}
-pub enum HelloResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct HelloResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for HelloResponse<'a> {
-  type Inner = HelloResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> HelloResponse<'a> {
-  pub const VT_VERSION: ::flatbuffers::VOffsetT = 4;
-  pub const VT_BROKER_VERSION: ::flatbuffers::VOffsetT = 6;
-  pub const VT_DATA_DIRECTORY_ID: ::flatbuffers::VOffsetT = 8;
-  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 10;
-  pub const VT_SHARD: ::flatbuffers::VOffsetT = 12;
-  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 14;
-  pub const VT_MAX_FRAME_BYTES: ::flatbuffers::VOffsetT = 16;
-  pub const VT_MAX_BATCH_BYTES: ::flatbuffers::VOffsetT = 18;
-  pub const VT_MAX_IN_FLIGHT_REQUESTS: ::flatbuffers::VOffsetT = 20;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    HelloResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args HelloResponseArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<HelloResponse<'bldr>> {
-    let mut builder = HelloResponseBuilder::new(_fbb);
-    builder.add_incarnation(args.incarnation);
-    builder.add_max_in_flight_requests(args.max_in_flight_requests);
-    builder.add_max_batch_bytes(args.max_batch_bytes);
-    builder.add_max_frame_bytes(args.max_frame_bytes);
-    if let Some(x) = args.data_directory_id { builder.add_data_directory_id(x); }
-    if let Some(x) = args.broker_version { builder.add_broker_version(x); }
-    builder.add_shards(args.shards);
-    builder.add_shard(args.shard);
-    builder.add_version(args.version);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> HelloResponseT {
-    let version = self.version();
-    let broker_version = self.broker_version().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let data_directory_id = self.data_directory_id().map(|x| {
-      x.unpack()
-    });
-    let incarnation = self.incarnation();
-    let shard = self.shard();
-    let shards = self.shards();
-    let max_frame_bytes = self.max_frame_bytes();
-    let max_batch_bytes = self.max_batch_bytes();
-    let max_in_flight_requests = self.max_in_flight_requests();
-    HelloResponseT {
-      version,
-      broker_version,
-      data_directory_id,
-      incarnation,
-      shard,
-      shards,
-      max_frame_bytes,
-      max_batch_bytes,
-      max_in_flight_requests,
-    }
-  }
-
-  #[inline]
-  pub fn version(&self) -> u8 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(HelloResponse::VT_VERSION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn broker_version(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(HelloResponse::VT_BROKER_VERSION, None)}
-  }
-  #[inline]
-  pub fn data_directory_id(&self) -> Option<&'a TopicId> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<TopicId>(HelloResponse::VT_DATA_DIRECTORY_ID, None)}
-  }
-  #[inline]
-  pub fn incarnation(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(HelloResponse::VT_INCARNATION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn shard(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(HelloResponse::VT_SHARD, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn shards(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(HelloResponse::VT_SHARDS, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_frame_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(HelloResponse::VT_MAX_FRAME_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_batch_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(HelloResponse::VT_MAX_BATCH_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_in_flight_requests(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(HelloResponse::VT_MAX_IN_FLIGHT_REQUESTS, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for HelloResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u8>("version", Self::VT_VERSION, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("broker_version", Self::VT_BROKER_VERSION, false)?
-     .visit_field::<TopicId>("data_directory_id", Self::VT_DATA_DIRECTORY_ID, false)?
-     .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
-     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
-     .visit_field::<u16>("shards", Self::VT_SHARDS, false)?
-     .visit_field::<u32>("max_frame_bytes", Self::VT_MAX_FRAME_BYTES, false)?
-     .visit_field::<u32>("max_batch_bytes", Self::VT_MAX_BATCH_BYTES, false)?
-     .visit_field::<u32>("max_in_flight_requests", Self::VT_MAX_IN_FLIGHT_REQUESTS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct HelloResponseArgs<'a> {
-    pub version: u8,
-    pub broker_version: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub data_directory_id: Option<&'a TopicId>,
-    pub incarnation: u64,
-    pub shard: u16,
-    pub shards: u16,
-    pub max_frame_bytes: u32,
-    pub max_batch_bytes: u32,
-    pub max_in_flight_requests: u32,
-}
-impl<'a> Default for HelloResponseArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    HelloResponseArgs {
-      version: 0,
-      broker_version: None,
-      data_directory_id: None,
-      incarnation: 0,
-      shard: 0,
-      shards: 0,
-      max_frame_bytes: 0,
-      max_batch_bytes: 0,
-      max_in_flight_requests: 0,
-    }
-  }
-}
-
-pub struct HelloResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_version(&mut self, version: u8) {
-    self.fbb_.push_slot::<u8>(HelloResponse::VT_VERSION, version, 0);
-  }
-  #[inline]
-  pub fn add_broker_version(&mut self, broker_version: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(HelloResponse::VT_BROKER_VERSION, broker_version);
-  }
-  #[inline]
-  pub fn add_data_directory_id(&mut self, data_directory_id: &TopicId) {
-    self.fbb_.push_slot_always::<&TopicId>(HelloResponse::VT_DATA_DIRECTORY_ID, data_directory_id);
-  }
-  #[inline]
-  pub fn add_incarnation(&mut self, incarnation: u64) {
-    self.fbb_.push_slot::<u64>(HelloResponse::VT_INCARNATION, incarnation, 0);
-  }
-  #[inline]
-  pub fn add_shard(&mut self, shard: u16) {
-    self.fbb_.push_slot::<u16>(HelloResponse::VT_SHARD, shard, 0);
-  }
-  #[inline]
-  pub fn add_shards(&mut self, shards: u16) {
-    self.fbb_.push_slot::<u16>(HelloResponse::VT_SHARDS, shards, 0);
-  }
-  #[inline]
-  pub fn add_max_frame_bytes(&mut self, max_frame_bytes: u32) {
-    self.fbb_.push_slot::<u32>(HelloResponse::VT_MAX_FRAME_BYTES, max_frame_bytes, 0);
-  }
-  #[inline]
-  pub fn add_max_batch_bytes(&mut self, max_batch_bytes: u32) {
-    self.fbb_.push_slot::<u32>(HelloResponse::VT_MAX_BATCH_BYTES, max_batch_bytes, 0);
-  }
-  #[inline]
-  pub fn add_max_in_flight_requests(&mut self, max_in_flight_requests: u32) {
-    self.fbb_.push_slot::<u32>(HelloResponse::VT_MAX_IN_FLIGHT_REQUESTS, max_in_flight_requests, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HelloResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    HelloResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<HelloResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for HelloResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("HelloResponse");
-      ds.field("version", &self.version());
-      ds.field("broker_version", &self.broker_version());
-      ds.field("data_directory_id", &self.data_directory_id());
-      ds.field("incarnation", &self.incarnation());
-      ds.field("shard", &self.shard());
-      ds.field("shards", &self.shards());
-      ds.field("max_frame_bytes", &self.max_frame_bytes());
-      ds.field("max_batch_bytes", &self.max_batch_bytes());
-      ds.field("max_in_flight_requests", &self.max_in_flight_requests());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct HelloResponseT {
-  pub version: u8,
-  pub broker_version: Option<alloc::string::String>,
-  pub data_directory_id: Option<TopicIdT>,
-  pub incarnation: u64,
-  pub shard: u16,
-  pub shards: u16,
-  pub max_frame_bytes: u32,
-  pub max_batch_bytes: u32,
-  pub max_in_flight_requests: u32,
-}
-impl Default for HelloResponseT {
-  fn default() -> Self {
-    Self {
-      version: 0,
-      broker_version: None,
-      data_directory_id: None,
-      incarnation: 0,
-      shard: 0,
-      shards: 0,
-      max_frame_bytes: 0,
-      max_batch_bytes: 0,
-      max_in_flight_requests: 0,
-    }
-  }
-}
-impl HelloResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<HelloResponse<'b>> {
-    let version = self.version;
-    let broker_version = self.broker_version.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let data_directory_id_tmp = self.data_directory_id.as_ref().map(|x| x.pack());
-    let data_directory_id = data_directory_id_tmp.as_ref();
-    let incarnation = self.incarnation;
-    let shard = self.shard;
-    let shards = self.shards;
-    let max_frame_bytes = self.max_frame_bytes;
-    let max_batch_bytes = self.max_batch_bytes;
-    let max_in_flight_requests = self.max_in_flight_requests;
-    HelloResponse::create(_fbb, &HelloResponseArgs{
-      version,
-      broker_version,
-      data_directory_id,
-      incarnation,
-      shard,
-      shards,
-      max_frame_bytes,
-      max_batch_bytes,
-      max_in_flight_requests,
-    })
-  }
-}
-pub enum PingRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct PingRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for PingRequest<'a> {
-  type Inner = PingRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> PingRequest<'a> {
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    PingRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args PingRequestArgs
-  ) -> ::flatbuffers::WIPOffset<PingRequest<'bldr>> {
-    let mut builder = PingRequestBuilder::new(_fbb);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> PingRequestT {
-    PingRequestT {
-    }
-  }
-}
-
-impl ::flatbuffers::Verifiable for PingRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct PingRequestArgs {
-}
-impl<'a> Default for PingRequestArgs {
-  #[inline]
-  fn default() -> Self {
-    PingRequestArgs {
-    }
-  }
-}
-
-pub struct PingRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PingRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PingRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    PingRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<PingRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for PingRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("PingRequest");
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct PingRequestT {
-}
-impl Default for PingRequestT {
-  fn default() -> Self {
-    Self {
-    }
-  }
-}
-impl PingRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<PingRequest<'b>> {
-    PingRequest::create(_fbb, &PingRequestArgs{
-    })
-  }
-}
-pub enum PingResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct PingResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for PingResponse<'a> {
-  type Inner = PingResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> PingResponse<'a> {
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    PingResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args PingResponseArgs
-  ) -> ::flatbuffers::WIPOffset<PingResponse<'bldr>> {
-    let mut builder = PingResponseBuilder::new(_fbb);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> PingResponseT {
-    PingResponseT {
-    }
-  }
-}
-
-impl ::flatbuffers::Verifiable for PingResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct PingResponseArgs {
-}
-impl<'a> Default for PingResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    PingResponseArgs {
-    }
-  }
-}
-
-pub struct PingResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PingResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PingResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    PingResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<PingResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for PingResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("PingResponse");
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct PingResponseT {
-}
-impl Default for PingResponseT {
-  fn default() -> Self {
-    Self {
-    }
-  }
-}
-impl PingResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<PingResponse<'b>> {
-    PingResponse::create(_fbb, &PingResponseArgs{
-    })
-  }
-}
-pub enum ErrorResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct ErrorResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for ErrorResponse<'a> {
-  type Inner = ErrorResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> ErrorResponse<'a> {
-  pub const VT_CODE: ::flatbuffers::VOffsetT = 4;
-  pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 6;
-  pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 8;
-  pub const VT_LATEST: ::flatbuffers::VOffsetT = 10;
-  pub const VT_HOST: ::flatbuffers::VOffsetT = 12;
-  pub const VT_PORT: ::flatbuffers::VOffsetT = 14;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    ErrorResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ErrorResponseArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<ErrorResponse<'bldr>> {
-    let mut builder = ErrorResponseBuilder::new(_fbb);
-    builder.add_latest(args.latest);
-    builder.add_earliest(args.earliest);
-    if let Some(x) = args.host { builder.add_host(x); }
-    if let Some(x) = args.message { builder.add_message(x); }
-    builder.add_port(args.port);
-    builder.add_code(args.code);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ErrorResponseT {
-    let code = self.code();
-    let message = self.message().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let earliest = self.earliest();
-    let latest = self.latest();
-    let host = self.host().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let port = self.port();
-    ErrorResponseT {
-      code,
-      message,
-      earliest,
-      latest,
-      host,
-      port,
-    }
-  }
-
-  #[inline]
-  pub fn code(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(ErrorResponse::VT_CODE, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn message(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ErrorResponse::VT_MESSAGE, None)}
-  }
-  #[inline]
-  pub fn earliest(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(ErrorResponse::VT_EARLIEST, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn latest(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(ErrorResponse::VT_LATEST, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn host(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ErrorResponse::VT_HOST, None)}
-  }
-  #[inline]
-  pub fn port(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(ErrorResponse::VT_PORT, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for ErrorResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u16>("code", Self::VT_CODE, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("message", Self::VT_MESSAGE, false)?
-     .visit_field::<i64>("earliest", Self::VT_EARLIEST, false)?
-     .visit_field::<i64>("latest", Self::VT_LATEST, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, false)?
-     .visit_field::<u16>("port", Self::VT_PORT, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct ErrorResponseArgs<'a> {
-    pub code: u16,
-    pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub earliest: i64,
-    pub latest: i64,
-    pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub port: u16,
-}
-impl<'a> Default for ErrorResponseArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    ErrorResponseArgs {
-      code: 0,
-      message: None,
-      earliest: -1,
-      latest: -1,
-      host: None,
-      port: 0,
-    }
-  }
-}
-
-pub struct ErrorResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ErrorResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_code(&mut self, code: u16) {
-    self.fbb_.push_slot::<u16>(ErrorResponse::VT_CODE, code, 0);
-  }
-  #[inline]
-  pub fn add_message(&mut self, message: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ErrorResponse::VT_MESSAGE, message);
-  }
-  #[inline]
-  pub fn add_earliest(&mut self, earliest: i64) {
-    self.fbb_.push_slot::<i64>(ErrorResponse::VT_EARLIEST, earliest, -1);
-  }
-  #[inline]
-  pub fn add_latest(&mut self, latest: i64) {
-    self.fbb_.push_slot::<i64>(ErrorResponse::VT_LATEST, latest, -1);
-  }
-  #[inline]
-  pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ErrorResponse::VT_HOST, host);
-  }
-  #[inline]
-  pub fn add_port(&mut self, port: u16) {
-    self.fbb_.push_slot::<u16>(ErrorResponse::VT_PORT, port, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ErrorResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ErrorResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<ErrorResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for ErrorResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("ErrorResponse");
-      ds.field("code", &self.code());
-      ds.field("message", &self.message());
-      ds.field("earliest", &self.earliest());
-      ds.field("latest", &self.latest());
-      ds.field("host", &self.host());
-      ds.field("port", &self.port());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ErrorResponseT {
-  pub code: u16,
-  pub message: Option<alloc::string::String>,
-  pub earliest: i64,
-  pub latest: i64,
-  pub host: Option<alloc::string::String>,
-  pub port: u16,
-}
-impl Default for ErrorResponseT {
-  fn default() -> Self {
-    Self {
-      code: 0,
-      message: None,
-      earliest: -1,
-      latest: -1,
-      host: None,
-      port: 0,
-    }
-  }
-}
-impl ErrorResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<ErrorResponse<'b>> {
-    let code = self.code;
-    let message = self.message.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let earliest = self.earliest;
-    let latest = self.latest;
-    let host = self.host.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let port = self.port;
-    ErrorResponse::create(_fbb, &ErrorResponseArgs{
-      code,
-      message,
-      earliest,
-      latest,
-      host,
-      port,
-    })
-  }
-}
-pub enum TopicSettingsOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct TopicSettings<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for TopicSettings<'a> {
-  type Inner = TopicSettings<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> TopicSettings<'a> {
-  pub const VT_RETENTION_MS: ::flatbuffers::VOffsetT = 4;
-  pub const VT_RETENTION_BYTES: ::flatbuffers::VOffsetT = 6;
-  pub const VT_SEGMENT_BYTES: ::flatbuffers::VOffsetT = 8;
-  pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 10;
-  pub const VT_MAX_BATCH_BYTES: ::flatbuffers::VOffsetT = 12;
-  pub const VT_TIMESTAMP_TYPE: ::flatbuffers::VOffsetT = 14;
-  pub const VT_TIMESTAMP_MAX_AHEAD_MS: ::flatbuffers::VOffsetT = 16;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    TopicSettings { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args TopicSettingsArgs
-  ) -> ::flatbuffers::WIPOffset<TopicSettings<'bldr>> {
-    let mut builder = TopicSettingsBuilder::new(_fbb);
-    if let Some(x) = args.timestamp_max_ahead_ms { builder.add_timestamp_max_ahead_ms(x); }
-    if let Some(x) = args.retention_bytes { builder.add_retention_bytes(x); }
-    if let Some(x) = args.retention_ms { builder.add_retention_ms(x); }
-    if let Some(x) = args.max_batch_bytes { builder.add_max_batch_bytes(x); }
-    if let Some(x) = args.segment_bytes { builder.add_segment_bytes(x); }
-    if let Some(x) = args.timestamp_type { builder.add_timestamp_type(x); }
-    if let Some(x) = args.visible { builder.add_visible(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> TopicSettingsT {
-    let retention_ms = self.retention_ms();
-    let retention_bytes = self.retention_bytes();
-    let segment_bytes = self.segment_bytes();
-    let visible = self.visible();
-    let max_batch_bytes = self.max_batch_bytes();
-    let timestamp_type = self.timestamp_type();
-    let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms();
-    TopicSettingsT {
-      retention_ms,
-      retention_bytes,
-      segment_bytes,
-      visible,
-      max_batch_bytes,
-      timestamp_type,
-      timestamp_max_ahead_ms,
-    }
-  }
-
-  #[inline]
-  pub fn retention_ms(&self) -> Option<i64> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(TopicSettings::VT_RETENTION_MS, None)}
-  }
-  #[inline]
-  pub fn retention_bytes(&self) -> Option<i64> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(TopicSettings::VT_RETENTION_BYTES, None)}
-  }
-  #[inline]
-  pub fn segment_bytes(&self) -> Option<u32> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(TopicSettings::VT_SEGMENT_BYTES, None)}
-  }
-  #[inline]
-  pub fn visible(&self) -> Option<u8> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(TopicSettings::VT_VISIBLE, None)}
-  }
-  #[inline]
-  pub fn max_batch_bytes(&self) -> Option<u32> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(TopicSettings::VT_MAX_BATCH_BYTES, None)}
-  }
-  #[inline]
-  pub fn timestamp_type(&self) -> Option<u8> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(TopicSettings::VT_TIMESTAMP_TYPE, None)}
-  }
-  #[inline]
-  pub fn timestamp_max_ahead_ms(&self) -> Option<i64> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(TopicSettings::VT_TIMESTAMP_MAX_AHEAD_MS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for TopicSettings<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<i64>("retention_ms", Self::VT_RETENTION_MS, false)?
-     .visit_field::<i64>("retention_bytes", Self::VT_RETENTION_BYTES, false)?
-     .visit_field::<u32>("segment_bytes", Self::VT_SEGMENT_BYTES, false)?
-     .visit_field::<u8>("visible", Self::VT_VISIBLE, false)?
-     .visit_field::<u32>("max_batch_bytes", Self::VT_MAX_BATCH_BYTES, false)?
-     .visit_field::<u8>("timestamp_type", Self::VT_TIMESTAMP_TYPE, false)?
-     .visit_field::<i64>("timestamp_max_ahead_ms", Self::VT_TIMESTAMP_MAX_AHEAD_MS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct TopicSettingsArgs {
-    pub retention_ms: Option<i64>,
-    pub retention_bytes: Option<i64>,
-    pub segment_bytes: Option<u32>,
-    pub visible: Option<u8>,
-    pub max_batch_bytes: Option<u32>,
-    pub timestamp_type: Option<u8>,
-    pub timestamp_max_ahead_ms: Option<i64>,
-}
-impl<'a> Default for TopicSettingsArgs {
-  #[inline]
-  fn default() -> Self {
-    TopicSettingsArgs {
-      retention_ms: None,
-      retention_bytes: None,
-      segment_bytes: None,
-      visible: None,
-      max_batch_bytes: None,
-      timestamp_type: None,
-      timestamp_max_ahead_ms: None,
-    }
-  }
-}
-
-pub struct TopicSettingsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicSettingsBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_retention_ms(&mut self, retention_ms: i64) {
-    self.fbb_.push_slot_always::<i64>(TopicSettings::VT_RETENTION_MS, retention_ms);
-  }
-  #[inline]
-  pub fn add_retention_bytes(&mut self, retention_bytes: i64) {
-    self.fbb_.push_slot_always::<i64>(TopicSettings::VT_RETENTION_BYTES, retention_bytes);
-  }
-  #[inline]
-  pub fn add_segment_bytes(&mut self, segment_bytes: u32) {
-    self.fbb_.push_slot_always::<u32>(TopicSettings::VT_SEGMENT_BYTES, segment_bytes);
-  }
-  #[inline]
-  pub fn add_visible(&mut self, visible: u8) {
-    self.fbb_.push_slot_always::<u8>(TopicSettings::VT_VISIBLE, visible);
-  }
-  #[inline]
-  pub fn add_max_batch_bytes(&mut self, max_batch_bytes: u32) {
-    self.fbb_.push_slot_always::<u32>(TopicSettings::VT_MAX_BATCH_BYTES, max_batch_bytes);
-  }
-  #[inline]
-  pub fn add_timestamp_type(&mut self, timestamp_type: u8) {
-    self.fbb_.push_slot_always::<u8>(TopicSettings::VT_TIMESTAMP_TYPE, timestamp_type);
-  }
-  #[inline]
-  pub fn add_timestamp_max_ahead_ms(&mut self, timestamp_max_ahead_ms: i64) {
-    self.fbb_.push_slot_always::<i64>(TopicSettings::VT_TIMESTAMP_MAX_AHEAD_MS, timestamp_max_ahead_ms);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicSettingsBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    TopicSettingsBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicSettings<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for TopicSettings<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("TopicSettings");
-      ds.field("retention_ms", &self.retention_ms());
-      ds.field("retention_bytes", &self.retention_bytes());
-      ds.field("segment_bytes", &self.segment_bytes());
-      ds.field("visible", &self.visible());
-      ds.field("max_batch_bytes", &self.max_batch_bytes());
-      ds.field("timestamp_type", &self.timestamp_type());
-      ds.field("timestamp_max_ahead_ms", &self.timestamp_max_ahead_ms());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct TopicSettingsT {
-  pub retention_ms: Option<i64>,
-  pub retention_bytes: Option<i64>,
-  pub segment_bytes: Option<u32>,
-  pub visible: Option<u8>,
-  pub max_batch_bytes: Option<u32>,
-  pub timestamp_type: Option<u8>,
-  pub timestamp_max_ahead_ms: Option<i64>,
-}
-impl Default for TopicSettingsT {
-  fn default() -> Self {
-    Self {
-      retention_ms: None,
-      retention_bytes: None,
-      segment_bytes: None,
-      visible: None,
-      max_batch_bytes: None,
-      timestamp_type: None,
-      timestamp_max_ahead_ms: None,
-    }
-  }
-}
-impl TopicSettingsT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<TopicSettings<'b>> {
-    let retention_ms = self.retention_ms;
-    let retention_bytes = self.retention_bytes;
-    let segment_bytes = self.segment_bytes;
-    let visible = self.visible;
-    let max_batch_bytes = self.max_batch_bytes;
-    let timestamp_type = self.timestamp_type;
-    let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms;
-    TopicSettings::create(_fbb, &TopicSettingsArgs{
-      retention_ms,
-      retention_bytes,
-      segment_bytes,
-      visible,
-      max_batch_bytes,
-      timestamp_type,
-      timestamp_max_ahead_ms,
-    })
-  }
-}
-pub enum ShardAddressOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct ShardAddress<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for ShardAddress<'a> {
-  type Inner = ShardAddress<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> ShardAddress<'a> {
-  pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
-  pub const VT_HOST: ::flatbuffers::VOffsetT = 6;
-  pub const VT_PORT: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    ShardAddress { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ShardAddressArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<ShardAddress<'bldr>> {
-    let mut builder = ShardAddressBuilder::new(_fbb);
-    if let Some(x) = args.host { builder.add_host(x); }
-    builder.add_port(args.port);
-    builder.add_shard(args.shard);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ShardAddressT {
-    let shard = self.shard();
-    let host = self.host().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let port = self.port();
-    ShardAddressT {
-      shard,
-      host,
-      port,
-    }
-  }
-
-  #[inline]
-  pub fn shard(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(ShardAddress::VT_SHARD, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn host(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ShardAddress::VT_HOST, None)}
-  }
-  #[inline]
-  pub fn port(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(ShardAddress::VT_PORT, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for ShardAddress<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, false)?
-     .visit_field::<u16>("port", Self::VT_PORT, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct ShardAddressArgs<'a> {
-    pub shard: u16,
-    pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub port: u16,
-}
-impl<'a> Default for ShardAddressArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    ShardAddressArgs {
-      shard: 0,
-      host: None,
-      port: 0,
-    }
-  }
-}
-
-pub struct ShardAddressBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardAddressBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_shard(&mut self, shard: u16) {
-    self.fbb_.push_slot::<u16>(ShardAddress::VT_SHARD, shard, 0);
-  }
-  #[inline]
-  pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardAddress::VT_HOST, host);
-  }
-  #[inline]
-  pub fn add_port(&mut self, port: u16) {
-    self.fbb_.push_slot::<u16>(ShardAddress::VT_PORT, port, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ShardAddressBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ShardAddressBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<ShardAddress<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for ShardAddress<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("ShardAddress");
-      ds.field("shard", &self.shard());
-      ds.field("host", &self.host());
-      ds.field("port", &self.port());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ShardAddressT {
-  pub shard: u16,
-  pub host: Option<alloc::string::String>,
-  pub port: u16,
-}
-impl Default for ShardAddressT {
-  fn default() -> Self {
-    Self {
-      shard: 0,
-      host: None,
-      port: 0,
-    }
-  }
-}
-impl ShardAddressT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<ShardAddress<'b>> {
-    let shard = self.shard;
-    let host = self.host.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let port = self.port;
-    ShardAddress::create(_fbb, &ShardAddressArgs{
-      shard,
-      host,
-      port,
-    })
-  }
-}
-pub enum TopicMetadataOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct TopicMetadata<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for TopicMetadata<'a> {
-  type Inner = TopicMetadata<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> TopicMetadata<'a> {
-  pub const VT_ERROR: ::flatbuffers::VOffsetT = 4;
-  pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
-  pub const VT_ID: ::flatbuffers::VOffsetT = 8;
-  pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 10;
-  pub const VT_PARTITION_SHARDS: ::flatbuffers::VOffsetT = 12;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    TopicMetadata { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args TopicMetadataArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<TopicMetadata<'bldr>> {
-    let mut builder = TopicMetadataBuilder::new(_fbb);
-    if let Some(x) = args.partition_shards { builder.add_partition_shards(x); }
-    if let Some(x) = args.settings { builder.add_settings(x); }
-    if let Some(x) = args.id { builder.add_id(x); }
-    if let Some(x) = args.name { builder.add_name(x); }
-    builder.add_error(args.error);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> TopicMetadataT {
-    let error = self.error();
-    let name = self.name().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let id = self.id().map(|x| {
-      x.unpack()
-    });
-    let settings = self.settings().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    let partition_shards = self.partition_shards().map(|x| {
-      x.into_iter().collect()
-    });
-    TopicMetadataT {
-      error,
-      name,
-      id,
-      settings,
-      partition_shards,
-    }
-  }
-
-  #[inline]
-  pub fn error(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(TopicMetadata::VT_ERROR, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn name(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(TopicMetadata::VT_NAME, None)}
-  }
-  #[inline]
-  pub fn id(&self) -> Option<&'a TopicId> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<TopicId>(TopicMetadata::VT_ID, None)}
-  }
-  #[inline]
-  pub fn settings(&self) -> Option<TopicSettings<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<TopicSettings>>(TopicMetadata::VT_SETTINGS, None)}
-  }
-  #[inline]
-  pub fn partition_shards(&self) -> Option<::flatbuffers::Vector<'a, u16>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u16>>>(TopicMetadata::VT_PARTITION_SHARDS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for TopicMetadata<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u16>("error", Self::VT_ERROR, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
-     .visit_field::<TopicId>("id", Self::VT_ID, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<TopicSettings>>("settings", Self::VT_SETTINGS, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u16>>>("partition_shards", Self::VT_PARTITION_SHARDS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct TopicMetadataArgs<'a> {
-    pub error: u16,
-    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub id: Option<&'a TopicId>,
-    pub settings: Option<::flatbuffers::WIPOffset<TopicSettings<'a>>>,
-    pub partition_shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u16>>>,
-}
-impl<'a> Default for TopicMetadataArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    TopicMetadataArgs {
-      error: 0,
-      name: None,
-      id: None,
-      settings: None,
-      partition_shards: None,
-    }
-  }
-}
-
-pub struct TopicMetadataBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicMetadataBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_error(&mut self, error: u16) {
-    self.fbb_.push_slot::<u16>(TopicMetadata::VT_ERROR, error, 0);
-  }
-  #[inline]
-  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicMetadata::VT_NAME, name);
-  }
-  #[inline]
-  pub fn add_id(&mut self, id: &TopicId) {
-    self.fbb_.push_slot_always::<&TopicId>(TopicMetadata::VT_ID, id);
-  }
-  #[inline]
-  pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<TopicSettings<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<TopicSettings>>(TopicMetadata::VT_SETTINGS, settings);
-  }
-  #[inline]
-  pub fn add_partition_shards(&mut self, partition_shards: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u16>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicMetadata::VT_PARTITION_SHARDS, partition_shards);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TopicMetadataBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    TopicMetadataBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicMetadata<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for TopicMetadata<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("TopicMetadata");
-      ds.field("error", &self.error());
-      ds.field("name", &self.name());
-      ds.field("id", &self.id());
-      ds.field("settings", &self.settings());
-      ds.field("partition_shards", &self.partition_shards());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct TopicMetadataT {
-  pub error: u16,
-  pub name: Option<alloc::string::String>,
-  pub id: Option<TopicIdT>,
-  pub settings: Option<alloc::boxed::Box<TopicSettingsT>>,
-  pub partition_shards: Option<alloc::vec::Vec<u16>>,
-}
-impl Default for TopicMetadataT {
-  fn default() -> Self {
-    Self {
-      error: 0,
-      name: None,
-      id: None,
-      settings: None,
-      partition_shards: None,
-    }
-  }
-}
-impl TopicMetadataT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<TopicMetadata<'b>> {
-    let error = self.error;
-    let name = self.name.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let id_tmp = self.id.as_ref().map(|x| x.pack());
-    let id = id_tmp.as_ref();
-    let settings = self.settings.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    let partition_shards = self.partition_shards.as_ref().map(|x|{
-      _fbb.create_vector(x)
-    });
-    TopicMetadata::create(_fbb, &TopicMetadataArgs{
-      error,
-      name,
-      id,
-      settings,
-      partition_shards,
-    })
-  }
-}
-pub enum MetadataRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct MetadataRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for MetadataRequest<'a> {
-  type Inner = MetadataRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> MetadataRequest<'a> {
-  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    MetadataRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args MetadataRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<MetadataRequest<'bldr>> {
-    let mut builder = MetadataRequestBuilder::new(_fbb);
-    if let Some(x) = args.topics { builder.add_topics(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> MetadataRequestT {
-    let topics = self.topics().map(|x| {
-      x.iter().map(|s| alloc::string::ToString::to_string(s)).collect()
-    });
-    MetadataRequestT {
-      topics,
-    }
-  }
-
-  #[inline]
-  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>(MetadataRequest::VT_TOPICS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for MetadataRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>>>("topics", Self::VT_TOPICS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct MetadataRequestArgs<'a> {
-    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>>,
-}
-impl<'a> Default for MetadataRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    MetadataRequestArgs {
-      topics: None,
-    }
-  }
-}
-
-pub struct MetadataRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetadataRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<&'b  str>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MetadataRequest::VT_TOPICS, topics);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MetadataRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    MetadataRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<MetadataRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for MetadataRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("MetadataRequest");
-      ds.field("topics", &self.topics());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct MetadataRequestT {
-  pub topics: Option<alloc::vec::Vec<alloc::string::String>>,
-}
-impl Default for MetadataRequestT {
-  fn default() -> Self {
-    Self {
-      topics: None,
-    }
-  }
-}
-impl MetadataRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<MetadataRequest<'b>> {
-    let topics = self.topics.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|s| _fbb.create_string(s)).collect();_fbb.create_vector(&w)
-    });
-    MetadataRequest::create(_fbb, &MetadataRequestArgs{
-      topics,
-    })
-  }
-}
-pub enum MetadataResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct MetadataResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for MetadataResponse<'a> {
-  type Inner = MetadataResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> MetadataResponse<'a> {
-  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 4;
-  pub const VT_TOPICS: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    MetadataResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args MetadataResponseArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<MetadataResponse<'bldr>> {
-    let mut builder = MetadataResponseBuilder::new(_fbb);
-    if let Some(x) = args.topics { builder.add_topics(x); }
-    if let Some(x) = args.shards { builder.add_shards(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> MetadataResponseT {
-    let shards = self.shards().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let topics = self.topics().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    MetadataResponseT {
-      shards,
-      topics,
-    }
-  }
-
-  #[inline]
-  pub fn shards(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardAddress<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardAddress>>>>(MetadataResponse::VT_SHARDS, None)}
-  }
-  #[inline]
-  pub fn topics(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata<'a>>>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata>>>>(MetadataResponse::VT_TOPICS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for MetadataResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ShardAddress>>>>("shards", Self::VT_SHARDS, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicMetadata>>>>("topics", Self::VT_TOPICS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct MetadataResponseArgs<'a> {
-    pub shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardAddress<'a>>>>>,
-    pub topics: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata<'a>>>>>,
-}
-impl<'a> Default for MetadataResponseArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    MetadataResponseArgs {
-      shards: None,
-      topics: None,
-    }
-  }
-}
-
-pub struct MetadataResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetadataResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_shards(&mut self, shards: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ShardAddress<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MetadataResponse::VT_SHARDS, shards);
-  }
-  #[inline]
-  pub fn add_topics(&mut self, topics: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<TopicMetadata<'b >>>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(MetadataResponse::VT_TOPICS, topics);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> MetadataResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    MetadataResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<MetadataResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for MetadataResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("MetadataResponse");
-      ds.field("shards", &self.shards());
-      ds.field("topics", &self.topics());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct MetadataResponseT {
-  pub shards: Option<alloc::vec::Vec<ShardAddressT>>,
-  pub topics: Option<alloc::vec::Vec<TopicMetadataT>>,
-}
-impl Default for MetadataResponseT {
-  fn default() -> Self {
-    Self {
-      shards: None,
-      topics: None,
-    }
-  }
-}
-impl MetadataResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<MetadataResponse<'b>> {
-    let shards = self.shards.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    let topics = self.topics.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();_fbb.create_vector(&w)
-    });
-    MetadataResponse::create(_fbb, &MetadataResponseArgs{
-      shards,
-      topics,
-    })
-  }
-}
-pub enum CreateTopicRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct CreateTopicRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for CreateTopicRequest<'a> {
-  type Inner = CreateTopicRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> CreateTopicRequest<'a> {
-  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
-  pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    CreateTopicRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CreateTopicRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<CreateTopicRequest<'bldr>> {
-    let mut builder = CreateTopicRequestBuilder::new(_fbb);
-    if let Some(x) = args.settings { builder.add_settings(x); }
-    builder.add_partitions(args.partitions);
-    if let Some(x) = args.name { builder.add_name(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> CreateTopicRequestT {
-    let name = self.name().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let partitions = self.partitions();
-    let settings = self.settings().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    CreateTopicRequestT {
-      name,
-      partitions,
-      settings,
-    }
-  }
-
-  #[inline]
-  pub fn name(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(CreateTopicRequest::VT_NAME, None)}
-  }
-  #[inline]
-  pub fn partitions(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(CreateTopicRequest::VT_PARTITIONS, Some(1)).unwrap()}
-  }
-  #[inline]
-  pub fn settings(&self) -> Option<TopicSettings<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<TopicSettings>>(CreateTopicRequest::VT_SETTINGS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for CreateTopicRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
-     .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<TopicSettings>>("settings", Self::VT_SETTINGS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CreateTopicRequestArgs<'a> {
-    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub partitions: u32,
-    pub settings: Option<::flatbuffers::WIPOffset<TopicSettings<'a>>>,
-}
-impl<'a> Default for CreateTopicRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    CreateTopicRequestArgs {
-      name: None,
-      partitions: 1,
-      settings: None,
-    }
-  }
-}
-
-pub struct CreateTopicRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateTopicRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CreateTopicRequest::VT_NAME, name);
-  }
-  #[inline]
-  pub fn add_partitions(&mut self, partitions: u32) {
-    self.fbb_.push_slot::<u32>(CreateTopicRequest::VT_PARTITIONS, partitions, 1);
-  }
-  #[inline]
-  pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<TopicSettings<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<TopicSettings>>(CreateTopicRequest::VT_SETTINGS, settings);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateTopicRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CreateTopicRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<CreateTopicRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for CreateTopicRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("CreateTopicRequest");
-      ds.field("name", &self.name());
-      ds.field("partitions", &self.partitions());
-      ds.field("settings", &self.settings());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CreateTopicRequestT {
-  pub name: Option<alloc::string::String>,
-  pub partitions: u32,
-  pub settings: Option<alloc::boxed::Box<TopicSettingsT>>,
-}
-impl Default for CreateTopicRequestT {
-  fn default() -> Self {
-    Self {
-      name: None,
-      partitions: 1,
-      settings: None,
-    }
-  }
-}
-impl CreateTopicRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<CreateTopicRequest<'b>> {
-    let name = self.name.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let partitions = self.partitions;
-    let settings = self.settings.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    CreateTopicRequest::create(_fbb, &CreateTopicRequestArgs{
-      name,
-      partitions,
-      settings,
-    })
-  }
-}
-pub enum CreateTopicResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct CreateTopicResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for CreateTopicResponse<'a> {
-  type Inner = CreateTopicResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> CreateTopicResponse<'a> {
-  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    CreateTopicResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CreateTopicResponseArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<CreateTopicResponse<'bldr>> {
-    let mut builder = CreateTopicResponseBuilder::new(_fbb);
-    if let Some(x) = args.topic { builder.add_topic(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> CreateTopicResponseT {
-    let topic = self.topic().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    CreateTopicResponseT {
-      topic,
-    }
-  }
-
-  #[inline]
-  pub fn topic(&self) -> Option<TopicMetadata<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<TopicMetadata>>(CreateTopicResponse::VT_TOPIC, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for CreateTopicResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<TopicMetadata>>("topic", Self::VT_TOPIC, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CreateTopicResponseArgs<'a> {
-    pub topic: Option<::flatbuffers::WIPOffset<TopicMetadata<'a>>>,
-}
-impl<'a> Default for CreateTopicResponseArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    CreateTopicResponseArgs {
-      topic: None,
-    }
-  }
-}
-
-pub struct CreateTopicResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateTopicResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<TopicMetadata<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<TopicMetadata>>(CreateTopicResponse::VT_TOPIC, topic);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreateTopicResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CreateTopicResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<CreateTopicResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for CreateTopicResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("CreateTopicResponse");
-      ds.field("topic", &self.topic());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CreateTopicResponseT {
-  pub topic: Option<alloc::boxed::Box<TopicMetadataT>>,
-}
-impl Default for CreateTopicResponseT {
-  fn default() -> Self {
-    Self {
-      topic: None,
-    }
-  }
-}
-impl CreateTopicResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<CreateTopicResponse<'b>> {
-    let topic = self.topic.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    CreateTopicResponse::create(_fbb, &CreateTopicResponseArgs{
-      topic,
-    })
-  }
-}
-pub enum AlterTopicRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct AlterTopicRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for AlterTopicRequest<'a> {
-  type Inner = AlterTopicRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> AlterTopicRequest<'a> {
-  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
-  pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    AlterTopicRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args AlterTopicRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<AlterTopicRequest<'bldr>> {
-    let mut builder = AlterTopicRequestBuilder::new(_fbb);
-    if let Some(x) = args.settings { builder.add_settings(x); }
-    if let Some(x) = args.partitions { builder.add_partitions(x); }
-    if let Some(x) = args.name { builder.add_name(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> AlterTopicRequestT {
-    let name = self.name().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let partitions = self.partitions();
-    let settings = self.settings().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    AlterTopicRequestT {
-      name,
-      partitions,
-      settings,
-    }
-  }
-
-  #[inline]
-  pub fn name(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(AlterTopicRequest::VT_NAME, None)}
-  }
-  #[inline]
-  pub fn partitions(&self) -> Option<u32> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(AlterTopicRequest::VT_PARTITIONS, None)}
-  }
-  #[inline]
-  pub fn settings(&self) -> Option<TopicSettings<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<TopicSettings>>(AlterTopicRequest::VT_SETTINGS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for AlterTopicRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
-     .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<TopicSettings>>("settings", Self::VT_SETTINGS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct AlterTopicRequestArgs<'a> {
-    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub partitions: Option<u32>,
-    pub settings: Option<::flatbuffers::WIPOffset<TopicSettings<'a>>>,
-}
-impl<'a> Default for AlterTopicRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    AlterTopicRequestArgs {
-      name: None,
-      partitions: None,
-      settings: None,
-    }
-  }
-}
-
-pub struct AlterTopicRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AlterTopicRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(AlterTopicRequest::VT_NAME, name);
-  }
-  #[inline]
-  pub fn add_partitions(&mut self, partitions: u32) {
-    self.fbb_.push_slot_always::<u32>(AlterTopicRequest::VT_PARTITIONS, partitions);
-  }
-  #[inline]
-  pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<TopicSettings<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<TopicSettings>>(AlterTopicRequest::VT_SETTINGS, settings);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AlterTopicRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    AlterTopicRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<AlterTopicRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for AlterTopicRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("AlterTopicRequest");
-      ds.field("name", &self.name());
-      ds.field("partitions", &self.partitions());
-      ds.field("settings", &self.settings());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct AlterTopicRequestT {
-  pub name: Option<alloc::string::String>,
-  pub partitions: Option<u32>,
-  pub settings: Option<alloc::boxed::Box<TopicSettingsT>>,
-}
-impl Default for AlterTopicRequestT {
-  fn default() -> Self {
-    Self {
-      name: None,
-      partitions: None,
-      settings: None,
-    }
-  }
-}
-impl AlterTopicRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<AlterTopicRequest<'b>> {
-    let name = self.name.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let partitions = self.partitions;
-    let settings = self.settings.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    AlterTopicRequest::create(_fbb, &AlterTopicRequestArgs{
-      name,
-      partitions,
-      settings,
-    })
-  }
-}
-pub enum AlterTopicResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct AlterTopicResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for AlterTopicResponse<'a> {
-  type Inner = AlterTopicResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> AlterTopicResponse<'a> {
-  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    AlterTopicResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args AlterTopicResponseArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<AlterTopicResponse<'bldr>> {
-    let mut builder = AlterTopicResponseBuilder::new(_fbb);
-    if let Some(x) = args.topic { builder.add_topic(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> AlterTopicResponseT {
-    let topic = self.topic().map(|x| {
-      alloc::boxed::Box::new(x.unpack())
-    });
-    AlterTopicResponseT {
-      topic,
-    }
-  }
-
-  #[inline]
-  pub fn topic(&self) -> Option<TopicMetadata<'a>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<TopicMetadata>>(AlterTopicResponse::VT_TOPIC, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for AlterTopicResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<TopicMetadata>>("topic", Self::VT_TOPIC, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct AlterTopicResponseArgs<'a> {
-    pub topic: Option<::flatbuffers::WIPOffset<TopicMetadata<'a>>>,
-}
-impl<'a> Default for AlterTopicResponseArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    AlterTopicResponseArgs {
-      topic: None,
-    }
-  }
-}
-
-pub struct AlterTopicResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AlterTopicResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<TopicMetadata<'b >>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<TopicMetadata>>(AlterTopicResponse::VT_TOPIC, topic);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> AlterTopicResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    AlterTopicResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<AlterTopicResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for AlterTopicResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("AlterTopicResponse");
-      ds.field("topic", &self.topic());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct AlterTopicResponseT {
-  pub topic: Option<alloc::boxed::Box<TopicMetadataT>>,
-}
-impl Default for AlterTopicResponseT {
-  fn default() -> Self {
-    Self {
-      topic: None,
-    }
-  }
-}
-impl AlterTopicResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<AlterTopicResponse<'b>> {
-    let topic = self.topic.as_ref().map(|x|{
-      x.pack(_fbb)
-    });
-    AlterTopicResponse::create(_fbb, &AlterTopicResponseArgs{
-      topic,
-    })
-  }
-}
-pub enum DeleteTopicRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct DeleteTopicRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for DeleteTopicRequest<'a> {
-  type Inner = DeleteTopicRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> DeleteTopicRequest<'a> {
-  pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    DeleteTopicRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args DeleteTopicRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<DeleteTopicRequest<'bldr>> {
-    let mut builder = DeleteTopicRequestBuilder::new(_fbb);
-    if let Some(x) = args.name { builder.add_name(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> DeleteTopicRequestT {
-    let name = self.name().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    DeleteTopicRequestT {
-      name,
-    }
-  }
-
-  #[inline]
-  pub fn name(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DeleteTopicRequest::VT_NAME, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for DeleteTopicRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("name", Self::VT_NAME, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct DeleteTopicRequestArgs<'a> {
-    pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
-}
-impl<'a> Default for DeleteTopicRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    DeleteTopicRequestArgs {
-      name: None,
-    }
-  }
-}
-
-pub struct DeleteTopicRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTopicRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DeleteTopicRequest::VT_NAME, name);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeleteTopicRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    DeleteTopicRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTopicRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for DeleteTopicRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("DeleteTopicRequest");
-      ds.field("name", &self.name());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeleteTopicRequestT {
-  pub name: Option<alloc::string::String>,
-}
-impl Default for DeleteTopicRequestT {
-  fn default() -> Self {
-    Self {
-      name: None,
-    }
-  }
-}
-impl DeleteTopicRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<DeleteTopicRequest<'b>> {
-    let name = self.name.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    DeleteTopicRequest::create(_fbb, &DeleteTopicRequestArgs{
-      name,
-    })
-  }
-}
-pub enum DeleteTopicResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct DeleteTopicResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for DeleteTopicResponse<'a> {
-  type Inner = DeleteTopicResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> DeleteTopicResponse<'a> {
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    DeleteTopicResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args DeleteTopicResponseArgs
-  ) -> ::flatbuffers::WIPOffset<DeleteTopicResponse<'bldr>> {
-    let mut builder = DeleteTopicResponseBuilder::new(_fbb);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> DeleteTopicResponseT {
-    DeleteTopicResponseT {
-    }
-  }
-}
-
-impl ::flatbuffers::Verifiable for DeleteTopicResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct DeleteTopicResponseArgs {
-}
-impl<'a> Default for DeleteTopicResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    DeleteTopicResponseArgs {
-    }
-  }
-}
-
-pub struct DeleteTopicResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTopicResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DeleteTopicResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    DeleteTopicResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTopicResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for DeleteTopicResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("DeleteTopicResponse");
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct DeleteTopicResponseT {
-}
-impl Default for DeleteTopicResponseT {
-  fn default() -> Self {
-    Self {
-    }
-  }
-}
-impl DeleteTopicResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<DeleteTopicResponse<'b>> {
-    DeleteTopicResponse::create(_fbb, &DeleteTopicResponseArgs{
-    })
-  }
-}
-pub enum DescribePartitionRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct DescribePartitionRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for DescribePartitionRequest<'a> {
-  type Inner = DescribePartitionRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> DescribePartitionRequest<'a> {
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    DescribePartitionRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args DescribePartitionRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<DescribePartitionRequest<'bldr>> {
-    let mut builder = DescribePartitionRequestBuilder::new(_fbb);
-    if let Some(x) = args.partition { builder.add_partition(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> DescribePartitionRequestT {
-    let partition = self.partition().map(|x| {
-      x.unpack()
-    });
-    DescribePartitionRequestT {
-      partition,
-    }
-  }
-
-  #[inline]
-  pub fn partition(&self) -> Option<&'a PartitionRef> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<PartitionRef>(DescribePartitionRequest::VT_PARTITION, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for DescribePartitionRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct DescribePartitionRequestArgs<'a> {
-    pub partition: Option<&'a PartitionRef>,
-}
-impl<'a> Default for DescribePartitionRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    DescribePartitionRequestArgs {
-      partition: None,
-    }
-  }
-}
-
-pub struct DescribePartitionRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribePartitionRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_partition(&mut self, partition: &PartitionRef) {
-    self.fbb_.push_slot_always::<&PartitionRef>(DescribePartitionRequest::VT_PARTITION, partition);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DescribePartitionRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    DescribePartitionRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribePartitionRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for DescribePartitionRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("DescribePartitionRequest");
-      ds.field("partition", &self.partition());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct DescribePartitionRequestT {
-  pub partition: Option<PartitionRefT>,
-}
-impl Default for DescribePartitionRequestT {
-  fn default() -> Self {
-    Self {
-      partition: None,
-    }
-  }
-}
-impl DescribePartitionRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<DescribePartitionRequest<'b>> {
-    let partition_tmp = self.partition.as_ref().map(|x| x.pack());
-    let partition = partition_tmp.as_ref();
-    DescribePartitionRequest::create(_fbb, &DescribePartitionRequestArgs{
-      partition,
-    })
-  }
-}
-pub enum DescribePartitionResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct DescribePartitionResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for DescribePartitionResponse<'a> {
-  type Inner = DescribePartitionResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> DescribePartitionResponse<'a> {
-  pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 4;
-  pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 6;
-  pub const VT_COMMITTED: ::flatbuffers::VOffsetT = 8;
-  pub const VT_LATEST: ::flatbuffers::VOffsetT = 10;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 12;
-  pub const VT_SHARD: ::flatbuffers::VOffsetT = 14;
-  pub const VT_LOG_GROUP: ::flatbuffers::VOffsetT = 16;
-  pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 18;
-  pub const VT_BYTES: ::flatbuffers::VOffsetT = 20;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    DescribePartitionResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args DescribePartitionResponseArgs
-  ) -> ::flatbuffers::WIPOffset<DescribePartitionResponse<'bldr>> {
-    let mut builder = DescribePartitionResponseBuilder::new(_fbb);
-    builder.add_bytes(args.bytes);
-    builder.add_latest(args.latest);
-    builder.add_committed(args.committed);
-    builder.add_visible(args.visible);
-    builder.add_earliest(args.earliest);
-    builder.add_segments(args.segments);
-    builder.add_leader_epoch(args.leader_epoch);
-    builder.add_log_group(args.log_group);
-    builder.add_shard(args.shard);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> DescribePartitionResponseT {
-    let earliest = self.earliest();
-    let visible = self.visible();
-    let committed = self.committed();
-    let latest = self.latest();
-    let leader_epoch = self.leader_epoch();
-    let shard = self.shard();
-    let log_group = self.log_group();
-    let segments = self.segments();
-    let bytes = self.bytes();
-    DescribePartitionResponseT {
-      earliest,
-      visible,
-      committed,
-      latest,
-      leader_epoch,
-      shard,
-      log_group,
-      segments,
-      bytes,
-    }
-  }
-
-  #[inline]
-  pub fn earliest(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(DescribePartitionResponse::VT_EARLIEST, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn visible(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(DescribePartitionResponse::VT_VISIBLE, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn committed(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(DescribePartitionResponse::VT_COMMITTED, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn latest(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(DescribePartitionResponse::VT_LATEST, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(DescribePartitionResponse::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn shard(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(DescribePartitionResponse::VT_SHARD, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn log_group(&self) -> u16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u16>(DescribePartitionResponse::VT_LOG_GROUP, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn segments(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(DescribePartitionResponse::VT_SEGMENTS, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn bytes(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(DescribePartitionResponse::VT_BYTES, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for DescribePartitionResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("earliest", Self::VT_EARLIEST, false)?
-     .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
-     .visit_field::<u64>("committed", Self::VT_COMMITTED, false)?
-     .visit_field::<u64>("latest", Self::VT_LATEST, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .visit_field::<u16>("shard", Self::VT_SHARD, false)?
-     .visit_field::<u16>("log_group", Self::VT_LOG_GROUP, false)?
-     .visit_field::<u32>("segments", Self::VT_SEGMENTS, false)?
-     .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct DescribePartitionResponseArgs {
-    pub earliest: u64,
-    pub visible: u64,
-    pub committed: u64,
-    pub latest: u64,
-    pub leader_epoch: u32,
-    pub shard: u16,
-    pub log_group: u16,
-    pub segments: u32,
-    pub bytes: u64,
-}
-impl<'a> Default for DescribePartitionResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    DescribePartitionResponseArgs {
-      earliest: 0,
-      visible: 0,
-      committed: 0,
-      latest: 0,
-      leader_epoch: 0,
-      shard: 0,
-      log_group: 0,
-      segments: 0,
-      bytes: 0,
-    }
-  }
-}
-
-pub struct DescribePartitionResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribePartitionResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_earliest(&mut self, earliest: u64) {
-    self.fbb_.push_slot::<u64>(DescribePartitionResponse::VT_EARLIEST, earliest, 0);
-  }
-  #[inline]
-  pub fn add_visible(&mut self, visible: u64) {
-    self.fbb_.push_slot::<u64>(DescribePartitionResponse::VT_VISIBLE, visible, 0);
-  }
-  #[inline]
-  pub fn add_committed(&mut self, committed: u64) {
-    self.fbb_.push_slot::<u64>(DescribePartitionResponse::VT_COMMITTED, committed, 0);
-  }
-  #[inline]
-  pub fn add_latest(&mut self, latest: u64) {
-    self.fbb_.push_slot::<u64>(DescribePartitionResponse::VT_LATEST, latest, 0);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(DescribePartitionResponse::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn add_shard(&mut self, shard: u16) {
-    self.fbb_.push_slot::<u16>(DescribePartitionResponse::VT_SHARD, shard, 0);
-  }
-  #[inline]
-  pub fn add_log_group(&mut self, log_group: u16) {
-    self.fbb_.push_slot::<u16>(DescribePartitionResponse::VT_LOG_GROUP, log_group, 0);
-  }
-  #[inline]
-  pub fn add_segments(&mut self, segments: u32) {
-    self.fbb_.push_slot::<u32>(DescribePartitionResponse::VT_SEGMENTS, segments, 0);
-  }
-  #[inline]
-  pub fn add_bytes(&mut self, bytes: u64) {
-    self.fbb_.push_slot::<u64>(DescribePartitionResponse::VT_BYTES, bytes, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DescribePartitionResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    DescribePartitionResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribePartitionResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for DescribePartitionResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("DescribePartitionResponse");
-      ds.field("earliest", &self.earliest());
-      ds.field("visible", &self.visible());
-      ds.field("committed", &self.committed());
-      ds.field("latest", &self.latest());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.field("shard", &self.shard());
-      ds.field("log_group", &self.log_group());
-      ds.field("segments", &self.segments());
-      ds.field("bytes", &self.bytes());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct DescribePartitionResponseT {
-  pub earliest: u64,
-  pub visible: u64,
-  pub committed: u64,
-  pub latest: u64,
-  pub leader_epoch: u32,
-  pub shard: u16,
-  pub log_group: u16,
-  pub segments: u32,
-  pub bytes: u64,
-}
-impl Default for DescribePartitionResponseT {
-  fn default() -> Self {
-    Self {
-      earliest: 0,
-      visible: 0,
-      committed: 0,
-      latest: 0,
-      leader_epoch: 0,
-      shard: 0,
-      log_group: 0,
-      segments: 0,
-      bytes: 0,
-    }
-  }
-}
-impl DescribePartitionResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<DescribePartitionResponse<'b>> {
-    let earliest = self.earliest;
-    let visible = self.visible;
-    let committed = self.committed;
-    let latest = self.latest;
-    let leader_epoch = self.leader_epoch;
-    let shard = self.shard;
-    let log_group = self.log_group;
-    let segments = self.segments;
-    let bytes = self.bytes;
-    DescribePartitionResponse::create(_fbb, &DescribePartitionResponseArgs{
-      earliest,
-      visible,
-      committed,
-      latest,
-      leader_epoch,
-      shard,
-      log_group,
-      segments,
-      bytes,
-    })
-  }
-}
-pub enum InitProducerRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct InitProducerRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for InitProducerRequest<'a> {
-  type Inner = InitProducerRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> InitProducerRequest<'a> {
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    InitProducerRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args InitProducerRequestArgs
-  ) -> ::flatbuffers::WIPOffset<InitProducerRequest<'bldr>> {
-    let mut builder = InitProducerRequestBuilder::new(_fbb);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> InitProducerRequestT {
-    InitProducerRequestT {
-    }
-  }
-}
-
-impl ::flatbuffers::Verifiable for InitProducerRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct InitProducerRequestArgs {
-}
-impl<'a> Default for InitProducerRequestArgs {
-  #[inline]
-  fn default() -> Self {
-    InitProducerRequestArgs {
-    }
-  }
-}
-
-pub struct InitProducerRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitProducerRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> InitProducerRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    InitProducerRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<InitProducerRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for InitProducerRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("InitProducerRequest");
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct InitProducerRequestT {
-}
-impl Default for InitProducerRequestT {
-  fn default() -> Self {
-    Self {
-    }
-  }
-}
-impl InitProducerRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<InitProducerRequest<'b>> {
-    InitProducerRequest::create(_fbb, &InitProducerRequestArgs{
-    })
-  }
-}
-pub enum InitProducerResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct InitProducerResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for InitProducerResponse<'a> {
-  type Inner = InitProducerResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> InitProducerResponse<'a> {
-  pub const VT_PRODUCER_ID: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PRODUCER_EPOCH: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    InitProducerResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args InitProducerResponseArgs
-  ) -> ::flatbuffers::WIPOffset<InitProducerResponse<'bldr>> {
-    let mut builder = InitProducerResponseBuilder::new(_fbb);
-    builder.add_producer_id(args.producer_id);
-    builder.add_producer_epoch(args.producer_epoch);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> InitProducerResponseT {
-    let producer_id = self.producer_id();
-    let producer_epoch = self.producer_epoch();
-    InitProducerResponseT {
-      producer_id,
-      producer_epoch,
-    }
-  }
-
-  #[inline]
-  pub fn producer_id(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(InitProducerResponse::VT_PRODUCER_ID, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn producer_epoch(&self) -> i16 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i16>(InitProducerResponse::VT_PRODUCER_EPOCH, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for InitProducerResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<i64>("producer_id", Self::VT_PRODUCER_ID, false)?
-     .visit_field::<i16>("producer_epoch", Self::VT_PRODUCER_EPOCH, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct InitProducerResponseArgs {
-    pub producer_id: i64,
-    pub producer_epoch: i16,
-}
-impl<'a> Default for InitProducerResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    InitProducerResponseArgs {
-      producer_id: 0,
-      producer_epoch: 0,
-    }
-  }
-}
-
-pub struct InitProducerResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitProducerResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_producer_id(&mut self, producer_id: i64) {
-    self.fbb_.push_slot::<i64>(InitProducerResponse::VT_PRODUCER_ID, producer_id, 0);
-  }
-  #[inline]
-  pub fn add_producer_epoch(&mut self, producer_epoch: i16) {
-    self.fbb_.push_slot::<i16>(InitProducerResponse::VT_PRODUCER_EPOCH, producer_epoch, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> InitProducerResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    InitProducerResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<InitProducerResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for InitProducerResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("InitProducerResponse");
-      ds.field("producer_id", &self.producer_id());
-      ds.field("producer_epoch", &self.producer_epoch());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct InitProducerResponseT {
-  pub producer_id: i64,
-  pub producer_epoch: i16,
-}
-impl Default for InitProducerResponseT {
-  fn default() -> Self {
-    Self {
-      producer_id: 0,
-      producer_epoch: 0,
-    }
-  }
-}
-impl InitProducerResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<InitProducerResponse<'b>> {
-    let producer_id = self.producer_id;
-    let producer_epoch = self.producer_epoch;
-    InitProducerResponse::create(_fbb, &InitProducerResponseArgs{
-      producer_id,
-      producer_epoch,
-    })
-  }
-}
-pub enum PublishRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct PublishRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for PublishRequest<'a> {
-  type Inner = PublishRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> PublishRequest<'a> {
-  pub const VT_ACKS: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PARTS: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    PublishRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args PublishRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<PublishRequest<'bldr>> {
-    let mut builder = PublishRequestBuilder::new(_fbb);
-    if let Some(x) = args.parts { builder.add_parts(x); }
-    builder.add_acks(args.acks);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> PublishRequestT {
-    let acks = self.acks();
-    let parts = self.parts().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    PublishRequestT {
-      acks,
-      parts,
-    }
-  }
-
-  #[inline]
-  pub fn acks(&self) -> u8 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u8>(PublishRequest::VT_ACKS, Some(2)).unwrap()}
-  }
-  #[inline]
-  pub fn parts(&self) -> Option<::flatbuffers::Vector<'a, PublishPart>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PublishPart>>>(PublishRequest::VT_PARTS, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for PublishRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
+    extern crate alloc;
+    #[allow(unused_imports, dead_code)]
+    pub mod wire {
+
+        extern crate alloc;
+
+        // struct TopicId, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct TopicId(pub [u8; 16]);
+        impl Default for TopicId {
+            fn default() -> Self {
+                Self([0; 16])
+            }
+        }
+        impl ::core::fmt::Debug for TopicId {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("TopicId")
+                    .field("hi", &self.hi())
+                    .field("lo", &self.lo())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for TopicId {}
+        impl<'a> ::flatbuffers::Follow<'a> for TopicId {
+            type Inner = &'a TopicId;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a TopicId>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a TopicId {
+            type Inner = &'a TopicId;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<TopicId>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for TopicId {
+            type Output = TopicId;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const TopicId as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for TopicId {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> TopicId {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(hi: u64, lo: u64) -> Self {
+                let mut s = Self([0; 16]);
+                s.set_hi(hi);
+                s.set_lo(lo);
+                s
+            }
+
+            pub fn hi(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[0..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_hi(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[0..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn lo(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[8..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_lo(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[8..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> TopicIdT {
+                TopicIdT {
+                    hi: self.hi(),
+                    lo: self.lo(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct TopicIdT {
+            pub hi: u64,
+            pub lo: u64,
+        }
+        impl TopicIdT {
+            pub fn pack(&self) -> TopicId {
+                TopicId::new(self.hi, self.lo)
+            }
+        }
+
+        // struct PartitionRef, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct PartitionRef(pub [u8; 24]);
+        impl Default for PartitionRef {
+            fn default() -> Self {
+                Self([0; 24])
+            }
+        }
+        impl ::core::fmt::Debug for PartitionRef {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("PartitionRef")
+                    .field("topic", &self.topic())
+                    .field("partition", &self.partition())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for PartitionRef {}
+        impl<'a> ::flatbuffers::Follow<'a> for PartitionRef {
+            type Inner = &'a PartitionRef;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a PartitionRef>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a PartitionRef {
+            type Inner = &'a PartitionRef;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<PartitionRef>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for PartitionRef {
+            type Output = PartitionRef;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const PartitionRef as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for PartitionRef {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> PartitionRef {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(topic: &TopicId, partition: u32) -> Self {
+                let mut s = Self([0; 24]);
+                s.set_topic(topic);
+                s.set_partition(partition);
+                s
+            }
+
+            pub fn topic(&self) -> &TopicId {
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid struct in this slot
+                unsafe { &*(self.0[0..].as_ptr() as *const TopicId) }
+            }
+
+            #[allow(clippy::identity_op)]
+            pub fn set_topic(&mut self, x: &TopicId) {
+                self.0[0..0 + 16].copy_from_slice(&x.0)
+            }
+
+            pub fn partition(&self) -> u32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[16..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_partition(&mut self, x: u32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[16..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> PartitionRefT {
+                PartitionRefT {
+                    topic: self.topic().unpack(),
+                    partition: self.partition(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct PartitionRefT {
+            pub topic: TopicIdT,
+            pub partition: u32,
+        }
+        impl PartitionRefT {
+            pub fn pack(&self) -> PartitionRef {
+                PartitionRef::new(&self.topic.pack(), self.partition)
+            }
+        }
+
+        // struct PublishPart, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct PublishPart(pub [u8; 32]);
+        impl Default for PublishPart {
+            fn default() -> Self {
+                Self([0; 32])
+            }
+        }
+        impl ::core::fmt::Debug for PublishPart {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("PublishPart")
+                    .field("partition", &self.partition())
+                    .field("batch_bytes", &self.batch_bytes())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for PublishPart {}
+        impl<'a> ::flatbuffers::Follow<'a> for PublishPart {
+            type Inner = &'a PublishPart;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a PublishPart>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a PublishPart {
+            type Inner = &'a PublishPart;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<PublishPart>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for PublishPart {
+            type Output = PublishPart;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const PublishPart as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for PublishPart {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> PublishPart {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(partition: &PartitionRef, batch_bytes: u32) -> Self {
+                let mut s = Self([0; 32]);
+                s.set_partition(partition);
+                s.set_batch_bytes(batch_bytes);
+                s
+            }
+
+            pub fn partition(&self) -> &PartitionRef {
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid struct in this slot
+                unsafe { &*(self.0[0..].as_ptr() as *const PartitionRef) }
+            }
+
+            #[allow(clippy::identity_op)]
+            pub fn set_partition(&mut self, x: &PartitionRef) {
+                self.0[0..0 + 24].copy_from_slice(&x.0)
+            }
+
+            pub fn batch_bytes(&self) -> u32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[24..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_batch_bytes(&mut self, x: u32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[24..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> PublishPartT {
+                PublishPartT {
+                    partition: self.partition().unpack(),
+                    batch_bytes: self.batch_bytes(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct PublishPartT {
+            pub partition: PartitionRefT,
+            pub batch_bytes: u32,
+        }
+        impl PublishPartT {
+            pub fn pack(&self) -> PublishPart {
+                PublishPart::new(&self.partition.pack(), self.batch_bytes)
+            }
+        }
+
+        // struct PublishResult, aligned to 8
+        #[repr(transparent)]
+        #[derive(Clone, Copy, PartialEq)]
+        pub struct PublishResult(pub [u8; 32]);
+        impl Default for PublishResult {
+            fn default() -> Self {
+                Self([0; 32])
+            }
+        }
+        impl ::core::fmt::Debug for PublishResult {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+                f.debug_struct("PublishResult")
+                    .field("part", &self.part())
+                    .field("error", &self.error())
+                    .field("duplicate", &self.duplicate())
+                    .field("leader_epoch", &self.leader_epoch())
+                    .field("base_offset", &self.base_offset())
+                    .field("append_time_ms", &self.append_time_ms())
+                    .finish()
+            }
+        }
+
+        impl ::flatbuffers::SimpleToVerifyInSlice for PublishResult {}
+        impl<'a> ::flatbuffers::Follow<'a> for PublishResult {
+            type Inner = &'a PublishResult;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { <&'a PublishResult>::follow(buf, loc) }
+            }
+        }
+        impl<'a> ::flatbuffers::Follow<'a> for &'a PublishResult {
+            type Inner = &'a PublishResult;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                unsafe { ::flatbuffers::follow_cast_ref::<PublishResult>(buf, loc) }
+            }
+        }
+        impl<'b> ::flatbuffers::Push for PublishResult {
+            type Output = PublishResult;
+            #[inline]
+            unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+                let src = unsafe {
+                    ::core::slice::from_raw_parts(
+                        self as *const PublishResult as *const u8,
+                        <Self as ::flatbuffers::Push>::size(),
+                    )
+                };
+                dst.copy_from_slice(src);
+            }
+            #[inline]
+            fn alignment() -> ::flatbuffers::PushAlignment {
+                ::flatbuffers::PushAlignment::new(8)
+            }
+        }
+
+        impl<'a> ::flatbuffers::Verifiable for PublishResult {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.in_buffer::<Self>(pos)
+            }
+        }
+
+        impl<'a> PublishResult {
+            #[allow(clippy::too_many_arguments)]
+            pub fn new(
+                part: u32,
+                error: u16,
+                duplicate: bool,
+                leader_epoch: u32,
+                base_offset: u64,
+                append_time_ms: i64,
+            ) -> Self {
+                let mut s = Self([0; 32]);
+                s.set_part(part);
+                s.set_error(error);
+                s.set_duplicate(duplicate);
+                s.set_leader_epoch(leader_epoch);
+                s.set_base_offset(base_offset);
+                s.set_append_time_ms(append_time_ms);
+                s
+            }
+
+            pub fn part(&self) -> u32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[0..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_part(&mut self, x: u32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[0..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn error(&self) -> u16 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u16 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[4..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_error(&mut self, x: u16) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[4..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u16 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn duplicate(&self) -> bool {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <bool as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[6..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_duplicate(&mut self, x: bool) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[6..].as_mut_ptr(),
+                        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn leader_epoch(&self) -> u32 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u32 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[8..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_leader_epoch(&mut self, x: u32) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[8..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn base_offset(&self) -> u64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <u64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[16..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_base_offset(&mut self, x: u64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[16..].as_mut_ptr(),
+                        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn append_time_ms(&self) -> i64 {
+                let mut mem = ::core::mem::MaybeUninit::<
+                    <i64 as ::flatbuffers::EndianScalar>::Scalar,
+                >::uninit();
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        self.0[24..].as_ptr(),
+                        mem.as_mut_ptr() as *mut u8,
+                        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                    mem.assume_init()
+                })
+            }
+
+            pub fn set_append_time_ms(&mut self, x: i64) {
+                let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+                // Safety:
+                // Created from a valid Table for this object
+                // Which contains a valid value in this slot
+                unsafe {
+                    ::core::ptr::copy_nonoverlapping(
+                        &x_le as *const _ as *const u8,
+                        self.0[24..].as_mut_ptr(),
+                        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+                    );
+                }
+            }
+
+            pub fn unpack(&self) -> PublishResultT {
+                PublishResultT {
+                    part: self.part(),
+                    error: self.error(),
+                    duplicate: self.duplicate(),
+                    leader_epoch: self.leader_epoch(),
+                    base_offset: self.base_offset(),
+                    append_time_ms: self.append_time_ms(),
+                }
+            }
+        }
+
+        #[derive(Debug, Clone, PartialEq, Default)]
+        pub struct PublishResultT {
+            pub part: u32,
+            pub error: u16,
+            pub duplicate: bool,
+            pub leader_epoch: u32,
+            pub base_offset: u64,
+            pub append_time_ms: i64,
+        }
+        impl PublishResultT {
+            pub fn pack(&self) -> PublishResult {
+                PublishResult::new(
+                    self.part,
+                    self.error,
+                    self.duplicate,
+                    self.leader_epoch,
+                    self.base_offset,
+                    self.append_time_ms,
+                )
+            }
+        }
+
+        pub enum HelloRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct HelloRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for HelloRequest<'a> {
+            type Inner = HelloRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> HelloRequest<'a> {
+            pub const VT_MIN_VERSION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_MAX_VERSION: ::flatbuffers::VOffsetT = 6;
+            pub const VT_CLIENT_NAME: ::flatbuffers::VOffsetT = 8;
+            pub const VT_CLIENT_VERSION: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                HelloRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args HelloRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<HelloRequest<'bldr>> {
+                let mut builder = HelloRequestBuilder::new(_fbb);
+                if let Some(x) = args.client_version {
+                    builder.add_client_version(x);
+                }
+                if let Some(x) = args.client_name {
+                    builder.add_client_name(x);
+                }
+                builder.add_max_version(args.max_version);
+                builder.add_min_version(args.min_version);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> HelloRequestT {
+                let min_version = self.min_version();
+                let max_version = self.max_version();
+                let client_name = self
+                    .client_name()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let client_version = self
+                    .client_version()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                HelloRequestT {
+                    min_version,
+                    max_version,
+                    client_name,
+                    client_version,
+                }
+            }
+
+            #[inline]
+            pub fn min_version(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u8>(HelloRequest::VT_MIN_VERSION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_version(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u8>(HelloRequest::VT_MAX_VERSION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn client_name(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        HelloRequest::VT_CLIENT_NAME,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn client_version(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        HelloRequest::VT_CLIENT_VERSION,
+                        None,
+                    )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for HelloRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u8>("min_version", Self::VT_MIN_VERSION, false)?
+                    .visit_field::<u8>("max_version", Self::VT_MAX_VERSION, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "client_name",
+                        Self::VT_CLIENT_NAME,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "client_version",
+                        Self::VT_CLIENT_VERSION,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct HelloRequestArgs<'a> {
+            pub min_version: u8,
+            pub max_version: u8,
+            pub client_name: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub client_version: Option<::flatbuffers::WIPOffset<&'a str>>,
+        }
+        impl<'a> Default for HelloRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                HelloRequestArgs {
+                    min_version: 0,
+                    max_version: 0,
+                    client_name: None,
+                    client_version: None,
+                }
+            }
+        }
+
+        pub struct HelloRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_min_version(&mut self, min_version: u8) {
+                self.fbb_
+                    .push_slot::<u8>(HelloRequest::VT_MIN_VERSION, min_version, 0);
+            }
+            #[inline]
+            pub fn add_max_version(&mut self, max_version: u8) {
+                self.fbb_
+                    .push_slot::<u8>(HelloRequest::VT_MAX_VERSION, max_version, 0);
+            }
+            #[inline]
+            pub fn add_client_name(&mut self, client_name: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    HelloRequest::VT_CLIENT_NAME,
+                    client_name,
+                );
+            }
+            #[inline]
+            pub fn add_client_version(
+                &mut self,
+                client_version: ::flatbuffers::WIPOffset<&'b str>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    HelloRequest::VT_CLIENT_VERSION,
+                    client_version,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> HelloRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                HelloRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<HelloRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for HelloRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("HelloRequest");
+                ds.field("min_version", &self.min_version());
+                ds.field("max_version", &self.max_version());
+                ds.field("client_name", &self.client_name());
+                ds.field("client_version", &self.client_version());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct HelloRequestT {
+            pub min_version: u8,
+            pub max_version: u8,
+            pub client_name: Option<alloc::string::String>,
+            pub client_version: Option<alloc::string::String>,
+        }
+        impl Default for HelloRequestT {
+            fn default() -> Self {
+                Self {
+                    min_version: 0,
+                    max_version: 0,
+                    client_name: None,
+                    client_version: None,
+                }
+            }
+        }
+        impl HelloRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<HelloRequest<'b>> {
+                let min_version = self.min_version;
+                let max_version = self.max_version;
+                let client_name = self.client_name.as_ref().map(|x| _fbb.create_string(x));
+                let client_version = self.client_version.as_ref().map(|x| _fbb.create_string(x));
+                HelloRequest::create(
+                    _fbb,
+                    &HelloRequestArgs {
+                        min_version,
+                        max_version,
+                        client_name,
+                        client_version,
+                    },
+                )
+            }
+        }
+        pub enum HelloResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct HelloResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for HelloResponse<'a> {
+            type Inner = HelloResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> HelloResponse<'a> {
+            pub const VT_VERSION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_BROKER_VERSION: ::flatbuffers::VOffsetT = 6;
+            pub const VT_DATA_DIRECTORY_ID: ::flatbuffers::VOffsetT = 8;
+            pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 10;
+            pub const VT_SHARD: ::flatbuffers::VOffsetT = 12;
+            pub const VT_SHARDS: ::flatbuffers::VOffsetT = 14;
+            pub const VT_MAX_FRAME_BYTES: ::flatbuffers::VOffsetT = 16;
+            pub const VT_MAX_BATCH_BYTES: ::flatbuffers::VOffsetT = 18;
+            pub const VT_MAX_IN_FLIGHT_REQUESTS: ::flatbuffers::VOffsetT = 20;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                HelloResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args HelloResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<HelloResponse<'bldr>> {
+                let mut builder = HelloResponseBuilder::new(_fbb);
+                builder.add_incarnation(args.incarnation);
+                builder.add_max_in_flight_requests(args.max_in_flight_requests);
+                builder.add_max_batch_bytes(args.max_batch_bytes);
+                builder.add_max_frame_bytes(args.max_frame_bytes);
+                if let Some(x) = args.data_directory_id {
+                    builder.add_data_directory_id(x);
+                }
+                if let Some(x) = args.broker_version {
+                    builder.add_broker_version(x);
+                }
+                builder.add_shards(args.shards);
+                builder.add_shard(args.shard);
+                builder.add_version(args.version);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> HelloResponseT {
+                let version = self.version();
+                let broker_version = self
+                    .broker_version()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let data_directory_id = self.data_directory_id().map(|x| x.unpack());
+                let incarnation = self.incarnation();
+                let shard = self.shard();
+                let shards = self.shards();
+                let max_frame_bytes = self.max_frame_bytes();
+                let max_batch_bytes = self.max_batch_bytes();
+                let max_in_flight_requests = self.max_in_flight_requests();
+                HelloResponseT {
+                    version,
+                    broker_version,
+                    data_directory_id,
+                    incarnation,
+                    shard,
+                    shards,
+                    max_frame_bytes,
+                    max_batch_bytes,
+                    max_in_flight_requests,
+                }
+            }
+
+            #[inline]
+            pub fn version(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u8>(HelloResponse::VT_VERSION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn broker_version(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        HelloResponse::VT_BROKER_VERSION,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn data_directory_id(&self) -> Option<&'a TopicId> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<TopicId>(HelloResponse::VT_DATA_DIRECTORY_ID, None)
+                }
+            }
+            #[inline]
+            pub fn incarnation(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(HelloResponse::VT_INCARNATION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn shard(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(HelloResponse::VT_SHARD, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn shards(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(HelloResponse::VT_SHARDS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_frame_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(HelloResponse::VT_MAX_FRAME_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_batch_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(HelloResponse::VT_MAX_BATCH_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_in_flight_requests(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(HelloResponse::VT_MAX_IN_FLIGHT_REQUESTS, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for HelloResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u8>("version", Self::VT_VERSION, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "broker_version",
+                        Self::VT_BROKER_VERSION,
+                        false,
+                    )?
+                    .visit_field::<TopicId>("data_directory_id", Self::VT_DATA_DIRECTORY_ID, false)?
+                    .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+                    .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+                    .visit_field::<u16>("shards", Self::VT_SHARDS, false)?
+                    .visit_field::<u32>("max_frame_bytes", Self::VT_MAX_FRAME_BYTES, false)?
+                    .visit_field::<u32>("max_batch_bytes", Self::VT_MAX_BATCH_BYTES, false)?
+                    .visit_field::<u32>(
+                        "max_in_flight_requests",
+                        Self::VT_MAX_IN_FLIGHT_REQUESTS,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct HelloResponseArgs<'a> {
+            pub version: u8,
+            pub broker_version: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub data_directory_id: Option<&'a TopicId>,
+            pub incarnation: u64,
+            pub shard: u16,
+            pub shards: u16,
+            pub max_frame_bytes: u32,
+            pub max_batch_bytes: u32,
+            pub max_in_flight_requests: u32,
+        }
+        impl<'a> Default for HelloResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                HelloResponseArgs {
+                    version: 0,
+                    broker_version: None,
+                    data_directory_id: None,
+                    incarnation: 0,
+                    shard: 0,
+                    shards: 0,
+                    max_frame_bytes: 0,
+                    max_batch_bytes: 0,
+                    max_in_flight_requests: 0,
+                }
+            }
+        }
+
+        pub struct HelloResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HelloResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_version(&mut self, version: u8) {
+                self.fbb_
+                    .push_slot::<u8>(HelloResponse::VT_VERSION, version, 0);
+            }
+            #[inline]
+            pub fn add_broker_version(
+                &mut self,
+                broker_version: ::flatbuffers::WIPOffset<&'b str>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    HelloResponse::VT_BROKER_VERSION,
+                    broker_version,
+                );
+            }
+            #[inline]
+            pub fn add_data_directory_id(&mut self, data_directory_id: &TopicId) {
+                self.fbb_.push_slot_always::<&TopicId>(
+                    HelloResponse::VT_DATA_DIRECTORY_ID,
+                    data_directory_id,
+                );
+            }
+            #[inline]
+            pub fn add_incarnation(&mut self, incarnation: u64) {
+                self.fbb_
+                    .push_slot::<u64>(HelloResponse::VT_INCARNATION, incarnation, 0);
+            }
+            #[inline]
+            pub fn add_shard(&mut self, shard: u16) {
+                self.fbb_
+                    .push_slot::<u16>(HelloResponse::VT_SHARD, shard, 0);
+            }
+            #[inline]
+            pub fn add_shards(&mut self, shards: u16) {
+                self.fbb_
+                    .push_slot::<u16>(HelloResponse::VT_SHARDS, shards, 0);
+            }
+            #[inline]
+            pub fn add_max_frame_bytes(&mut self, max_frame_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(HelloResponse::VT_MAX_FRAME_BYTES, max_frame_bytes, 0);
+            }
+            #[inline]
+            pub fn add_max_batch_bytes(&mut self, max_batch_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(HelloResponse::VT_MAX_BATCH_BYTES, max_batch_bytes, 0);
+            }
+            #[inline]
+            pub fn add_max_in_flight_requests(&mut self, max_in_flight_requests: u32) {
+                self.fbb_.push_slot::<u32>(
+                    HelloResponse::VT_MAX_IN_FLIGHT_REQUESTS,
+                    max_in_flight_requests,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> HelloResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                HelloResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<HelloResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for HelloResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("HelloResponse");
+                ds.field("version", &self.version());
+                ds.field("broker_version", &self.broker_version());
+                ds.field("data_directory_id", &self.data_directory_id());
+                ds.field("incarnation", &self.incarnation());
+                ds.field("shard", &self.shard());
+                ds.field("shards", &self.shards());
+                ds.field("max_frame_bytes", &self.max_frame_bytes());
+                ds.field("max_batch_bytes", &self.max_batch_bytes());
+                ds.field("max_in_flight_requests", &self.max_in_flight_requests());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct HelloResponseT {
+            pub version: u8,
+            pub broker_version: Option<alloc::string::String>,
+            pub data_directory_id: Option<TopicIdT>,
+            pub incarnation: u64,
+            pub shard: u16,
+            pub shards: u16,
+            pub max_frame_bytes: u32,
+            pub max_batch_bytes: u32,
+            pub max_in_flight_requests: u32,
+        }
+        impl Default for HelloResponseT {
+            fn default() -> Self {
+                Self {
+                    version: 0,
+                    broker_version: None,
+                    data_directory_id: None,
+                    incarnation: 0,
+                    shard: 0,
+                    shards: 0,
+                    max_frame_bytes: 0,
+                    max_batch_bytes: 0,
+                    max_in_flight_requests: 0,
+                }
+            }
+        }
+        impl HelloResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<HelloResponse<'b>> {
+                let version = self.version;
+                let broker_version = self.broker_version.as_ref().map(|x| _fbb.create_string(x));
+                let data_directory_id_tmp = self.data_directory_id.as_ref().map(|x| x.pack());
+                let data_directory_id = data_directory_id_tmp.as_ref();
+                let incarnation = self.incarnation;
+                let shard = self.shard;
+                let shards = self.shards;
+                let max_frame_bytes = self.max_frame_bytes;
+                let max_batch_bytes = self.max_batch_bytes;
+                let max_in_flight_requests = self.max_in_flight_requests;
+                HelloResponse::create(
+                    _fbb,
+                    &HelloResponseArgs {
+                        version,
+                        broker_version,
+                        data_directory_id,
+                        incarnation,
+                        shard,
+                        shards,
+                        max_frame_bytes,
+                        max_batch_bytes,
+                        max_in_flight_requests,
+                    },
+                )
+            }
+        }
+        pub enum PingRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct PingRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for PingRequest<'a> {
+            type Inner = PingRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> PingRequest<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                PingRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args PingRequestArgs,
+            ) -> ::flatbuffers::WIPOffset<PingRequest<'bldr>> {
+                let mut builder = PingRequestBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> PingRequestT {
+                PingRequestT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for PingRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct PingRequestArgs {}
+        impl<'a> Default for PingRequestArgs {
+            #[inline]
+            fn default() -> Self {
+                PingRequestArgs {}
+            }
+        }
+
+        pub struct PingRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PingRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> PingRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                PingRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<PingRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for PingRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("PingRequest");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct PingRequestT {}
+        impl Default for PingRequestT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl PingRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<PingRequest<'b>> {
+                PingRequest::create(_fbb, &PingRequestArgs {})
+            }
+        }
+        pub enum PingResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct PingResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for PingResponse<'a> {
+            type Inner = PingResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> PingResponse<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                PingResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args PingResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<PingResponse<'bldr>> {
+                let mut builder = PingResponseBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> PingResponseT {
+                PingResponseT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for PingResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct PingResponseArgs {}
+        impl<'a> Default for PingResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                PingResponseArgs {}
+            }
+        }
+
+        pub struct PingResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PingResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> PingResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                PingResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<PingResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for PingResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("PingResponse");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct PingResponseT {}
+        impl Default for PingResponseT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl PingResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<PingResponse<'b>> {
+                PingResponse::create(_fbb, &PingResponseArgs {})
+            }
+        }
+        pub enum ErrorResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ErrorResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ErrorResponse<'a> {
+            type Inner = ErrorResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ErrorResponse<'a> {
+            pub const VT_CODE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 8;
+            pub const VT_LATEST: ::flatbuffers::VOffsetT = 10;
+            pub const VT_HOST: ::flatbuffers::VOffsetT = 12;
+            pub const VT_PORT: ::flatbuffers::VOffsetT = 14;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ErrorResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ErrorResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ErrorResponse<'bldr>> {
+                let mut builder = ErrorResponseBuilder::new(_fbb);
+                builder.add_latest(args.latest);
+                builder.add_earliest(args.earliest);
+                if let Some(x) = args.host {
+                    builder.add_host(x);
+                }
+                if let Some(x) = args.message {
+                    builder.add_message(x);
+                }
+                builder.add_port(args.port);
+                builder.add_code(args.code);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ErrorResponseT {
+                let code = self.code();
+                let message = self
+                    .message()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let earliest = self.earliest();
+                let latest = self.latest();
+                let host = self.host().map(|x| alloc::string::ToString::to_string(x));
+                let port = self.port();
+                ErrorResponseT {
+                    code,
+                    message,
+                    earliest,
+                    latest,
+                    host,
+                    port,
+                }
+            }
+
+            #[inline]
+            pub fn code(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(ErrorResponse::VT_CODE, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn message(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        ErrorResponse::VT_MESSAGE,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn earliest(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(ErrorResponse::VT_EARLIEST, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn latest(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(ErrorResponse::VT_LATEST, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn host(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<&str>>(ErrorResponse::VT_HOST, None)
+                }
+            }
+            #[inline]
+            pub fn port(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(ErrorResponse::VT_PORT, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ErrorResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u16>("code", Self::VT_CODE, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "message",
+                        Self::VT_MESSAGE,
+                        false,
+                    )?
+                    .visit_field::<i64>("earliest", Self::VT_EARLIEST, false)?
+                    .visit_field::<i64>("latest", Self::VT_LATEST, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "host",
+                        Self::VT_HOST,
+                        false,
+                    )?
+                    .visit_field::<u16>("port", Self::VT_PORT, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ErrorResponseArgs<'a> {
+            pub code: u16,
+            pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub earliest: i64,
+            pub latest: i64,
+            pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub port: u16,
+        }
+        impl<'a> Default for ErrorResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ErrorResponseArgs {
+                    code: 0,
+                    message: None,
+                    earliest: -1,
+                    latest: -1,
+                    host: None,
+                    port: 0,
+                }
+            }
+        }
+
+        pub struct ErrorResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ErrorResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_code(&mut self, code: u16) {
+                self.fbb_.push_slot::<u16>(ErrorResponse::VT_CODE, code, 0);
+            }
+            #[inline]
+            pub fn add_message(&mut self, message: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    ErrorResponse::VT_MESSAGE,
+                    message,
+                );
+            }
+            #[inline]
+            pub fn add_earliest(&mut self, earliest: i64) {
+                self.fbb_
+                    .push_slot::<i64>(ErrorResponse::VT_EARLIEST, earliest, -1);
+            }
+            #[inline]
+            pub fn add_latest(&mut self, latest: i64) {
+                self.fbb_
+                    .push_slot::<i64>(ErrorResponse::VT_LATEST, latest, -1);
+            }
+            #[inline]
+            pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ErrorResponse::VT_HOST, host);
+            }
+            #[inline]
+            pub fn add_port(&mut self, port: u16) {
+                self.fbb_.push_slot::<u16>(ErrorResponse::VT_PORT, port, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ErrorResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ErrorResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ErrorResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ErrorResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ErrorResponse");
+                ds.field("code", &self.code());
+                ds.field("message", &self.message());
+                ds.field("earliest", &self.earliest());
+                ds.field("latest", &self.latest());
+                ds.field("host", &self.host());
+                ds.field("port", &self.port());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ErrorResponseT {
+            pub code: u16,
+            pub message: Option<alloc::string::String>,
+            pub earliest: i64,
+            pub latest: i64,
+            pub host: Option<alloc::string::String>,
+            pub port: u16,
+        }
+        impl Default for ErrorResponseT {
+            fn default() -> Self {
+                Self {
+                    code: 0,
+                    message: None,
+                    earliest: -1,
+                    latest: -1,
+                    host: None,
+                    port: 0,
+                }
+            }
+        }
+        impl ErrorResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ErrorResponse<'b>> {
+                let code = self.code;
+                let message = self.message.as_ref().map(|x| _fbb.create_string(x));
+                let earliest = self.earliest;
+                let latest = self.latest;
+                let host = self.host.as_ref().map(|x| _fbb.create_string(x));
+                let port = self.port;
+                ErrorResponse::create(
+                    _fbb,
+                    &ErrorResponseArgs {
+                        code,
+                        message,
+                        earliest,
+                        latest,
+                        host,
+                        port,
+                    },
+                )
+            }
+        }
+        pub enum TopicSettingsOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct TopicSettings<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for TopicSettings<'a> {
+            type Inner = TopicSettings<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> TopicSettings<'a> {
+            pub const VT_RETENTION_MS: ::flatbuffers::VOffsetT = 4;
+            pub const VT_RETENTION_BYTES: ::flatbuffers::VOffsetT = 6;
+            pub const VT_SEGMENT_BYTES: ::flatbuffers::VOffsetT = 8;
+            pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 10;
+            pub const VT_MAX_BATCH_BYTES: ::flatbuffers::VOffsetT = 12;
+            pub const VT_TIMESTAMP_TYPE: ::flatbuffers::VOffsetT = 14;
+            pub const VT_TIMESTAMP_MAX_AHEAD_MS: ::flatbuffers::VOffsetT = 16;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                TopicSettings { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args TopicSettingsArgs,
+            ) -> ::flatbuffers::WIPOffset<TopicSettings<'bldr>> {
+                let mut builder = TopicSettingsBuilder::new(_fbb);
+                if let Some(x) = args.timestamp_max_ahead_ms {
+                    builder.add_timestamp_max_ahead_ms(x);
+                }
+                if let Some(x) = args.retention_bytes {
+                    builder.add_retention_bytes(x);
+                }
+                if let Some(x) = args.retention_ms {
+                    builder.add_retention_ms(x);
+                }
+                if let Some(x) = args.max_batch_bytes {
+                    builder.add_max_batch_bytes(x);
+                }
+                if let Some(x) = args.segment_bytes {
+                    builder.add_segment_bytes(x);
+                }
+                if let Some(x) = args.timestamp_type {
+                    builder.add_timestamp_type(x);
+                }
+                if let Some(x) = args.visible {
+                    builder.add_visible(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> TopicSettingsT {
+                let retention_ms = self.retention_ms();
+                let retention_bytes = self.retention_bytes();
+                let segment_bytes = self.segment_bytes();
+                let visible = self.visible();
+                let max_batch_bytes = self.max_batch_bytes();
+                let timestamp_type = self.timestamp_type();
+                let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms();
+                TopicSettingsT {
+                    retention_ms,
+                    retention_bytes,
+                    segment_bytes,
+                    visible,
+                    max_batch_bytes,
+                    timestamp_type,
+                    timestamp_max_ahead_ms,
+                }
+            }
+
+            #[inline]
+            pub fn retention_ms(&self) -> Option<i64> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<i64>(TopicSettings::VT_RETENTION_MS, None) }
+            }
+            #[inline]
+            pub fn retention_bytes(&self) -> Option<i64> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(TopicSettings::VT_RETENTION_BYTES, None)
+                }
+            }
+            #[inline]
+            pub fn segment_bytes(&self) -> Option<u32> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(TopicSettings::VT_SEGMENT_BYTES, None) }
+            }
+            #[inline]
+            pub fn visible(&self) -> Option<u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u8>(TopicSettings::VT_VISIBLE, None) }
+            }
+            #[inline]
+            pub fn max_batch_bytes(&self) -> Option<u32> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(TopicSettings::VT_MAX_BATCH_BYTES, None)
+                }
+            }
+            #[inline]
+            pub fn timestamp_type(&self) -> Option<u8> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u8>(TopicSettings::VT_TIMESTAMP_TYPE, None) }
+            }
+            #[inline]
+            pub fn timestamp_max_ahead_ms(&self) -> Option<i64> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(TopicSettings::VT_TIMESTAMP_MAX_AHEAD_MS, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for TopicSettings<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<i64>("retention_ms", Self::VT_RETENTION_MS, false)?
+                    .visit_field::<i64>("retention_bytes", Self::VT_RETENTION_BYTES, false)?
+                    .visit_field::<u32>("segment_bytes", Self::VT_SEGMENT_BYTES, false)?
+                    .visit_field::<u8>("visible", Self::VT_VISIBLE, false)?
+                    .visit_field::<u32>("max_batch_bytes", Self::VT_MAX_BATCH_BYTES, false)?
+                    .visit_field::<u8>("timestamp_type", Self::VT_TIMESTAMP_TYPE, false)?
+                    .visit_field::<i64>(
+                        "timestamp_max_ahead_ms",
+                        Self::VT_TIMESTAMP_MAX_AHEAD_MS,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct TopicSettingsArgs {
+            pub retention_ms: Option<i64>,
+            pub retention_bytes: Option<i64>,
+            pub segment_bytes: Option<u32>,
+            pub visible: Option<u8>,
+            pub max_batch_bytes: Option<u32>,
+            pub timestamp_type: Option<u8>,
+            pub timestamp_max_ahead_ms: Option<i64>,
+        }
+        impl<'a> Default for TopicSettingsArgs {
+            #[inline]
+            fn default() -> Self {
+                TopicSettingsArgs {
+                    retention_ms: None,
+                    retention_bytes: None,
+                    segment_bytes: None,
+                    visible: None,
+                    max_batch_bytes: None,
+                    timestamp_type: None,
+                    timestamp_max_ahead_ms: None,
+                }
+            }
+        }
+
+        pub struct TopicSettingsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicSettingsBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_retention_ms(&mut self, retention_ms: i64) {
+                self.fbb_
+                    .push_slot_always::<i64>(TopicSettings::VT_RETENTION_MS, retention_ms);
+            }
+            #[inline]
+            pub fn add_retention_bytes(&mut self, retention_bytes: i64) {
+                self.fbb_
+                    .push_slot_always::<i64>(TopicSettings::VT_RETENTION_BYTES, retention_bytes);
+            }
+            #[inline]
+            pub fn add_segment_bytes(&mut self, segment_bytes: u32) {
+                self.fbb_
+                    .push_slot_always::<u32>(TopicSettings::VT_SEGMENT_BYTES, segment_bytes);
+            }
+            #[inline]
+            pub fn add_visible(&mut self, visible: u8) {
+                self.fbb_
+                    .push_slot_always::<u8>(TopicSettings::VT_VISIBLE, visible);
+            }
+            #[inline]
+            pub fn add_max_batch_bytes(&mut self, max_batch_bytes: u32) {
+                self.fbb_
+                    .push_slot_always::<u32>(TopicSettings::VT_MAX_BATCH_BYTES, max_batch_bytes);
+            }
+            #[inline]
+            pub fn add_timestamp_type(&mut self, timestamp_type: u8) {
+                self.fbb_
+                    .push_slot_always::<u8>(TopicSettings::VT_TIMESTAMP_TYPE, timestamp_type);
+            }
+            #[inline]
+            pub fn add_timestamp_max_ahead_ms(&mut self, timestamp_max_ahead_ms: i64) {
+                self.fbb_.push_slot_always::<i64>(
+                    TopicSettings::VT_TIMESTAMP_MAX_AHEAD_MS,
+                    timestamp_max_ahead_ms,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> TopicSettingsBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                TopicSettingsBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicSettings<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for TopicSettings<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("TopicSettings");
+                ds.field("retention_ms", &self.retention_ms());
+                ds.field("retention_bytes", &self.retention_bytes());
+                ds.field("segment_bytes", &self.segment_bytes());
+                ds.field("visible", &self.visible());
+                ds.field("max_batch_bytes", &self.max_batch_bytes());
+                ds.field("timestamp_type", &self.timestamp_type());
+                ds.field("timestamp_max_ahead_ms", &self.timestamp_max_ahead_ms());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct TopicSettingsT {
+            pub retention_ms: Option<i64>,
+            pub retention_bytes: Option<i64>,
+            pub segment_bytes: Option<u32>,
+            pub visible: Option<u8>,
+            pub max_batch_bytes: Option<u32>,
+            pub timestamp_type: Option<u8>,
+            pub timestamp_max_ahead_ms: Option<i64>,
+        }
+        impl Default for TopicSettingsT {
+            fn default() -> Self {
+                Self {
+                    retention_ms: None,
+                    retention_bytes: None,
+                    segment_bytes: None,
+                    visible: None,
+                    max_batch_bytes: None,
+                    timestamp_type: None,
+                    timestamp_max_ahead_ms: None,
+                }
+            }
+        }
+        impl TopicSettingsT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<TopicSettings<'b>> {
+                let retention_ms = self.retention_ms;
+                let retention_bytes = self.retention_bytes;
+                let segment_bytes = self.segment_bytes;
+                let visible = self.visible;
+                let max_batch_bytes = self.max_batch_bytes;
+                let timestamp_type = self.timestamp_type;
+                let timestamp_max_ahead_ms = self.timestamp_max_ahead_ms;
+                TopicSettings::create(
+                    _fbb,
+                    &TopicSettingsArgs {
+                        retention_ms,
+                        retention_bytes,
+                        segment_bytes,
+                        visible,
+                        max_batch_bytes,
+                        timestamp_type,
+                        timestamp_max_ahead_ms,
+                    },
+                )
+            }
+        }
+        pub enum ShardAddressOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ShardAddress<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ShardAddress<'a> {
+            type Inner = ShardAddress<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ShardAddress<'a> {
+            pub const VT_SHARD: ::flatbuffers::VOffsetT = 4;
+            pub const VT_HOST: ::flatbuffers::VOffsetT = 6;
+            pub const VT_PORT: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ShardAddress { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ShardAddressArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ShardAddress<'bldr>> {
+                let mut builder = ShardAddressBuilder::new(_fbb);
+                if let Some(x) = args.host {
+                    builder.add_host(x);
+                }
+                builder.add_port(args.port);
+                builder.add_shard(args.shard);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ShardAddressT {
+                let shard = self.shard();
+                let host = self.host().map(|x| alloc::string::ToString::to_string(x));
+                let port = self.port();
+                ShardAddressT { shard, host, port }
+            }
+
+            #[inline]
+            pub fn shard(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(ShardAddress::VT_SHARD, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn host(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<&str>>(ShardAddress::VT_HOST, None)
+                }
+            }
+            #[inline]
+            pub fn port(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(ShardAddress::VT_PORT, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ShardAddress<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "host",
+                        Self::VT_HOST,
+                        false,
+                    )?
+                    .visit_field::<u16>("port", Self::VT_PORT, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ShardAddressArgs<'a> {
+            pub shard: u16,
+            pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub port: u16,
+        }
+        impl<'a> Default for ShardAddressArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ShardAddressArgs {
+                    shard: 0,
+                    host: None,
+                    port: 0,
+                }
+            }
+        }
+
+        pub struct ShardAddressBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ShardAddressBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_shard(&mut self, shard: u16) {
+                self.fbb_.push_slot::<u16>(ShardAddress::VT_SHARD, shard, 0);
+            }
+            #[inline]
+            pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(ShardAddress::VT_HOST, host);
+            }
+            #[inline]
+            pub fn add_port(&mut self, port: u16) {
+                self.fbb_.push_slot::<u16>(ShardAddress::VT_PORT, port, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ShardAddressBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ShardAddressBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ShardAddress<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ShardAddress<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ShardAddress");
+                ds.field("shard", &self.shard());
+                ds.field("host", &self.host());
+                ds.field("port", &self.port());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ShardAddressT {
+            pub shard: u16,
+            pub host: Option<alloc::string::String>,
+            pub port: u16,
+        }
+        impl Default for ShardAddressT {
+            fn default() -> Self {
+                Self {
+                    shard: 0,
+                    host: None,
+                    port: 0,
+                }
+            }
+        }
+        impl ShardAddressT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ShardAddress<'b>> {
+                let shard = self.shard;
+                let host = self.host.as_ref().map(|x| _fbb.create_string(x));
+                let port = self.port;
+                ShardAddress::create(_fbb, &ShardAddressArgs { shard, host, port })
+            }
+        }
+        pub enum TopicMetadataOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct TopicMetadata<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for TopicMetadata<'a> {
+            type Inner = TopicMetadata<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> TopicMetadata<'a> {
+            pub const VT_ERROR: ::flatbuffers::VOffsetT = 4;
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 6;
+            pub const VT_ID: ::flatbuffers::VOffsetT = 8;
+            pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 10;
+            pub const VT_PARTITION_SHARDS: ::flatbuffers::VOffsetT = 12;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                TopicMetadata { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args TopicMetadataArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<TopicMetadata<'bldr>> {
+                let mut builder = TopicMetadataBuilder::new(_fbb);
+                if let Some(x) = args.partition_shards {
+                    builder.add_partition_shards(x);
+                }
+                if let Some(x) = args.settings {
+                    builder.add_settings(x);
+                }
+                if let Some(x) = args.id {
+                    builder.add_id(x);
+                }
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                builder.add_error(args.error);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> TopicMetadataT {
+                let error = self.error();
+                let name = self.name().map(|x| alloc::string::ToString::to_string(x));
+                let id = self.id().map(|x| x.unpack());
+                let settings = self.settings().map(|x| alloc::boxed::Box::new(x.unpack()));
+                let partition_shards = self.partition_shards().map(|x| x.into_iter().collect());
+                TopicMetadataT {
+                    error,
+                    name,
+                    id,
+                    settings,
+                    partition_shards,
+                }
+            }
+
+            #[inline]
+            pub fn error(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(TopicMetadata::VT_ERROR, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn name(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<&str>>(TopicMetadata::VT_NAME, None)
+                }
+            }
+            #[inline]
+            pub fn id(&self) -> Option<&'a TopicId> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<TopicId>(TopicMetadata::VT_ID, None) }
+            }
+            #[inline]
+            pub fn settings(&self) -> Option<TopicSettings<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<TopicSettings>>(
+                            TopicMetadata::VT_SETTINGS,
+                            None,
+                        )
+                }
+            }
+            #[inline]
+            pub fn partition_shards(&self) -> Option<::flatbuffers::Vector<'a, u16>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u16>>>(
+                            TopicMetadata::VT_PARTITION_SHARDS,
+                            None,
+                        )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for TopicMetadata<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u16>("error", Self::VT_ERROR, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "name",
+                        Self::VT_NAME,
+                        false,
+                    )?
+                    .visit_field::<TopicId>("id", Self::VT_ID, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<TopicSettings>>(
+                        "settings",
+                        Self::VT_SETTINGS,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u16>>>(
+                        "partition_shards",
+                        Self::VT_PARTITION_SHARDS,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct TopicMetadataArgs<'a> {
+            pub error: u16,
+            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub id: Option<&'a TopicId>,
+            pub settings: Option<::flatbuffers::WIPOffset<TopicSettings<'a>>>,
+            pub partition_shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u16>>>,
+        }
+        impl<'a> Default for TopicMetadataArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                TopicMetadataArgs {
+                    error: 0,
+                    name: None,
+                    id: None,
+                    settings: None,
+                    partition_shards: None,
+                }
+            }
+        }
+
+        pub struct TopicMetadataBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TopicMetadataBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_error(&mut self, error: u16) {
+                self.fbb_
+                    .push_slot::<u16>(TopicMetadata::VT_ERROR, error, 0);
+            }
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<_>>(TopicMetadata::VT_NAME, name);
+            }
+            #[inline]
+            pub fn add_id(&mut self, id: &TopicId) {
+                self.fbb_
+                    .push_slot_always::<&TopicId>(TopicMetadata::VT_ID, id);
+            }
+            #[inline]
+            pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<TopicSettings<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<TopicSettings>>(
+                        TopicMetadata::VT_SETTINGS,
+                        settings,
+                    );
+            }
+            #[inline]
+            pub fn add_partition_shards(
+                &mut self,
+                partition_shards: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, u16>>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    TopicMetadata::VT_PARTITION_SHARDS,
+                    partition_shards,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> TopicMetadataBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                TopicMetadataBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<TopicMetadata<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for TopicMetadata<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("TopicMetadata");
+                ds.field("error", &self.error());
+                ds.field("name", &self.name());
+                ds.field("id", &self.id());
+                ds.field("settings", &self.settings());
+                ds.field("partition_shards", &self.partition_shards());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct TopicMetadataT {
+            pub error: u16,
+            pub name: Option<alloc::string::String>,
+            pub id: Option<TopicIdT>,
+            pub settings: Option<alloc::boxed::Box<TopicSettingsT>>,
+            pub partition_shards: Option<alloc::vec::Vec<u16>>,
+        }
+        impl Default for TopicMetadataT {
+            fn default() -> Self {
+                Self {
+                    error: 0,
+                    name: None,
+                    id: None,
+                    settings: None,
+                    partition_shards: None,
+                }
+            }
+        }
+        impl TopicMetadataT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<TopicMetadata<'b>> {
+                let error = self.error;
+                let name = self.name.as_ref().map(|x| _fbb.create_string(x));
+                let id_tmp = self.id.as_ref().map(|x| x.pack());
+                let id = id_tmp.as_ref();
+                let settings = self.settings.as_ref().map(|x| x.pack(_fbb));
+                let partition_shards = self
+                    .partition_shards
+                    .as_ref()
+                    .map(|x| _fbb.create_vector(x));
+                TopicMetadata::create(
+                    _fbb,
+                    &TopicMetadataArgs {
+                        error,
+                        name,
+                        id,
+                        settings,
+                        partition_shards,
+                    },
+                )
+            }
+        }
+        pub enum MetadataRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct MetadataRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for MetadataRequest<'a> {
+            type Inner = MetadataRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> MetadataRequest<'a> {
+            pub const VT_TOPICS: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                MetadataRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args MetadataRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<MetadataRequest<'bldr>> {
+                let mut builder = MetadataRequestBuilder::new(_fbb);
+                if let Some(x) = args.topics {
+                    builder.add_topics(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> MetadataRequestT {
+                let topics = self.topics().map(|x| {
+                    x.iter()
+                        .map(|s| alloc::string::ToString::to_string(s))
+                        .collect()
+                });
+                MetadataRequestT { topics }
+            }
+
+            #[inline]
+            pub fn topics(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>,
+                    >>(MetadataRequest::VT_TOPICS, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for MetadataRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<&'_ str>>,
+                    >>("topics", Self::VT_TOPICS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct MetadataRequestArgs<'a> {
+            pub topics: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<&'a str>>,
+                >,
+            >,
+        }
+        impl<'a> Default for MetadataRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                MetadataRequestArgs { topics: None }
+            }
+        }
+
+        pub struct MetadataRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetadataRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_topics(
+                &mut self,
+                topics: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<&'b str>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    MetadataRequest::VT_TOPICS,
+                    topics,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> MetadataRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                MetadataRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<MetadataRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for MetadataRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("MetadataRequest");
+                ds.field("topics", &self.topics());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct MetadataRequestT {
+            pub topics: Option<alloc::vec::Vec<alloc::string::String>>,
+        }
+        impl Default for MetadataRequestT {
+            fn default() -> Self {
+                Self { topics: None }
+            }
+        }
+        impl MetadataRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<MetadataRequest<'b>> {
+                let topics = self.topics.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|s| _fbb.create_string(s)).collect();
+                    _fbb.create_vector(&w)
+                });
+                MetadataRequest::create(_fbb, &MetadataRequestArgs { topics })
+            }
+        }
+        pub enum MetadataResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct MetadataResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for MetadataResponse<'a> {
+            type Inner = MetadataResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> MetadataResponse<'a> {
+            pub const VT_SHARDS: ::flatbuffers::VOffsetT = 4;
+            pub const VT_TOPICS: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                MetadataResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args MetadataResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<MetadataResponse<'bldr>> {
+                let mut builder = MetadataResponseBuilder::new(_fbb);
+                if let Some(x) = args.topics {
+                    builder.add_topics(x);
+                }
+                if let Some(x) = args.shards {
+                    builder.add_shards(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> MetadataResponseT {
+                let shards = self
+                    .shards()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let topics = self
+                    .topics()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                MetadataResponseT { shards, topics }
+            }
+
+            #[inline]
+            pub fn shards(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardAddress<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardAddress>>,
+                    >>(MetadataResponse::VT_SHARDS, None)
+                }
+            }
+            #[inline]
+            pub fn topics(
+                &self,
+            ) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata<'a>>>>
+            {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata>>,
+                    >>(MetadataResponse::VT_TOPICS, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for MetadataResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ShardAddress>>,
+                    >>("shards", Self::VT_SHARDS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<TopicMetadata>>,
+                    >>("topics", Self::VT_TOPICS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct MetadataResponseArgs<'a> {
+            pub shards: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ShardAddress<'a>>>,
+                >,
+            >,
+            pub topics: Option<
+                ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<TopicMetadata<'a>>>,
+                >,
+            >,
+        }
+        impl<'a> Default for MetadataResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                MetadataResponseArgs {
+                    shards: None,
+                    topics: None,
+                }
+            }
+        }
+
+        pub struct MetadataResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> MetadataResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_shards(
+                &mut self,
+                shards: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<ShardAddress<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    MetadataResponse::VT_SHARDS,
+                    shards,
+                );
+            }
+            #[inline]
+            pub fn add_topics(
+                &mut self,
+                topics: ::flatbuffers::WIPOffset<
+                    ::flatbuffers::Vector<'b, ::flatbuffers::ForwardsUOffset<TopicMetadata<'b>>>,
+                >,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    MetadataResponse::VT_TOPICS,
+                    topics,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> MetadataResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                MetadataResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<MetadataResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for MetadataResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("MetadataResponse");
+                ds.field("shards", &self.shards());
+                ds.field("topics", &self.topics());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct MetadataResponseT {
+            pub shards: Option<alloc::vec::Vec<ShardAddressT>>,
+            pub topics: Option<alloc::vec::Vec<TopicMetadataT>>,
+        }
+        impl Default for MetadataResponseT {
+            fn default() -> Self {
+                Self {
+                    shards: None,
+                    topics: None,
+                }
+            }
+        }
+        impl MetadataResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<MetadataResponse<'b>> {
+                let shards = self.shards.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                let topics = self.topics.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack(_fbb)).collect();
+                    _fbb.create_vector(&w)
+                });
+                MetadataResponse::create(_fbb, &MetadataResponseArgs { shards, topics })
+            }
+        }
+        pub enum CreateTopicRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct CreateTopicRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for CreateTopicRequest<'a> {
+            type Inner = CreateTopicRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> CreateTopicRequest<'a> {
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
+            pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                CreateTopicRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args CreateTopicRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<CreateTopicRequest<'bldr>> {
+                let mut builder = CreateTopicRequestBuilder::new(_fbb);
+                if let Some(x) = args.settings {
+                    builder.add_settings(x);
+                }
+                builder.add_partitions(args.partitions);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> CreateTopicRequestT {
+                let name = self.name().map(|x| alloc::string::ToString::to_string(x));
+                let partitions = self.partitions();
+                let settings = self.settings().map(|x| alloc::boxed::Box::new(x.unpack()));
+                CreateTopicRequestT {
+                    name,
+                    partitions,
+                    settings,
+                }
+            }
+
+            #[inline]
+            pub fn name(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        CreateTopicRequest::VT_NAME,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn partitions(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(CreateTopicRequest::VT_PARTITIONS, Some(1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn settings(&self) -> Option<TopicSettings<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<TopicSettings>>(
+                            CreateTopicRequest::VT_SETTINGS,
+                            None,
+                        )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for CreateTopicRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "name",
+                        Self::VT_NAME,
+                        false,
+                    )?
+                    .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<TopicSettings>>(
+                        "settings",
+                        Self::VT_SETTINGS,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct CreateTopicRequestArgs<'a> {
+            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub partitions: u32,
+            pub settings: Option<::flatbuffers::WIPOffset<TopicSettings<'a>>>,
+        }
+        impl<'a> Default for CreateTopicRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                CreateTopicRequestArgs {
+                    name: None,
+                    partitions: 1,
+                    settings: None,
+                }
+            }
+        }
+
+        pub struct CreateTopicRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateTopicRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    CreateTopicRequest::VT_NAME,
+                    name,
+                );
+            }
+            #[inline]
+            pub fn add_partitions(&mut self, partitions: u32) {
+                self.fbb_
+                    .push_slot::<u32>(CreateTopicRequest::VT_PARTITIONS, partitions, 1);
+            }
+            #[inline]
+            pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<TopicSettings<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<TopicSettings>>(
+                        CreateTopicRequest::VT_SETTINGS,
+                        settings,
+                    );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CreateTopicRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CreateTopicRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<CreateTopicRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for CreateTopicRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("CreateTopicRequest");
+                ds.field("name", &self.name());
+                ds.field("partitions", &self.partitions());
+                ds.field("settings", &self.settings());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CreateTopicRequestT {
+            pub name: Option<alloc::string::String>,
+            pub partitions: u32,
+            pub settings: Option<alloc::boxed::Box<TopicSettingsT>>,
+        }
+        impl Default for CreateTopicRequestT {
+            fn default() -> Self {
+                Self {
+                    name: None,
+                    partitions: 1,
+                    settings: None,
+                }
+            }
+        }
+        impl CreateTopicRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<CreateTopicRequest<'b>> {
+                let name = self.name.as_ref().map(|x| _fbb.create_string(x));
+                let partitions = self.partitions;
+                let settings = self.settings.as_ref().map(|x| x.pack(_fbb));
+                CreateTopicRequest::create(
+                    _fbb,
+                    &CreateTopicRequestArgs {
+                        name,
+                        partitions,
+                        settings,
+                    },
+                )
+            }
+        }
+        pub enum CreateTopicResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct CreateTopicResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for CreateTopicResponse<'a> {
+            type Inner = CreateTopicResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> CreateTopicResponse<'a> {
+            pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                CreateTopicResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args CreateTopicResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<CreateTopicResponse<'bldr>> {
+                let mut builder = CreateTopicResponseBuilder::new(_fbb);
+                if let Some(x) = args.topic {
+                    builder.add_topic(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> CreateTopicResponseT {
+                let topic = self.topic().map(|x| alloc::boxed::Box::new(x.unpack()));
+                CreateTopicResponseT { topic }
+            }
+
+            #[inline]
+            pub fn topic(&self) -> Option<TopicMetadata<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<TopicMetadata>>(
+                            CreateTopicResponse::VT_TOPIC,
+                            None,
+                        )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for CreateTopicResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<TopicMetadata>>(
+                        "topic",
+                        Self::VT_TOPIC,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct CreateTopicResponseArgs<'a> {
+            pub topic: Option<::flatbuffers::WIPOffset<TopicMetadata<'a>>>,
+        }
+        impl<'a> Default for CreateTopicResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                CreateTopicResponseArgs { topic: None }
+            }
+        }
+
+        pub struct CreateTopicResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreateTopicResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<TopicMetadata<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<TopicMetadata>>(
+                        CreateTopicResponse::VT_TOPIC,
+                        topic,
+                    );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CreateTopicResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CreateTopicResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<CreateTopicResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for CreateTopicResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("CreateTopicResponse");
+                ds.field("topic", &self.topic());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CreateTopicResponseT {
+            pub topic: Option<alloc::boxed::Box<TopicMetadataT>>,
+        }
+        impl Default for CreateTopicResponseT {
+            fn default() -> Self {
+                Self { topic: None }
+            }
+        }
+        impl CreateTopicResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<CreateTopicResponse<'b>> {
+                let topic = self.topic.as_ref().map(|x| x.pack(_fbb));
+                CreateTopicResponse::create(_fbb, &CreateTopicResponseArgs { topic })
+            }
+        }
+        pub enum AlterTopicRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct AlterTopicRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for AlterTopicRequest<'a> {
+            type Inner = AlterTopicRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> AlterTopicRequest<'a> {
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
+            pub const VT_SETTINGS: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                AlterTopicRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args AlterTopicRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<AlterTopicRequest<'bldr>> {
+                let mut builder = AlterTopicRequestBuilder::new(_fbb);
+                if let Some(x) = args.settings {
+                    builder.add_settings(x);
+                }
+                if let Some(x) = args.partitions {
+                    builder.add_partitions(x);
+                }
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> AlterTopicRequestT {
+                let name = self.name().map(|x| alloc::string::ToString::to_string(x));
+                let partitions = self.partitions();
+                let settings = self.settings().map(|x| alloc::boxed::Box::new(x.unpack()));
+                AlterTopicRequestT {
+                    name,
+                    partitions,
+                    settings,
+                }
+            }
+
+            #[inline]
+            pub fn name(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        AlterTopicRequest::VT_NAME,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn partitions(&self) -> Option<u32> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(AlterTopicRequest::VT_PARTITIONS, None) }
+            }
+            #[inline]
+            pub fn settings(&self) -> Option<TopicSettings<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<TopicSettings>>(
+                            AlterTopicRequest::VT_SETTINGS,
+                            None,
+                        )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for AlterTopicRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "name",
+                        Self::VT_NAME,
+                        false,
+                    )?
+                    .visit_field::<u32>("partitions", Self::VT_PARTITIONS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<TopicSettings>>(
+                        "settings",
+                        Self::VT_SETTINGS,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct AlterTopicRequestArgs<'a> {
+            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub partitions: Option<u32>,
+            pub settings: Option<::flatbuffers::WIPOffset<TopicSettings<'a>>>,
+        }
+        impl<'a> Default for AlterTopicRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                AlterTopicRequestArgs {
+                    name: None,
+                    partitions: None,
+                    settings: None,
+                }
+            }
+        }
+
+        pub struct AlterTopicRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AlterTopicRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    AlterTopicRequest::VT_NAME,
+                    name,
+                );
+            }
+            #[inline]
+            pub fn add_partitions(&mut self, partitions: u32) {
+                self.fbb_
+                    .push_slot_always::<u32>(AlterTopicRequest::VT_PARTITIONS, partitions);
+            }
+            #[inline]
+            pub fn add_settings(&mut self, settings: ::flatbuffers::WIPOffset<TopicSettings<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<TopicSettings>>(
+                        AlterTopicRequest::VT_SETTINGS,
+                        settings,
+                    );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> AlterTopicRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                AlterTopicRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<AlterTopicRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for AlterTopicRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("AlterTopicRequest");
+                ds.field("name", &self.name());
+                ds.field("partitions", &self.partitions());
+                ds.field("settings", &self.settings());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct AlterTopicRequestT {
+            pub name: Option<alloc::string::String>,
+            pub partitions: Option<u32>,
+            pub settings: Option<alloc::boxed::Box<TopicSettingsT>>,
+        }
+        impl Default for AlterTopicRequestT {
+            fn default() -> Self {
+                Self {
+                    name: None,
+                    partitions: None,
+                    settings: None,
+                }
+            }
+        }
+        impl AlterTopicRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<AlterTopicRequest<'b>> {
+                let name = self.name.as_ref().map(|x| _fbb.create_string(x));
+                let partitions = self.partitions;
+                let settings = self.settings.as_ref().map(|x| x.pack(_fbb));
+                AlterTopicRequest::create(
+                    _fbb,
+                    &AlterTopicRequestArgs {
+                        name,
+                        partitions,
+                        settings,
+                    },
+                )
+            }
+        }
+        pub enum AlterTopicResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct AlterTopicResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for AlterTopicResponse<'a> {
+            type Inner = AlterTopicResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> AlterTopicResponse<'a> {
+            pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                AlterTopicResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args AlterTopicResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<AlterTopicResponse<'bldr>> {
+                let mut builder = AlterTopicResponseBuilder::new(_fbb);
+                if let Some(x) = args.topic {
+                    builder.add_topic(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> AlterTopicResponseT {
+                let topic = self.topic().map(|x| alloc::boxed::Box::new(x.unpack()));
+                AlterTopicResponseT { topic }
+            }
+
+            #[inline]
+            pub fn topic(&self) -> Option<TopicMetadata<'a>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<::flatbuffers::ForwardsUOffset<TopicMetadata>>(
+                            AlterTopicResponse::VT_TOPIC,
+                            None,
+                        )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for AlterTopicResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<TopicMetadata>>(
+                        "topic",
+                        Self::VT_TOPIC,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct AlterTopicResponseArgs<'a> {
+            pub topic: Option<::flatbuffers::WIPOffset<TopicMetadata<'a>>>,
+        }
+        impl<'a> Default for AlterTopicResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                AlterTopicResponseArgs { topic: None }
+            }
+        }
+
+        pub struct AlterTopicResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> AlterTopicResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<TopicMetadata<'b>>) {
+                self.fbb_
+                    .push_slot_always::<::flatbuffers::WIPOffset<TopicMetadata>>(
+                        AlterTopicResponse::VT_TOPIC,
+                        topic,
+                    );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> AlterTopicResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                AlterTopicResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<AlterTopicResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for AlterTopicResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("AlterTopicResponse");
+                ds.field("topic", &self.topic());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct AlterTopicResponseT {
+            pub topic: Option<alloc::boxed::Box<TopicMetadataT>>,
+        }
+        impl Default for AlterTopicResponseT {
+            fn default() -> Self {
+                Self { topic: None }
+            }
+        }
+        impl AlterTopicResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<AlterTopicResponse<'b>> {
+                let topic = self.topic.as_ref().map(|x| x.pack(_fbb));
+                AlterTopicResponse::create(_fbb, &AlterTopicResponseArgs { topic })
+            }
+        }
+        pub enum DeleteTopicRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DeleteTopicRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DeleteTopicRequest<'a> {
+            type Inner = DeleteTopicRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DeleteTopicRequest<'a> {
+            pub const VT_NAME: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DeleteTopicRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args DeleteTopicRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<DeleteTopicRequest<'bldr>> {
+                let mut builder = DeleteTopicRequestBuilder::new(_fbb);
+                if let Some(x) = args.name {
+                    builder.add_name(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DeleteTopicRequestT {
+                let name = self.name().map(|x| alloc::string::ToString::to_string(x));
+                DeleteTopicRequestT { name }
+            }
+
+            #[inline]
+            pub fn name(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DeleteTopicRequest::VT_NAME,
+                        None,
+                    )
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DeleteTopicRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "name",
+                        Self::VT_NAME,
+                        false,
+                    )?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct DeleteTopicRequestArgs<'a> {
+            pub name: Option<::flatbuffers::WIPOffset<&'a str>>,
+        }
+        impl<'a> Default for DeleteTopicRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                DeleteTopicRequestArgs { name: None }
+            }
+        }
+
+        pub struct DeleteTopicRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTopicRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_name(&mut self, name: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DeleteTopicRequest::VT_NAME,
+                    name,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DeleteTopicRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DeleteTopicRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTopicRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DeleteTopicRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DeleteTopicRequest");
+                ds.field("name", &self.name());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DeleteTopicRequestT {
+            pub name: Option<alloc::string::String>,
+        }
+        impl Default for DeleteTopicRequestT {
+            fn default() -> Self {
+                Self { name: None }
+            }
+        }
+        impl DeleteTopicRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DeleteTopicRequest<'b>> {
+                let name = self.name.as_ref().map(|x| _fbb.create_string(x));
+                DeleteTopicRequest::create(_fbb, &DeleteTopicRequestArgs { name })
+            }
+        }
+        pub enum DeleteTopicResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DeleteTopicResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DeleteTopicResponse<'a> {
+            type Inner = DeleteTopicResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DeleteTopicResponse<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DeleteTopicResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args DeleteTopicResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<DeleteTopicResponse<'bldr>> {
+                let mut builder = DeleteTopicResponseBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DeleteTopicResponseT {
+                DeleteTopicResponseT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DeleteTopicResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct DeleteTopicResponseArgs {}
+        impl<'a> Default for DeleteTopicResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                DeleteTopicResponseArgs {}
+            }
+        }
+
+        pub struct DeleteTopicResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DeleteTopicResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DeleteTopicResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DeleteTopicResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DeleteTopicResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DeleteTopicResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DeleteTopicResponse");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DeleteTopicResponseT {}
+        impl Default for DeleteTopicResponseT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl DeleteTopicResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DeleteTopicResponse<'b>> {
+                DeleteTopicResponse::create(_fbb, &DeleteTopicResponseArgs {})
+            }
+        }
+        pub enum DescribePartitionRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DescribePartitionRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DescribePartitionRequest<'a> {
+            type Inner = DescribePartitionRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DescribePartitionRequest<'a> {
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DescribePartitionRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args DescribePartitionRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<DescribePartitionRequest<'bldr>> {
+                let mut builder = DescribePartitionRequestBuilder::new(_fbb);
+                if let Some(x) = args.partition {
+                    builder.add_partition(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DescribePartitionRequestT {
+                let partition = self.partition().map(|x| x.unpack());
+                DescribePartitionRequestT { partition }
+            }
+
+            #[inline]
+            pub fn partition(&self) -> Option<&'a PartitionRef> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<PartitionRef>(DescribePartitionRequest::VT_PARTITION, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DescribePartitionRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct DescribePartitionRequestArgs<'a> {
+            pub partition: Option<&'a PartitionRef>,
+        }
+        impl<'a> Default for DescribePartitionRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                DescribePartitionRequestArgs { partition: None }
+            }
+        }
+
+        pub struct DescribePartitionRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribePartitionRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_partition(&mut self, partition: &PartitionRef) {
+                self.fbb_.push_slot_always::<&PartitionRef>(
+                    DescribePartitionRequest::VT_PARTITION,
+                    partition,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DescribePartitionRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DescribePartitionRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribePartitionRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DescribePartitionRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DescribePartitionRequest");
+                ds.field("partition", &self.partition());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DescribePartitionRequestT {
+            pub partition: Option<PartitionRefT>,
+        }
+        impl Default for DescribePartitionRequestT {
+            fn default() -> Self {
+                Self { partition: None }
+            }
+        }
+        impl DescribePartitionRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DescribePartitionRequest<'b>> {
+                let partition_tmp = self.partition.as_ref().map(|x| x.pack());
+                let partition = partition_tmp.as_ref();
+                DescribePartitionRequest::create(_fbb, &DescribePartitionRequestArgs { partition })
+            }
+        }
+        pub enum DescribePartitionResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DescribePartitionResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DescribePartitionResponse<'a> {
+            type Inner = DescribePartitionResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DescribePartitionResponse<'a> {
+            pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 4;
+            pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_COMMITTED: ::flatbuffers::VOffsetT = 8;
+            pub const VT_LATEST: ::flatbuffers::VOffsetT = 10;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 12;
+            pub const VT_SHARD: ::flatbuffers::VOffsetT = 14;
+            pub const VT_LOG_GROUP: ::flatbuffers::VOffsetT = 16;
+            pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 18;
+            pub const VT_BYTES: ::flatbuffers::VOffsetT = 20;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DescribePartitionResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args DescribePartitionResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<DescribePartitionResponse<'bldr>> {
+                let mut builder = DescribePartitionResponseBuilder::new(_fbb);
+                builder.add_bytes(args.bytes);
+                builder.add_latest(args.latest);
+                builder.add_committed(args.committed);
+                builder.add_visible(args.visible);
+                builder.add_earliest(args.earliest);
+                builder.add_segments(args.segments);
+                builder.add_leader_epoch(args.leader_epoch);
+                builder.add_log_group(args.log_group);
+                builder.add_shard(args.shard);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DescribePartitionResponseT {
+                let earliest = self.earliest();
+                let visible = self.visible();
+                let committed = self.committed();
+                let latest = self.latest();
+                let leader_epoch = self.leader_epoch();
+                let shard = self.shard();
+                let log_group = self.log_group();
+                let segments = self.segments();
+                let bytes = self.bytes();
+                DescribePartitionResponseT {
+                    earliest,
+                    visible,
+                    committed,
+                    latest,
+                    leader_epoch,
+                    shard,
+                    log_group,
+                    segments,
+                    bytes,
+                }
+            }
+
+            #[inline]
+            pub fn earliest(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribePartitionResponse::VT_EARLIEST, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn visible(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribePartitionResponse::VT_VISIBLE, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn committed(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribePartitionResponse::VT_COMMITTED, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn latest(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribePartitionResponse::VT_LATEST, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(DescribePartitionResponse::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn shard(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(DescribePartitionResponse::VT_SHARD, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn log_group(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(DescribePartitionResponse::VT_LOG_GROUP, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn segments(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(DescribePartitionResponse::VT_SEGMENTS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribePartitionResponse::VT_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DescribePartitionResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("earliest", Self::VT_EARLIEST, false)?
+                    .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
+                    .visit_field::<u64>("committed", Self::VT_COMMITTED, false)?
+                    .visit_field::<u64>("latest", Self::VT_LATEST, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+                    .visit_field::<u16>("log_group", Self::VT_LOG_GROUP, false)?
+                    .visit_field::<u32>("segments", Self::VT_SEGMENTS, false)?
+                    .visit_field::<u64>("bytes", Self::VT_BYTES, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct DescribePartitionResponseArgs {
+            pub earliest: u64,
+            pub visible: u64,
+            pub committed: u64,
+            pub latest: u64,
+            pub leader_epoch: u32,
+            pub shard: u16,
+            pub log_group: u16,
+            pub segments: u32,
+            pub bytes: u64,
+        }
+        impl<'a> Default for DescribePartitionResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                DescribePartitionResponseArgs {
+                    earliest: 0,
+                    visible: 0,
+                    committed: 0,
+                    latest: 0,
+                    leader_epoch: 0,
+                    shard: 0,
+                    log_group: 0,
+                    segments: 0,
+                    bytes: 0,
+                }
+            }
+        }
+
+        pub struct DescribePartitionResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribePartitionResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_earliest(&mut self, earliest: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribePartitionResponse::VT_EARLIEST, earliest, 0);
+            }
+            #[inline]
+            pub fn add_visible(&mut self, visible: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribePartitionResponse::VT_VISIBLE, visible, 0);
+            }
+            #[inline]
+            pub fn add_committed(&mut self, committed: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribePartitionResponse::VT_COMMITTED, committed, 0);
+            }
+            #[inline]
+            pub fn add_latest(&mut self, latest: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribePartitionResponse::VT_LATEST, latest, 0);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_.push_slot::<u32>(
+                    DescribePartitionResponse::VT_LEADER_EPOCH,
+                    leader_epoch,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn add_shard(&mut self, shard: u16) {
+                self.fbb_
+                    .push_slot::<u16>(DescribePartitionResponse::VT_SHARD, shard, 0);
+            }
+            #[inline]
+            pub fn add_log_group(&mut self, log_group: u16) {
+                self.fbb_
+                    .push_slot::<u16>(DescribePartitionResponse::VT_LOG_GROUP, log_group, 0);
+            }
+            #[inline]
+            pub fn add_segments(&mut self, segments: u32) {
+                self.fbb_
+                    .push_slot::<u32>(DescribePartitionResponse::VT_SEGMENTS, segments, 0);
+            }
+            #[inline]
+            pub fn add_bytes(&mut self, bytes: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribePartitionResponse::VT_BYTES, bytes, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DescribePartitionResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DescribePartitionResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribePartitionResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DescribePartitionResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DescribePartitionResponse");
+                ds.field("earliest", &self.earliest());
+                ds.field("visible", &self.visible());
+                ds.field("committed", &self.committed());
+                ds.field("latest", &self.latest());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.field("shard", &self.shard());
+                ds.field("log_group", &self.log_group());
+                ds.field("segments", &self.segments());
+                ds.field("bytes", &self.bytes());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DescribePartitionResponseT {
+            pub earliest: u64,
+            pub visible: u64,
+            pub committed: u64,
+            pub latest: u64,
+            pub leader_epoch: u32,
+            pub shard: u16,
+            pub log_group: u16,
+            pub segments: u32,
+            pub bytes: u64,
+        }
+        impl Default for DescribePartitionResponseT {
+            fn default() -> Self {
+                Self {
+                    earliest: 0,
+                    visible: 0,
+                    committed: 0,
+                    latest: 0,
+                    leader_epoch: 0,
+                    shard: 0,
+                    log_group: 0,
+                    segments: 0,
+                    bytes: 0,
+                }
+            }
+        }
+        impl DescribePartitionResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DescribePartitionResponse<'b>> {
+                let earliest = self.earliest;
+                let visible = self.visible;
+                let committed = self.committed;
+                let latest = self.latest;
+                let leader_epoch = self.leader_epoch;
+                let shard = self.shard;
+                let log_group = self.log_group;
+                let segments = self.segments;
+                let bytes = self.bytes;
+                DescribePartitionResponse::create(
+                    _fbb,
+                    &DescribePartitionResponseArgs {
+                        earliest,
+                        visible,
+                        committed,
+                        latest,
+                        leader_epoch,
+                        shard,
+                        log_group,
+                        segments,
+                        bytes,
+                    },
+                )
+            }
+        }
+        pub enum InitProducerRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct InitProducerRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for InitProducerRequest<'a> {
+            type Inner = InitProducerRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> InitProducerRequest<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                InitProducerRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args InitProducerRequestArgs,
+            ) -> ::flatbuffers::WIPOffset<InitProducerRequest<'bldr>> {
+                let mut builder = InitProducerRequestBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> InitProducerRequestT {
+                InitProducerRequestT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for InitProducerRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct InitProducerRequestArgs {}
+        impl<'a> Default for InitProducerRequestArgs {
+            #[inline]
+            fn default() -> Self {
+                InitProducerRequestArgs {}
+            }
+        }
+
+        pub struct InitProducerRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitProducerRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> InitProducerRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                InitProducerRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<InitProducerRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for InitProducerRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("InitProducerRequest");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct InitProducerRequestT {}
+        impl Default for InitProducerRequestT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl InitProducerRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<InitProducerRequest<'b>> {
+                InitProducerRequest::create(_fbb, &InitProducerRequestArgs {})
+            }
+        }
+        pub enum InitProducerResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct InitProducerResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for InitProducerResponse<'a> {
+            type Inner = InitProducerResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> InitProducerResponse<'a> {
+            pub const VT_PRODUCER_ID: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PRODUCER_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                InitProducerResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args InitProducerResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<InitProducerResponse<'bldr>> {
+                let mut builder = InitProducerResponseBuilder::new(_fbb);
+                builder.add_producer_id(args.producer_id);
+                builder.add_producer_epoch(args.producer_epoch);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> InitProducerResponseT {
+                let producer_id = self.producer_id();
+                let producer_epoch = self.producer_epoch();
+                InitProducerResponseT {
+                    producer_id,
+                    producer_epoch,
+                }
+            }
+
+            #[inline]
+            pub fn producer_id(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(InitProducerResponse::VT_PRODUCER_ID, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn producer_epoch(&self) -> i16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i16>(InitProducerResponse::VT_PRODUCER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for InitProducerResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<i64>("producer_id", Self::VT_PRODUCER_ID, false)?
+                    .visit_field::<i16>("producer_epoch", Self::VT_PRODUCER_EPOCH, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct InitProducerResponseArgs {
+            pub producer_id: i64,
+            pub producer_epoch: i16,
+        }
+        impl<'a> Default for InitProducerResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                InitProducerResponseArgs {
+                    producer_id: 0,
+                    producer_epoch: 0,
+                }
+            }
+        }
+
+        pub struct InitProducerResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> InitProducerResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_producer_id(&mut self, producer_id: i64) {
+                self.fbb_
+                    .push_slot::<i64>(InitProducerResponse::VT_PRODUCER_ID, producer_id, 0);
+            }
+            #[inline]
+            pub fn add_producer_epoch(&mut self, producer_epoch: i16) {
+                self.fbb_.push_slot::<i16>(
+                    InitProducerResponse::VT_PRODUCER_EPOCH,
+                    producer_epoch,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> InitProducerResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                InitProducerResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<InitProducerResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for InitProducerResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("InitProducerResponse");
+                ds.field("producer_id", &self.producer_id());
+                ds.field("producer_epoch", &self.producer_epoch());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct InitProducerResponseT {
+            pub producer_id: i64,
+            pub producer_epoch: i16,
+        }
+        impl Default for InitProducerResponseT {
+            fn default() -> Self {
+                Self {
+                    producer_id: 0,
+                    producer_epoch: 0,
+                }
+            }
+        }
+        impl InitProducerResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<InitProducerResponse<'b>> {
+                let producer_id = self.producer_id;
+                let producer_epoch = self.producer_epoch;
+                InitProducerResponse::create(
+                    _fbb,
+                    &InitProducerResponseArgs {
+                        producer_id,
+                        producer_epoch,
+                    },
+                )
+            }
+        }
+        pub enum PublishRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct PublishRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for PublishRequest<'a> {
+            type Inner = PublishRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> PublishRequest<'a> {
+            pub const VT_ACKS: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PARTS: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                PublishRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args PublishRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<PublishRequest<'bldr>> {
+                let mut builder = PublishRequestBuilder::new(_fbb);
+                if let Some(x) = args.parts {
+                    builder.add_parts(x);
+                }
+                builder.add_acks(args.acks);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> PublishRequestT {
+                let acks = self.acks();
+                let parts = self.parts().map(|x| x.iter().map(|t| t.unpack()).collect());
+                PublishRequestT { acks, parts }
+            }
+
+            #[inline]
+            pub fn acks(&self) -> u8 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u8>(PublishRequest::VT_ACKS, Some(2))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn parts(&self) -> Option<::flatbuffers::Vector<'a, PublishPart>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PublishPart>>>(PublishRequest::VT_PARTS, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for PublishRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
      .visit_field::<u8>("acks", Self::VT_ACKS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PublishPart>>>("parts", Self::VT_PARTS, false)?
      .finish();
-    Ok(())
-  }
-}
-pub struct PublishRequestArgs<'a> {
-    pub acks: u8,
-    pub parts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PublishPart>>>,
-}
-impl<'a> Default for PublishRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    PublishRequestArgs {
-      acks: 2,
-      parts: None,
-    }
-  }
-}
+                Ok(())
+            }
+        }
+        pub struct PublishRequestArgs<'a> {
+            pub acks: u8,
+            pub parts: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PublishPart>>>,
+        }
+        impl<'a> Default for PublishRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                PublishRequestArgs {
+                    acks: 2,
+                    parts: None,
+                }
+            }
+        }
 
-pub struct PublishRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_acks(&mut self, acks: u8) {
-    self.fbb_.push_slot::<u8>(PublishRequest::VT_ACKS, acks, 2);
-  }
-  #[inline]
-  pub fn add_parts(&mut self, parts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PublishPart>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishRequest::VT_PARTS, parts);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PublishRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    PublishRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<PublishRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
+        pub struct PublishRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_acks(&mut self, acks: u8) {
+                self.fbb_.push_slot::<u8>(PublishRequest::VT_ACKS, acks, 2);
+            }
+            #[inline]
+            pub fn add_parts(
+                &mut self,
+                parts: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, PublishPart>>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    PublishRequest::VT_PARTS,
+                    parts,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> PublishRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                PublishRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<PublishRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
 
-impl ::core::fmt::Debug for PublishRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("PublishRequest");
-      ds.field("acks", &self.acks());
-      ds.field("parts", &self.parts());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct PublishRequestT {
-  pub acks: u8,
-  pub parts: Option<alloc::vec::Vec<PublishPartT>>,
-}
-impl Default for PublishRequestT {
-  fn default() -> Self {
-    Self {
-      acks: 2,
-      parts: None,
-    }
-  }
-}
-impl PublishRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<PublishRequest<'b>> {
-    let acks = self.acks;
-    let parts = self.parts.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();_fbb.create_vector(&w)
-    });
-    PublishRequest::create(_fbb, &PublishRequestArgs{
-      acks,
-      parts,
-    })
-  }
-}
-pub enum PublishResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
+        impl ::core::fmt::Debug for PublishRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("PublishRequest");
+                ds.field("acks", &self.acks());
+                ds.field("parts", &self.parts());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct PublishRequestT {
+            pub acks: u8,
+            pub parts: Option<alloc::vec::Vec<PublishPartT>>,
+        }
+        impl Default for PublishRequestT {
+            fn default() -> Self {
+                Self {
+                    acks: 2,
+                    parts: None,
+                }
+            }
+        }
+        impl PublishRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<PublishRequest<'b>> {
+                let acks = self.acks;
+                let parts = self.parts.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();
+                    _fbb.create_vector(&w)
+                });
+                PublishRequest::create(_fbb, &PublishRequestArgs { acks, parts })
+            }
+        }
+        pub enum PublishResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
 
-pub struct PublishResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
+        pub struct PublishResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
 
-impl<'a> ::flatbuffers::Follow<'a> for PublishResponse<'a> {
-  type Inner = PublishResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
+        impl<'a> ::flatbuffers::Follow<'a> for PublishResponse<'a> {
+            type Inner = PublishResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
 
-impl<'a> PublishResponse<'a> {
-  pub const VT_RESULTS: ::flatbuffers::VOffsetT = 4;
-  pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 6;
+        impl<'a> PublishResponse<'a> {
+            pub const VT_RESULTS: ::flatbuffers::VOffsetT = 4;
+            pub const VT_MESSAGE: ::flatbuffers::VOffsetT = 6;
 
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    PublishResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args PublishResponseArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<PublishResponse<'bldr>> {
-    let mut builder = PublishResponseBuilder::new(_fbb);
-    if let Some(x) = args.message { builder.add_message(x); }
-    if let Some(x) = args.results { builder.add_results(x); }
-    builder.finish()
-  }
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                PublishResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args PublishResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<PublishResponse<'bldr>> {
+                let mut builder = PublishResponseBuilder::new(_fbb);
+                if let Some(x) = args.message {
+                    builder.add_message(x);
+                }
+                if let Some(x) = args.results {
+                    builder.add_results(x);
+                }
+                builder.finish()
+            }
 
-  pub fn unpack(&self) -> PublishResponseT {
-    let results = self.results().map(|x| {
-      x.iter().map(|t| t.unpack()).collect()
-    });
-    let message = self.message().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    PublishResponseT {
-      results,
-      message,
-    }
-  }
+            pub fn unpack(&self) -> PublishResponseT {
+                let results = self
+                    .results()
+                    .map(|x| x.iter().map(|t| t.unpack()).collect());
+                let message = self
+                    .message()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                PublishResponseT { results, message }
+            }
 
-  #[inline]
-  pub fn results(&self) -> Option<::flatbuffers::Vector<'a, PublishResult>> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PublishResult>>>(PublishResponse::VT_RESULTS, None)}
-  }
-  #[inline]
-  pub fn message(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PublishResponse::VT_MESSAGE, None)}
-  }
-}
+            #[inline]
+            pub fn results(&self) -> Option<::flatbuffers::Vector<'a, PublishResult>> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<
+                        ::flatbuffers::Vector<'a, PublishResult>,
+                    >>(PublishResponse::VT_RESULTS, None)
+                }
+            }
+            #[inline]
+            pub fn message(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        PublishResponse::VT_MESSAGE,
+                        None,
+                    )
+                }
+            }
+        }
 
-impl ::flatbuffers::Verifiable for PublishResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
+        impl ::flatbuffers::Verifiable for PublishResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PublishResult>>>("results", Self::VT_RESULTS, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("message", Self::VT_MESSAGE, false)?
      .finish();
-    Ok(())
-  }
-}
-pub struct PublishResponseArgs<'a> {
-    pub results: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PublishResult>>>,
-    pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
-}
-impl<'a> Default for PublishResponseArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    PublishResponseArgs {
-      results: None,
-      message: None,
-    }
-  }
-}
-
-pub struct PublishResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_results(&mut self, results: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PublishResult>>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishResponse::VT_RESULTS, results);
-  }
-  #[inline]
-  pub fn add_message(&mut self, message: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PublishResponse::VT_MESSAGE, message);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PublishResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    PublishResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<PublishResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for PublishResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("PublishResponse");
-      ds.field("results", &self.results());
-      ds.field("message", &self.message());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct PublishResponseT {
-  pub results: Option<alloc::vec::Vec<PublishResultT>>,
-  pub message: Option<alloc::string::String>,
-}
-impl Default for PublishResponseT {
-  fn default() -> Self {
-    Self {
-      results: None,
-      message: None,
-    }
-  }
-}
-impl PublishResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<PublishResponse<'b>> {
-    let results = self.results.as_ref().map(|x|{
-      let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();_fbb.create_vector(&w)
-    });
-    let message = self.message.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    PublishResponse::create(_fbb, &PublishResponseArgs{
-      results,
-      message,
-    })
-  }
-}
-pub enum FetchRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct FetchRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for FetchRequest<'a> {
-  type Inner = FetchRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> FetchRequest<'a> {
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
-  pub const VT_MAX_BYTES: ::flatbuffers::VOffsetT = 8;
-  pub const VT_MIN_BYTES: ::flatbuffers::VOffsetT = 10;
-  pub const VT_MAX_WAIT_MS: ::flatbuffers::VOffsetT = 12;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    FetchRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args FetchRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<FetchRequest<'bldr>> {
-    let mut builder = FetchRequestBuilder::new(_fbb);
-    builder.add_offset(args.offset);
-    builder.add_max_wait_ms(args.max_wait_ms);
-    builder.add_min_bytes(args.min_bytes);
-    builder.add_max_bytes(args.max_bytes);
-    if let Some(x) = args.partition { builder.add_partition(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> FetchRequestT {
-    let partition = self.partition().map(|x| {
-      x.unpack()
-    });
-    let offset = self.offset();
-    let max_bytes = self.max_bytes();
-    let min_bytes = self.min_bytes();
-    let max_wait_ms = self.max_wait_ms();
-    FetchRequestT {
-      partition,
-      offset,
-      max_bytes,
-      min_bytes,
-      max_wait_ms,
-    }
-  }
-
-  #[inline]
-  pub fn partition(&self) -> Option<&'a PartitionRef> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<PartitionRef>(FetchRequest::VT_PARTITION, None)}
-  }
-  #[inline]
-  pub fn offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(FetchRequest::VT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(FetchRequest::VT_MAX_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn min_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(FetchRequest::VT_MIN_BYTES, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn max_wait_ms(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(FetchRequest::VT_MAX_WAIT_MS, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for FetchRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
-     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<u32>("max_bytes", Self::VT_MAX_BYTES, false)?
-     .visit_field::<u32>("min_bytes", Self::VT_MIN_BYTES, false)?
-     .visit_field::<u32>("max_wait_ms", Self::VT_MAX_WAIT_MS, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct FetchRequestArgs<'a> {
-    pub partition: Option<&'a PartitionRef>,
-    pub offset: u64,
-    pub max_bytes: u32,
-    pub min_bytes: u32,
-    pub max_wait_ms: u32,
-}
-impl<'a> Default for FetchRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    FetchRequestArgs {
-      partition: None,
-      offset: 0,
-      max_bytes: 0,
-      min_bytes: 0,
-      max_wait_ms: 0,
-    }
-  }
-}
-
-pub struct FetchRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FetchRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_partition(&mut self, partition: &PartitionRef) {
-    self.fbb_.push_slot_always::<&PartitionRef>(FetchRequest::VT_PARTITION, partition);
-  }
-  #[inline]
-  pub fn add_offset(&mut self, offset: u64) {
-    self.fbb_.push_slot::<u64>(FetchRequest::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn add_max_bytes(&mut self, max_bytes: u32) {
-    self.fbb_.push_slot::<u32>(FetchRequest::VT_MAX_BYTES, max_bytes, 0);
-  }
-  #[inline]
-  pub fn add_min_bytes(&mut self, min_bytes: u32) {
-    self.fbb_.push_slot::<u32>(FetchRequest::VT_MIN_BYTES, min_bytes, 0);
-  }
-  #[inline]
-  pub fn add_max_wait_ms(&mut self, max_wait_ms: u32) {
-    self.fbb_.push_slot::<u32>(FetchRequest::VT_MAX_WAIT_MS, max_wait_ms, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FetchRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    FetchRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<FetchRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for FetchRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("FetchRequest");
-      ds.field("partition", &self.partition());
-      ds.field("offset", &self.offset());
-      ds.field("max_bytes", &self.max_bytes());
-      ds.field("min_bytes", &self.min_bytes());
-      ds.field("max_wait_ms", &self.max_wait_ms());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct FetchRequestT {
-  pub partition: Option<PartitionRefT>,
-  pub offset: u64,
-  pub max_bytes: u32,
-  pub min_bytes: u32,
-  pub max_wait_ms: u32,
-}
-impl Default for FetchRequestT {
-  fn default() -> Self {
-    Self {
-      partition: None,
-      offset: 0,
-      max_bytes: 0,
-      min_bytes: 0,
-      max_wait_ms: 0,
-    }
-  }
-}
-impl FetchRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<FetchRequest<'b>> {
-    let partition_tmp = self.partition.as_ref().map(|x| x.pack());
-    let partition = partition_tmp.as_ref();
-    let offset = self.offset;
-    let max_bytes = self.max_bytes;
-    let min_bytes = self.min_bytes;
-    let max_wait_ms = self.max_wait_ms;
-    FetchRequest::create(_fbb, &FetchRequestArgs{
-      partition,
-      offset,
-      max_bytes,
-      min_bytes,
-      max_wait_ms,
-    })
-  }
-}
-pub enum FetchResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct FetchResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for FetchResponse<'a> {
-  type Inner = FetchResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> FetchResponse<'a> {
-  pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 4;
-  pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 6;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    FetchResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args FetchResponseArgs
-  ) -> ::flatbuffers::WIPOffset<FetchResponse<'bldr>> {
-    let mut builder = FetchResponseBuilder::new(_fbb);
-    builder.add_visible(args.visible);
-    builder.add_earliest(args.earliest);
-    builder.add_leader_epoch(args.leader_epoch);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> FetchResponseT {
-    let earliest = self.earliest();
-    let visible = self.visible();
-    let leader_epoch = self.leader_epoch();
-    FetchResponseT {
-      earliest,
-      visible,
-      leader_epoch,
-    }
-  }
-
-  #[inline]
-  pub fn earliest(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(FetchResponse::VT_EARLIEST, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn visible(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(FetchResponse::VT_VISIBLE, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(FetchResponse::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for FetchResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("earliest", Self::VT_EARLIEST, false)?
-     .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct FetchResponseArgs {
-    pub earliest: u64,
-    pub visible: u64,
-    pub leader_epoch: u32,
-}
-impl<'a> Default for FetchResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    FetchResponseArgs {
-      earliest: 0,
-      visible: 0,
-      leader_epoch: 0,
-    }
-  }
-}
-
-pub struct FetchResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FetchResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_earliest(&mut self, earliest: u64) {
-    self.fbb_.push_slot::<u64>(FetchResponse::VT_EARLIEST, earliest, 0);
-  }
-  #[inline]
-  pub fn add_visible(&mut self, visible: u64) {
-    self.fbb_.push_slot::<u64>(FetchResponse::VT_VISIBLE, visible, 0);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(FetchResponse::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FetchResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    FetchResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<FetchResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for FetchResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("FetchResponse");
-      ds.field("earliest", &self.earliest());
-      ds.field("visible", &self.visible());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct FetchResponseT {
-  pub earliest: u64,
-  pub visible: u64,
-  pub leader_epoch: u32,
-}
-impl Default for FetchResponseT {
-  fn default() -> Self {
-    Self {
-      earliest: 0,
-      visible: 0,
-      leader_epoch: 0,
-    }
-  }
-}
-impl FetchResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<FetchResponse<'b>> {
-    let earliest = self.earliest;
-    let visible = self.visible;
-    let leader_epoch = self.leader_epoch;
-    FetchResponse::create(_fbb, &FetchResponseArgs{
-      earliest,
-      visible,
-      leader_epoch,
-    })
-  }
-}
-pub enum SubscribeRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct SubscribeRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for SubscribeRequest<'a> {
-  type Inner = SubscribeRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> SubscribeRequest<'a> {
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
-  pub const VT_CREDIT_BYTES: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    SubscribeRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args SubscribeRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<SubscribeRequest<'bldr>> {
-    let mut builder = SubscribeRequestBuilder::new(_fbb);
-    builder.add_offset(args.offset);
-    builder.add_credit_bytes(args.credit_bytes);
-    if let Some(x) = args.partition { builder.add_partition(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> SubscribeRequestT {
-    let partition = self.partition().map(|x| {
-      x.unpack()
-    });
-    let offset = self.offset();
-    let credit_bytes = self.credit_bytes();
-    SubscribeRequestT {
-      partition,
-      offset,
-      credit_bytes,
-    }
-  }
-
-  #[inline]
-  pub fn partition(&self) -> Option<&'a PartitionRef> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<PartitionRef>(SubscribeRequest::VT_PARTITION, None)}
-  }
-  #[inline]
-  pub fn offset(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(SubscribeRequest::VT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn credit_bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(SubscribeRequest::VT_CREDIT_BYTES, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for SubscribeRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
-     .visit_field::<i64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<u32>("credit_bytes", Self::VT_CREDIT_BYTES, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct SubscribeRequestArgs<'a> {
-    pub partition: Option<&'a PartitionRef>,
-    pub offset: i64,
-    pub credit_bytes: u32,
-}
-impl<'a> Default for SubscribeRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    SubscribeRequestArgs {
-      partition: None,
-      offset: 0,
-      credit_bytes: 0,
-    }
-  }
-}
-
-pub struct SubscribeRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscribeRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_partition(&mut self, partition: &PartitionRef) {
-    self.fbb_.push_slot_always::<&PartitionRef>(SubscribeRequest::VT_PARTITION, partition);
-  }
-  #[inline]
-  pub fn add_offset(&mut self, offset: i64) {
-    self.fbb_.push_slot::<i64>(SubscribeRequest::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn add_credit_bytes(&mut self, credit_bytes: u32) {
-    self.fbb_.push_slot::<u32>(SubscribeRequest::VT_CREDIT_BYTES, credit_bytes, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscribeRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    SubscribeRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscribeRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for SubscribeRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("SubscribeRequest");
-      ds.field("partition", &self.partition());
-      ds.field("offset", &self.offset());
-      ds.field("credit_bytes", &self.credit_bytes());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct SubscribeRequestT {
-  pub partition: Option<PartitionRefT>,
-  pub offset: i64,
-  pub credit_bytes: u32,
-}
-impl Default for SubscribeRequestT {
-  fn default() -> Self {
-    Self {
-      partition: None,
-      offset: 0,
-      credit_bytes: 0,
-    }
-  }
-}
-impl SubscribeRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<SubscribeRequest<'b>> {
-    let partition_tmp = self.partition.as_ref().map(|x| x.pack());
-    let partition = partition_tmp.as_ref();
-    let offset = self.offset;
-    let credit_bytes = self.credit_bytes;
-    SubscribeRequest::create(_fbb, &SubscribeRequestArgs{
-      partition,
-      offset,
-      credit_bytes,
-    })
-  }
-}
-pub enum SubscribeResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct SubscribeResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for SubscribeResponse<'a> {
-  type Inner = SubscribeResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> SubscribeResponse<'a> {
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    SubscribeResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args SubscribeResponseArgs
-  ) -> ::flatbuffers::WIPOffset<SubscribeResponse<'bldr>> {
-    let mut builder = SubscribeResponseBuilder::new(_fbb);
-    builder.add_offset(args.offset);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> SubscribeResponseT {
-    let offset = self.offset();
-    SubscribeResponseT {
-      offset,
-    }
-  }
-
-  #[inline]
-  pub fn offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(SubscribeResponse::VT_OFFSET, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for SubscribeResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct SubscribeResponseArgs {
-    pub offset: u64,
-}
-impl<'a> Default for SubscribeResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    SubscribeResponseArgs {
-      offset: 0,
-    }
-  }
-}
-
-pub struct SubscribeResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscribeResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_offset(&mut self, offset: u64) {
-    self.fbb_.push_slot::<u64>(SubscribeResponse::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SubscribeResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    SubscribeResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscribeResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for SubscribeResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("SubscribeResponse");
-      ds.field("offset", &self.offset());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct SubscribeResponseT {
-  pub offset: u64,
-}
-impl Default for SubscribeResponseT {
-  fn default() -> Self {
-    Self {
-      offset: 0,
-    }
-  }
-}
-impl SubscribeResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<SubscribeResponse<'b>> {
-    let offset = self.offset;
-    SubscribeResponse::create(_fbb, &SubscribeResponseArgs{
-      offset,
-    })
-  }
-}
-pub enum PushOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct Push<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for Push<'a> {
-  type Inner = Push<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> Push<'a> {
-  pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Push { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args PushArgs
-  ) -> ::flatbuffers::WIPOffset<Push<'bldr>> {
-    let mut builder = PushBuilder::new(_fbb);
-    builder.add_visible(args.visible);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> PushT {
-    let visible = self.visible();
-    PushT {
-      visible,
-    }
-  }
-
-  #[inline]
-  pub fn visible(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Push::VT_VISIBLE, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for Push<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct PushArgs {
-    pub visible: u64,
-}
-impl<'a> Default for PushArgs {
-  #[inline]
-  fn default() -> Self {
-    PushArgs {
-      visible: 0,
-    }
-  }
-}
-
-pub struct PushBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PushBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_visible(&mut self, visible: u64) {
-    self.fbb_.push_slot::<u64>(Push::VT_VISIBLE, visible, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PushBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    PushBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Push<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for Push<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Push");
-      ds.field("visible", &self.visible());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct PushT {
-  pub visible: u64,
-}
-impl Default for PushT {
-  fn default() -> Self {
-    Self {
-      visible: 0,
-    }
-  }
-}
-impl PushT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Push<'b>> {
-    let visible = self.visible;
-    Push::create(_fbb, &PushArgs{
-      visible,
-    })
-  }
-}
-pub enum CreditOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct Credit<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for Credit<'a> {
-  type Inner = Credit<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> Credit<'a> {
-  pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 4;
-  pub const VT_BYTES: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    Credit { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CreditArgs
-  ) -> ::flatbuffers::WIPOffset<Credit<'bldr>> {
-    let mut builder = CreditBuilder::new(_fbb);
-    builder.add_subscription(args.subscription);
-    builder.add_bytes(args.bytes);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> CreditT {
-    let subscription = self.subscription();
-    let bytes = self.bytes();
-    CreditT {
-      subscription,
-      bytes,
-    }
-  }
-
-  #[inline]
-  pub fn subscription(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(Credit::VT_SUBSCRIPTION, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn bytes(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(Credit::VT_BYTES, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for Credit<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("subscription", Self::VT_SUBSCRIPTION, false)?
-     .visit_field::<u32>("bytes", Self::VT_BYTES, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CreditArgs {
-    pub subscription: u64,
-    pub bytes: u32,
-}
-impl<'a> Default for CreditArgs {
-  #[inline]
-  fn default() -> Self {
-    CreditArgs {
-      subscription: 0,
-      bytes: 0,
-    }
-  }
-}
-
-pub struct CreditBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreditBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_subscription(&mut self, subscription: u64) {
-    self.fbb_.push_slot::<u64>(Credit::VT_SUBSCRIPTION, subscription, 0);
-  }
-  #[inline]
-  pub fn add_bytes(&mut self, bytes: u32) {
-    self.fbb_.push_slot::<u32>(Credit::VT_BYTES, bytes, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CreditBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CreditBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<Credit<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for Credit<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("Credit");
-      ds.field("subscription", &self.subscription());
-      ds.field("bytes", &self.bytes());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CreditT {
-  pub subscription: u64,
-  pub bytes: u32,
-}
-impl Default for CreditT {
-  fn default() -> Self {
-    Self {
-      subscription: 0,
-      bytes: 0,
-    }
-  }
-}
-impl CreditT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<Credit<'b>> {
-    let subscription = self.subscription;
-    let bytes = self.bytes;
-    Credit::create(_fbb, &CreditArgs{
-      subscription,
-      bytes,
-    })
-  }
-}
-pub enum UnsubscribeRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct UnsubscribeRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for UnsubscribeRequest<'a> {
-  type Inner = UnsubscribeRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> UnsubscribeRequest<'a> {
-  pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 4;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    UnsubscribeRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args UnsubscribeRequestArgs
-  ) -> ::flatbuffers::WIPOffset<UnsubscribeRequest<'bldr>> {
-    let mut builder = UnsubscribeRequestBuilder::new(_fbb);
-    builder.add_subscription(args.subscription);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> UnsubscribeRequestT {
-    let subscription = self.subscription();
-    UnsubscribeRequestT {
-      subscription,
-    }
-  }
-
-  #[inline]
-  pub fn subscription(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(UnsubscribeRequest::VT_SUBSCRIPTION, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for UnsubscribeRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("subscription", Self::VT_SUBSCRIPTION, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct UnsubscribeRequestArgs {
-    pub subscription: u64,
-}
-impl<'a> Default for UnsubscribeRequestArgs {
-  #[inline]
-  fn default() -> Self {
-    UnsubscribeRequestArgs {
-      subscription: 0,
-    }
-  }
-}
-
-pub struct UnsubscribeRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnsubscribeRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_subscription(&mut self, subscription: u64) {
-    self.fbb_.push_slot::<u64>(UnsubscribeRequest::VT_SUBSCRIPTION, subscription, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnsubscribeRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    UnsubscribeRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<UnsubscribeRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for UnsubscribeRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("UnsubscribeRequest");
-      ds.field("subscription", &self.subscription());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct UnsubscribeRequestT {
-  pub subscription: u64,
-}
-impl Default for UnsubscribeRequestT {
-  fn default() -> Self {
-    Self {
-      subscription: 0,
-    }
-  }
-}
-impl UnsubscribeRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<UnsubscribeRequest<'b>> {
-    let subscription = self.subscription;
-    UnsubscribeRequest::create(_fbb, &UnsubscribeRequestArgs{
-      subscription,
-    })
-  }
-}
-pub enum UnsubscribeResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct UnsubscribeResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for UnsubscribeResponse<'a> {
-  type Inner = UnsubscribeResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> UnsubscribeResponse<'a> {
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    UnsubscribeResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args UnsubscribeResponseArgs
-  ) -> ::flatbuffers::WIPOffset<UnsubscribeResponse<'bldr>> {
-    let mut builder = UnsubscribeResponseBuilder::new(_fbb);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> UnsubscribeResponseT {
-    UnsubscribeResponseT {
-    }
-  }
-}
-
-impl ::flatbuffers::Verifiable for UnsubscribeResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct UnsubscribeResponseArgs {
-}
-impl<'a> Default for UnsubscribeResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    UnsubscribeResponseArgs {
-    }
-  }
-}
-
-pub struct UnsubscribeResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnsubscribeResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> UnsubscribeResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    UnsubscribeResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<UnsubscribeResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for UnsubscribeResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("UnsubscribeResponse");
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct UnsubscribeResponseT {
-}
-impl Default for UnsubscribeResponseT {
-  fn default() -> Self {
-    Self {
-    }
-  }
-}
-impl UnsubscribeResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<UnsubscribeResponse<'b>> {
-    UnsubscribeResponse::create(_fbb, &UnsubscribeResponseArgs{
-    })
-  }
-}
-pub enum ListOffsetsRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct ListOffsetsRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for ListOffsetsRequest<'a> {
-  type Inner = ListOffsetsRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> ListOffsetsRequest<'a> {
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
-  pub const VT_AT: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    ListOffsetsRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ListOffsetsRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<ListOffsetsRequest<'bldr>> {
-    let mut builder = ListOffsetsRequestBuilder::new(_fbb);
-    builder.add_at(args.at);
-    if let Some(x) = args.partition { builder.add_partition(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ListOffsetsRequestT {
-    let partition = self.partition().map(|x| {
-      x.unpack()
-    });
-    let at = self.at();
-    ListOffsetsRequestT {
-      partition,
-      at,
-    }
-  }
-
-  #[inline]
-  pub fn partition(&self) -> Option<&'a PartitionRef> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<PartitionRef>(ListOffsetsRequest::VT_PARTITION, None)}
-  }
-  #[inline]
-  pub fn at(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(ListOffsetsRequest::VT_AT, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for ListOffsetsRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
-     .visit_field::<i64>("at", Self::VT_AT, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct ListOffsetsRequestArgs<'a> {
-    pub partition: Option<&'a PartitionRef>,
-    pub at: i64,
-}
-impl<'a> Default for ListOffsetsRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    ListOffsetsRequestArgs {
-      partition: None,
-      at: 0,
-    }
-  }
-}
-
-pub struct ListOffsetsRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListOffsetsRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_partition(&mut self, partition: &PartitionRef) {
-    self.fbb_.push_slot_always::<&PartitionRef>(ListOffsetsRequest::VT_PARTITION, partition);
-  }
-  #[inline]
-  pub fn add_at(&mut self, at: i64) {
-    self.fbb_.push_slot::<i64>(ListOffsetsRequest::VT_AT, at, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListOffsetsRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ListOffsetsRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListOffsetsRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for ListOffsetsRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("ListOffsetsRequest");
-      ds.field("partition", &self.partition());
-      ds.field("at", &self.at());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ListOffsetsRequestT {
-  pub partition: Option<PartitionRefT>,
-  pub at: i64,
-}
-impl Default for ListOffsetsRequestT {
-  fn default() -> Self {
-    Self {
-      partition: None,
-      at: 0,
-    }
-  }
-}
-impl ListOffsetsRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<ListOffsetsRequest<'b>> {
-    let partition_tmp = self.partition.as_ref().map(|x| x.pack());
-    let partition = partition_tmp.as_ref();
-    let at = self.at;
-    ListOffsetsRequest::create(_fbb, &ListOffsetsRequestArgs{
-      partition,
-      at,
-    })
-  }
-}
-pub enum ListOffsetsResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct ListOffsetsResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for ListOffsetsResponse<'a> {
-  type Inner = ListOffsetsResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> ListOffsetsResponse<'a> {
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 4;
-  pub const VT_TIMESTAMP_MS: ::flatbuffers::VOffsetT = 6;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    ListOffsetsResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ListOffsetsResponseArgs
-  ) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'bldr>> {
-    let mut builder = ListOffsetsResponseBuilder::new(_fbb);
-    builder.add_timestamp_ms(args.timestamp_ms);
-    builder.add_offset(args.offset);
-    builder.add_leader_epoch(args.leader_epoch);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ListOffsetsResponseT {
-    let offset = self.offset();
-    let timestamp_ms = self.timestamp_ms();
-    let leader_epoch = self.leader_epoch();
-    ListOffsetsResponseT {
-      offset,
-      timestamp_ms,
-      leader_epoch,
-    }
-  }
-
-  #[inline]
-  pub fn offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(ListOffsetsResponse::VT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn timestamp_ms(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(ListOffsetsResponse::VT_TIMESTAMP_MS, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(ListOffsetsResponse::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for ListOffsetsResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<i64>("timestamp_ms", Self::VT_TIMESTAMP_MS, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct ListOffsetsResponseArgs {
-    pub offset: u64,
-    pub timestamp_ms: i64,
-    pub leader_epoch: u32,
-}
-impl<'a> Default for ListOffsetsResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    ListOffsetsResponseArgs {
-      offset: 0,
-      timestamp_ms: -1,
-      leader_epoch: 0,
-    }
-  }
-}
-
-pub struct ListOffsetsResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListOffsetsResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_offset(&mut self, offset: u64) {
-    self.fbb_.push_slot::<u64>(ListOffsetsResponse::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn add_timestamp_ms(&mut self, timestamp_ms: i64) {
-    self.fbb_.push_slot::<i64>(ListOffsetsResponse::VT_TIMESTAMP_MS, timestamp_ms, -1);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(ListOffsetsResponse::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListOffsetsResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ListOffsetsResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for ListOffsetsResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("ListOffsetsResponse");
-      ds.field("offset", &self.offset());
-      ds.field("timestamp_ms", &self.timestamp_ms());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ListOffsetsResponseT {
-  pub offset: u64,
-  pub timestamp_ms: i64,
-  pub leader_epoch: u32,
-}
-impl Default for ListOffsetsResponseT {
-  fn default() -> Self {
-    Self {
-      offset: 0,
-      timestamp_ms: -1,
-      leader_epoch: 0,
-    }
-  }
-}
-impl ListOffsetsResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'b>> {
-    let offset = self.offset;
-    let timestamp_ms = self.timestamp_ms;
-    let leader_epoch = self.leader_epoch;
-    ListOffsetsResponse::create(_fbb, &ListOffsetsResponseArgs{
-      offset,
-      timestamp_ms,
-      leader_epoch,
-    })
-  }
-}
-pub enum CommitOffsetRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct CommitOffsetRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for CommitOffsetRequest<'a> {
-  type Inner = CommitOffsetRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> CommitOffsetRequest<'a> {
-  pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 8;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 10;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    CommitOffsetRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args CommitOffsetRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<CommitOffsetRequest<'bldr>> {
-    let mut builder = CommitOffsetRequestBuilder::new(_fbb);
-    builder.add_offset(args.offset);
-    builder.add_leader_epoch(args.leader_epoch);
-    if let Some(x) = args.partition { builder.add_partition(x); }
-    if let Some(x) = args.consumer { builder.add_consumer(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> CommitOffsetRequestT {
-    let consumer = self.consumer().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let partition = self.partition().map(|x| {
-      x.unpack()
-    });
-    let offset = self.offset();
-    let leader_epoch = self.leader_epoch();
-    CommitOffsetRequestT {
-      consumer,
-      partition,
-      offset,
-      leader_epoch,
-    }
-  }
-
-  #[inline]
-  pub fn consumer(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(CommitOffsetRequest::VT_CONSUMER, None)}
-  }
-  #[inline]
-  pub fn partition(&self) -> Option<&'a PartitionRef> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<PartitionRef>(CommitOffsetRequest::VT_PARTITION, None)}
-  }
-  #[inline]
-  pub fn offset(&self) -> u64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u64>(CommitOffsetRequest::VT_OFFSET, Some(0)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(CommitOffsetRequest::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for CommitOffsetRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("consumer", Self::VT_CONSUMER, false)?
-     .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
-     .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CommitOffsetRequestArgs<'a> {
-    pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub partition: Option<&'a PartitionRef>,
-    pub offset: u64,
-    pub leader_epoch: u32,
-}
-impl<'a> Default for CommitOffsetRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    CommitOffsetRequestArgs {
-      consumer: None,
-      partition: None,
-      offset: 0,
-      leader_epoch: 0,
-    }
-  }
-}
-
-pub struct CommitOffsetRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommitOffsetRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(CommitOffsetRequest::VT_CONSUMER, consumer);
-  }
-  #[inline]
-  pub fn add_partition(&mut self, partition: &PartitionRef) {
-    self.fbb_.push_slot_always::<&PartitionRef>(CommitOffsetRequest::VT_PARTITION, partition);
-  }
-  #[inline]
-  pub fn add_offset(&mut self, offset: u64) {
-    self.fbb_.push_slot::<u64>(CommitOffsetRequest::VT_OFFSET, offset, 0);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(CommitOffsetRequest::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CommitOffsetRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CommitOffsetRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<CommitOffsetRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for CommitOffsetRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("CommitOffsetRequest");
-      ds.field("consumer", &self.consumer());
-      ds.field("partition", &self.partition());
-      ds.field("offset", &self.offset());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CommitOffsetRequestT {
-  pub consumer: Option<alloc::string::String>,
-  pub partition: Option<PartitionRefT>,
-  pub offset: u64,
-  pub leader_epoch: u32,
-}
-impl Default for CommitOffsetRequestT {
-  fn default() -> Self {
-    Self {
-      consumer: None,
-      partition: None,
-      offset: 0,
-      leader_epoch: 0,
-    }
-  }
-}
-impl CommitOffsetRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<CommitOffsetRequest<'b>> {
-    let consumer = self.consumer.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let partition_tmp = self.partition.as_ref().map(|x| x.pack());
-    let partition = partition_tmp.as_ref();
-    let offset = self.offset;
-    let leader_epoch = self.leader_epoch;
-    CommitOffsetRequest::create(_fbb, &CommitOffsetRequestArgs{
-      consumer,
-      partition,
-      offset,
-      leader_epoch,
-    })
-  }
-}
-pub enum CommitOffsetResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct CommitOffsetResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for CommitOffsetResponse<'a> {
-  type Inner = CommitOffsetResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> CommitOffsetResponse<'a> {
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    CommitOffsetResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    _args: &'args CommitOffsetResponseArgs
-  ) -> ::flatbuffers::WIPOffset<CommitOffsetResponse<'bldr>> {
-    let mut builder = CommitOffsetResponseBuilder::new(_fbb);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> CommitOffsetResponseT {
-    CommitOffsetResponseT {
-    }
-  }
-}
-
-impl ::flatbuffers::Verifiable for CommitOffsetResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct CommitOffsetResponseArgs {
-}
-impl<'a> Default for CommitOffsetResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    CommitOffsetResponseArgs {
-    }
-  }
-}
-
-pub struct CommitOffsetResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommitOffsetResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> CommitOffsetResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    CommitOffsetResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<CommitOffsetResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for CommitOffsetResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("CommitOffsetResponse");
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct CommitOffsetResponseT {
-}
-impl Default for CommitOffsetResponseT {
-  fn default() -> Self {
-    Self {
-    }
-  }
-}
-impl CommitOffsetResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<CommitOffsetResponse<'b>> {
-    CommitOffsetResponse::create(_fbb, &CommitOffsetResponseArgs{
-    })
-  }
-}
-pub enum ReadOffsetRequestOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct ReadOffsetRequest<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for ReadOffsetRequest<'a> {
-  type Inner = ReadOffsetRequest<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> ReadOffsetRequest<'a> {
-  pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
-  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    ReadOffsetRequest { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ReadOffsetRequestArgs<'args>
-  ) -> ::flatbuffers::WIPOffset<ReadOffsetRequest<'bldr>> {
-    let mut builder = ReadOffsetRequestBuilder::new(_fbb);
-    if let Some(x) = args.partition { builder.add_partition(x); }
-    if let Some(x) = args.consumer { builder.add_consumer(x); }
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ReadOffsetRequestT {
-    let consumer = self.consumer().map(|x| {
-      alloc::string::ToString::to_string(x)
-    });
-    let partition = self.partition().map(|x| {
-      x.unpack()
-    });
-    ReadOffsetRequestT {
-      consumer,
-      partition,
-    }
-  }
-
-  #[inline]
-  pub fn consumer(&self) -> Option<&'a str> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ReadOffsetRequest::VT_CONSUMER, None)}
-  }
-  #[inline]
-  pub fn partition(&self) -> Option<&'a PartitionRef> {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<PartitionRef>(ReadOffsetRequest::VT_PARTITION, None)}
-  }
-}
-
-impl ::flatbuffers::Verifiable for ReadOffsetRequest<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("consumer", Self::VT_CONSUMER, false)?
-     .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct ReadOffsetRequestArgs<'a> {
-    pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
-    pub partition: Option<&'a PartitionRef>,
-}
-impl<'a> Default for ReadOffsetRequestArgs<'a> {
-  #[inline]
-  fn default() -> Self {
-    ReadOffsetRequestArgs {
-      consumer: None,
-      partition: None,
-    }
-  }
-}
-
-pub struct ReadOffsetRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadOffsetRequestBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b  str>) {
-    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReadOffsetRequest::VT_CONSUMER, consumer);
-  }
-  #[inline]
-  pub fn add_partition(&mut self, partition: &PartitionRef) {
-    self.fbb_.push_slot_always::<&PartitionRef>(ReadOffsetRequest::VT_PARTITION, partition);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReadOffsetRequestBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ReadOffsetRequestBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReadOffsetRequest<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for ReadOffsetRequest<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("ReadOffsetRequest");
-      ds.field("consumer", &self.consumer());
-      ds.field("partition", &self.partition());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReadOffsetRequestT {
-  pub consumer: Option<alloc::string::String>,
-  pub partition: Option<PartitionRefT>,
-}
-impl Default for ReadOffsetRequestT {
-  fn default() -> Self {
-    Self {
-      consumer: None,
-      partition: None,
-    }
-  }
-}
-impl ReadOffsetRequestT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<ReadOffsetRequest<'b>> {
-    let consumer = self.consumer.as_ref().map(|x|{
-      _fbb.create_string(x)
-    });
-    let partition_tmp = self.partition.as_ref().map(|x| x.pack());
-    let partition = partition_tmp.as_ref();
-    ReadOffsetRequest::create(_fbb, &ReadOffsetRequestArgs{
-      consumer,
-      partition,
-    })
-  }
-}
-pub enum ReadOffsetResponseOffset {}
-#[derive(Copy, Clone, PartialEq)]
-
-pub struct ReadOffsetResponse<'a> {
-  pub _tab: ::flatbuffers::Table<'a>,
-}
-
-impl<'a> ::flatbuffers::Follow<'a> for ReadOffsetResponse<'a> {
-  type Inner = ReadOffsetResponse<'a>;
-  #[inline]
-  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
-    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
-  }
-}
-
-impl<'a> ReadOffsetResponse<'a> {
-  pub const VT_OFFSET: ::flatbuffers::VOffsetT = 4;
-  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 6;
-
-  #[inline]
-  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
-    ReadOffsetResponse { _tab: table }
-  }
-  #[allow(unused_mut)]
-  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
-    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
-    args: &'args ReadOffsetResponseArgs
-  ) -> ::flatbuffers::WIPOffset<ReadOffsetResponse<'bldr>> {
-    let mut builder = ReadOffsetResponseBuilder::new(_fbb);
-    builder.add_offset(args.offset);
-    builder.add_leader_epoch(args.leader_epoch);
-    builder.finish()
-  }
-
-  pub fn unpack(&self) -> ReadOffsetResponseT {
-    let offset = self.offset();
-    let leader_epoch = self.leader_epoch();
-    ReadOffsetResponseT {
-      offset,
-      leader_epoch,
-    }
-  }
-
-  #[inline]
-  pub fn offset(&self) -> i64 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<i64>(ReadOffsetResponse::VT_OFFSET, Some(-1)).unwrap()}
-  }
-  #[inline]
-  pub fn leader_epoch(&self) -> u32 {
-    // Safety:
-    // Created from valid Table for this object
-    // which contains a valid value in this slot
-    unsafe { self._tab.get::<u32>(ReadOffsetResponse::VT_LEADER_EPOCH, Some(0)).unwrap()}
-  }
-}
-
-impl ::flatbuffers::Verifiable for ReadOffsetResponse<'_> {
-  #[inline]
-  fn run_verifier(
-    v: &mut ::flatbuffers::Verifier, pos: usize
-  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
-    v.visit_table(pos)?
-     .visit_field::<i64>("offset", Self::VT_OFFSET, false)?
-     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
-     .finish();
-    Ok(())
-  }
-}
-pub struct ReadOffsetResponseArgs {
-    pub offset: i64,
-    pub leader_epoch: u32,
-}
-impl<'a> Default for ReadOffsetResponseArgs {
-  #[inline]
-  fn default() -> Self {
-    ReadOffsetResponseArgs {
-      offset: -1,
-      leader_epoch: 0,
-    }
-  }
-}
-
-pub struct ReadOffsetResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
-  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
-  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
-}
-impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadOffsetResponseBuilder<'a, 'b, A> {
-  #[inline]
-  pub fn add_offset(&mut self, offset: i64) {
-    self.fbb_.push_slot::<i64>(ReadOffsetResponse::VT_OFFSET, offset, -1);
-  }
-  #[inline]
-  pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
-    self.fbb_.push_slot::<u32>(ReadOffsetResponse::VT_LEADER_EPOCH, leader_epoch, 0);
-  }
-  #[inline]
-  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReadOffsetResponseBuilder<'a, 'b, A> {
-    let start = _fbb.start_table();
-    ReadOffsetResponseBuilder {
-      fbb_: _fbb,
-      start_: start,
-    }
-  }
-  #[inline]
-  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReadOffsetResponse<'a>> {
-    let o = self.fbb_.end_table(self.start_);
-    ::flatbuffers::WIPOffset::new(o.value())
-  }
-}
-
-impl ::core::fmt::Debug for ReadOffsetResponse<'_> {
-  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
-    let mut ds = f.debug_struct("ReadOffsetResponse");
-      ds.field("offset", &self.offset());
-      ds.field("leader_epoch", &self.leader_epoch());
-      ds.finish()
-  }
-}
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReadOffsetResponseT {
-  pub offset: i64,
-  pub leader_epoch: u32,
-}
-impl Default for ReadOffsetResponseT {
-  fn default() -> Self {
-    Self {
-      offset: -1,
-      leader_epoch: 0,
-    }
-  }
-}
-impl ReadOffsetResponseT {
-  pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
-    &self,
-    _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>
-  ) -> ::flatbuffers::WIPOffset<ReadOffsetResponse<'b>> {
-    let offset = self.offset;
-    let leader_epoch = self.leader_epoch;
-    ReadOffsetResponse::create(_fbb, &ReadOffsetResponseArgs{
-      offset,
-      leader_epoch,
-    })
-  }
-}
-}  // pub mod wire
-}  // pub mod ringtide
-
+                Ok(())
+            }
+        }
+        pub struct PublishResponseArgs<'a> {
+            pub results: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PublishResult>>>,
+            pub message: Option<::flatbuffers::WIPOffset<&'a str>>,
+        }
+        impl<'a> Default for PublishResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                PublishResponseArgs {
+                    results: None,
+                    message: None,
+                }
+            }
+        }
+
+        pub struct PublishResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PublishResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_results(
+                &mut self,
+                results: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b, PublishResult>>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    PublishResponse::VT_RESULTS,
+                    results,
+                );
+            }
+            #[inline]
+            pub fn add_message(&mut self, message: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    PublishResponse::VT_MESSAGE,
+                    message,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> PublishResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                PublishResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<PublishResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for PublishResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("PublishResponse");
+                ds.field("results", &self.results());
+                ds.field("message", &self.message());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct PublishResponseT {
+            pub results: Option<alloc::vec::Vec<PublishResultT>>,
+            pub message: Option<alloc::string::String>,
+        }
+        impl Default for PublishResponseT {
+            fn default() -> Self {
+                Self {
+                    results: None,
+                    message: None,
+                }
+            }
+        }
+        impl PublishResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<PublishResponse<'b>> {
+                let results = self.results.as_ref().map(|x| {
+                    let w: alloc::vec::Vec<_> = x.iter().map(|t| t.pack()).collect();
+                    _fbb.create_vector(&w)
+                });
+                let message = self.message.as_ref().map(|x| _fbb.create_string(x));
+                PublishResponse::create(_fbb, &PublishResponseArgs { results, message })
+            }
+        }
+        pub enum FetchRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct FetchRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for FetchRequest<'a> {
+            type Inner = FetchRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> FetchRequest<'a> {
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_MAX_BYTES: ::flatbuffers::VOffsetT = 8;
+            pub const VT_MIN_BYTES: ::flatbuffers::VOffsetT = 10;
+            pub const VT_MAX_WAIT_MS: ::flatbuffers::VOffsetT = 12;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                FetchRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args FetchRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<FetchRequest<'bldr>> {
+                let mut builder = FetchRequestBuilder::new(_fbb);
+                builder.add_offset(args.offset);
+                builder.add_max_wait_ms(args.max_wait_ms);
+                builder.add_min_bytes(args.min_bytes);
+                builder.add_max_bytes(args.max_bytes);
+                if let Some(x) = args.partition {
+                    builder.add_partition(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> FetchRequestT {
+                let partition = self.partition().map(|x| x.unpack());
+                let offset = self.offset();
+                let max_bytes = self.max_bytes();
+                let min_bytes = self.min_bytes();
+                let max_wait_ms = self.max_wait_ms();
+                FetchRequestT {
+                    partition,
+                    offset,
+                    max_bytes,
+                    min_bytes,
+                    max_wait_ms,
+                }
+            }
+
+            #[inline]
+            pub fn partition(&self) -> Option<&'a PartitionRef> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<PartitionRef>(FetchRequest::VT_PARTITION, None)
+                }
+            }
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(FetchRequest::VT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(FetchRequest::VT_MAX_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn min_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(FetchRequest::VT_MIN_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn max_wait_ms(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(FetchRequest::VT_MAX_WAIT_MS, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for FetchRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<u32>("max_bytes", Self::VT_MAX_BYTES, false)?
+                    .visit_field::<u32>("min_bytes", Self::VT_MIN_BYTES, false)?
+                    .visit_field::<u32>("max_wait_ms", Self::VT_MAX_WAIT_MS, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct FetchRequestArgs<'a> {
+            pub partition: Option<&'a PartitionRef>,
+            pub offset: u64,
+            pub max_bytes: u32,
+            pub min_bytes: u32,
+            pub max_wait_ms: u32,
+        }
+        impl<'a> Default for FetchRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                FetchRequestArgs {
+                    partition: None,
+                    offset: 0,
+                    max_bytes: 0,
+                    min_bytes: 0,
+                    max_wait_ms: 0,
+                }
+            }
+        }
+
+        pub struct FetchRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FetchRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_partition(&mut self, partition: &PartitionRef) {
+                self.fbb_
+                    .push_slot_always::<&PartitionRef>(FetchRequest::VT_PARTITION, partition);
+            }
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(FetchRequest::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn add_max_bytes(&mut self, max_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(FetchRequest::VT_MAX_BYTES, max_bytes, 0);
+            }
+            #[inline]
+            pub fn add_min_bytes(&mut self, min_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(FetchRequest::VT_MIN_BYTES, min_bytes, 0);
+            }
+            #[inline]
+            pub fn add_max_wait_ms(&mut self, max_wait_ms: u32) {
+                self.fbb_
+                    .push_slot::<u32>(FetchRequest::VT_MAX_WAIT_MS, max_wait_ms, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> FetchRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                FetchRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<FetchRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for FetchRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("FetchRequest");
+                ds.field("partition", &self.partition());
+                ds.field("offset", &self.offset());
+                ds.field("max_bytes", &self.max_bytes());
+                ds.field("min_bytes", &self.min_bytes());
+                ds.field("max_wait_ms", &self.max_wait_ms());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct FetchRequestT {
+            pub partition: Option<PartitionRefT>,
+            pub offset: u64,
+            pub max_bytes: u32,
+            pub min_bytes: u32,
+            pub max_wait_ms: u32,
+        }
+        impl Default for FetchRequestT {
+            fn default() -> Self {
+                Self {
+                    partition: None,
+                    offset: 0,
+                    max_bytes: 0,
+                    min_bytes: 0,
+                    max_wait_ms: 0,
+                }
+            }
+        }
+        impl FetchRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<FetchRequest<'b>> {
+                let partition_tmp = self.partition.as_ref().map(|x| x.pack());
+                let partition = partition_tmp.as_ref();
+                let offset = self.offset;
+                let max_bytes = self.max_bytes;
+                let min_bytes = self.min_bytes;
+                let max_wait_ms = self.max_wait_ms;
+                FetchRequest::create(
+                    _fbb,
+                    &FetchRequestArgs {
+                        partition,
+                        offset,
+                        max_bytes,
+                        min_bytes,
+                        max_wait_ms,
+                    },
+                )
+            }
+        }
+        pub enum FetchResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct FetchResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for FetchResponse<'a> {
+            type Inner = FetchResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> FetchResponse<'a> {
+            pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 4;
+            pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 6;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                FetchResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args FetchResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<FetchResponse<'bldr>> {
+                let mut builder = FetchResponseBuilder::new(_fbb);
+                builder.add_visible(args.visible);
+                builder.add_earliest(args.earliest);
+                builder.add_leader_epoch(args.leader_epoch);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> FetchResponseT {
+                let earliest = self.earliest();
+                let visible = self.visible();
+                let leader_epoch = self.leader_epoch();
+                FetchResponseT {
+                    earliest,
+                    visible,
+                    leader_epoch,
+                }
+            }
+
+            #[inline]
+            pub fn earliest(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(FetchResponse::VT_EARLIEST, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn visible(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(FetchResponse::VT_VISIBLE, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(FetchResponse::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for FetchResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("earliest", Self::VT_EARLIEST, false)?
+                    .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct FetchResponseArgs {
+            pub earliest: u64,
+            pub visible: u64,
+            pub leader_epoch: u32,
+        }
+        impl<'a> Default for FetchResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                FetchResponseArgs {
+                    earliest: 0,
+                    visible: 0,
+                    leader_epoch: 0,
+                }
+            }
+        }
+
+        pub struct FetchResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FetchResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_earliest(&mut self, earliest: u64) {
+                self.fbb_
+                    .push_slot::<u64>(FetchResponse::VT_EARLIEST, earliest, 0);
+            }
+            #[inline]
+            pub fn add_visible(&mut self, visible: u64) {
+                self.fbb_
+                    .push_slot::<u64>(FetchResponse::VT_VISIBLE, visible, 0);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_
+                    .push_slot::<u32>(FetchResponse::VT_LEADER_EPOCH, leader_epoch, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> FetchResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                FetchResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<FetchResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for FetchResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("FetchResponse");
+                ds.field("earliest", &self.earliest());
+                ds.field("visible", &self.visible());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct FetchResponseT {
+            pub earliest: u64,
+            pub visible: u64,
+            pub leader_epoch: u32,
+        }
+        impl Default for FetchResponseT {
+            fn default() -> Self {
+                Self {
+                    earliest: 0,
+                    visible: 0,
+                    leader_epoch: 0,
+                }
+            }
+        }
+        impl FetchResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<FetchResponse<'b>> {
+                let earliest = self.earliest;
+                let visible = self.visible;
+                let leader_epoch = self.leader_epoch;
+                FetchResponse::create(
+                    _fbb,
+                    &FetchResponseArgs {
+                        earliest,
+                        visible,
+                        leader_epoch,
+                    },
+                )
+            }
+        }
+        pub enum SubscribeRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct SubscribeRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for SubscribeRequest<'a> {
+            type Inner = SubscribeRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> SubscribeRequest<'a> {
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_CREDIT_BYTES: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                SubscribeRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args SubscribeRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<SubscribeRequest<'bldr>> {
+                let mut builder = SubscribeRequestBuilder::new(_fbb);
+                builder.add_offset(args.offset);
+                builder.add_credit_bytes(args.credit_bytes);
+                if let Some(x) = args.partition {
+                    builder.add_partition(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> SubscribeRequestT {
+                let partition = self.partition().map(|x| x.unpack());
+                let offset = self.offset();
+                let credit_bytes = self.credit_bytes();
+                SubscribeRequestT {
+                    partition,
+                    offset,
+                    credit_bytes,
+                }
+            }
+
+            #[inline]
+            pub fn partition(&self) -> Option<&'a PartitionRef> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<PartitionRef>(SubscribeRequest::VT_PARTITION, None)
+                }
+            }
+            #[inline]
+            pub fn offset(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(SubscribeRequest::VT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn credit_bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(SubscribeRequest::VT_CREDIT_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for SubscribeRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
+                    .visit_field::<i64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<u32>("credit_bytes", Self::VT_CREDIT_BYTES, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct SubscribeRequestArgs<'a> {
+            pub partition: Option<&'a PartitionRef>,
+            pub offset: i64,
+            pub credit_bytes: u32,
+        }
+        impl<'a> Default for SubscribeRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                SubscribeRequestArgs {
+                    partition: None,
+                    offset: 0,
+                    credit_bytes: 0,
+                }
+            }
+        }
+
+        pub struct SubscribeRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscribeRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_partition(&mut self, partition: &PartitionRef) {
+                self.fbb_
+                    .push_slot_always::<&PartitionRef>(SubscribeRequest::VT_PARTITION, partition);
+            }
+            #[inline]
+            pub fn add_offset(&mut self, offset: i64) {
+                self.fbb_
+                    .push_slot::<i64>(SubscribeRequest::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn add_credit_bytes(&mut self, credit_bytes: u32) {
+                self.fbb_
+                    .push_slot::<u32>(SubscribeRequest::VT_CREDIT_BYTES, credit_bytes, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> SubscribeRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                SubscribeRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscribeRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for SubscribeRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("SubscribeRequest");
+                ds.field("partition", &self.partition());
+                ds.field("offset", &self.offset());
+                ds.field("credit_bytes", &self.credit_bytes());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct SubscribeRequestT {
+            pub partition: Option<PartitionRefT>,
+            pub offset: i64,
+            pub credit_bytes: u32,
+        }
+        impl Default for SubscribeRequestT {
+            fn default() -> Self {
+                Self {
+                    partition: None,
+                    offset: 0,
+                    credit_bytes: 0,
+                }
+            }
+        }
+        impl SubscribeRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<SubscribeRequest<'b>> {
+                let partition_tmp = self.partition.as_ref().map(|x| x.pack());
+                let partition = partition_tmp.as_ref();
+                let offset = self.offset;
+                let credit_bytes = self.credit_bytes;
+                SubscribeRequest::create(
+                    _fbb,
+                    &SubscribeRequestArgs {
+                        partition,
+                        offset,
+                        credit_bytes,
+                    },
+                )
+            }
+        }
+        pub enum SubscribeResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct SubscribeResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for SubscribeResponse<'a> {
+            type Inner = SubscribeResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> SubscribeResponse<'a> {
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                SubscribeResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args SubscribeResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<SubscribeResponse<'bldr>> {
+                let mut builder = SubscribeResponseBuilder::new(_fbb);
+                builder.add_offset(args.offset);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> SubscribeResponseT {
+                let offset = self.offset();
+                SubscribeResponseT { offset }
+            }
+
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(SubscribeResponse::VT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for SubscribeResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct SubscribeResponseArgs {
+            pub offset: u64,
+        }
+        impl<'a> Default for SubscribeResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                SubscribeResponseArgs { offset: 0 }
+            }
+        }
+
+        pub struct SubscribeResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SubscribeResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(SubscribeResponse::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> SubscribeResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                SubscribeResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<SubscribeResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for SubscribeResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("SubscribeResponse");
+                ds.field("offset", &self.offset());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct SubscribeResponseT {
+            pub offset: u64,
+        }
+        impl Default for SubscribeResponseT {
+            fn default() -> Self {
+                Self { offset: 0 }
+            }
+        }
+        impl SubscribeResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<SubscribeResponse<'b>> {
+                let offset = self.offset;
+                SubscribeResponse::create(_fbb, &SubscribeResponseArgs { offset })
+            }
+        }
+        pub enum PushOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Push<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Push<'a> {
+            type Inner = Push<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Push<'a> {
+            pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Push { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args PushArgs,
+            ) -> ::flatbuffers::WIPOffset<Push<'bldr>> {
+                let mut builder = PushBuilder::new(_fbb);
+                builder.add_visible(args.visible);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> PushT {
+                let visible = self.visible();
+                PushT { visible }
+            }
+
+            #[inline]
+            pub fn visible(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Push::VT_VISIBLE, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Push<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct PushArgs {
+            pub visible: u64,
+        }
+        impl<'a> Default for PushArgs {
+            #[inline]
+            fn default() -> Self {
+                PushArgs { visible: 0 }
+            }
+        }
+
+        pub struct PushBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PushBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_visible(&mut self, visible: u64) {
+                self.fbb_.push_slot::<u64>(Push::VT_VISIBLE, visible, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> PushBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                PushBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Push<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Push<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Push");
+                ds.field("visible", &self.visible());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct PushT {
+            pub visible: u64,
+        }
+        impl Default for PushT {
+            fn default() -> Self {
+                Self { visible: 0 }
+            }
+        }
+        impl PushT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Push<'b>> {
+                let visible = self.visible;
+                Push::create(_fbb, &PushArgs { visible })
+            }
+        }
+        pub enum CreditOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct Credit<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for Credit<'a> {
+            type Inner = Credit<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> Credit<'a> {
+            pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_BYTES: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                Credit { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args CreditArgs,
+            ) -> ::flatbuffers::WIPOffset<Credit<'bldr>> {
+                let mut builder = CreditBuilder::new(_fbb);
+                builder.add_subscription(args.subscription);
+                builder.add_bytes(args.bytes);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> CreditT {
+                let subscription = self.subscription();
+                let bytes = self.bytes();
+                CreditT {
+                    subscription,
+                    bytes,
+                }
+            }
+
+            #[inline]
+            pub fn subscription(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Credit::VT_SUBSCRIPTION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn bytes(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u32>(Credit::VT_BYTES, Some(0)).unwrap() }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for Credit<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("subscription", Self::VT_SUBSCRIPTION, false)?
+                    .visit_field::<u32>("bytes", Self::VT_BYTES, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct CreditArgs {
+            pub subscription: u64,
+            pub bytes: u32,
+        }
+        impl<'a> Default for CreditArgs {
+            #[inline]
+            fn default() -> Self {
+                CreditArgs {
+                    subscription: 0,
+                    bytes: 0,
+                }
+            }
+        }
+
+        pub struct CreditBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CreditBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_subscription(&mut self, subscription: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Credit::VT_SUBSCRIPTION, subscription, 0);
+            }
+            #[inline]
+            pub fn add_bytes(&mut self, bytes: u32) {
+                self.fbb_.push_slot::<u32>(Credit::VT_BYTES, bytes, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CreditBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CreditBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<Credit<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for Credit<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("Credit");
+                ds.field("subscription", &self.subscription());
+                ds.field("bytes", &self.bytes());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CreditT {
+            pub subscription: u64,
+            pub bytes: u32,
+        }
+        impl Default for CreditT {
+            fn default() -> Self {
+                Self {
+                    subscription: 0,
+                    bytes: 0,
+                }
+            }
+        }
+        impl CreditT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<Credit<'b>> {
+                let subscription = self.subscription;
+                let bytes = self.bytes;
+                Credit::create(
+                    _fbb,
+                    &CreditArgs {
+                        subscription,
+                        bytes,
+                    },
+                )
+            }
+        }
+        pub enum UnsubscribeRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct UnsubscribeRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for UnsubscribeRequest<'a> {
+            type Inner = UnsubscribeRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> UnsubscribeRequest<'a> {
+            pub const VT_SUBSCRIPTION: ::flatbuffers::VOffsetT = 4;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                UnsubscribeRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args UnsubscribeRequestArgs,
+            ) -> ::flatbuffers::WIPOffset<UnsubscribeRequest<'bldr>> {
+                let mut builder = UnsubscribeRequestBuilder::new(_fbb);
+                builder.add_subscription(args.subscription);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> UnsubscribeRequestT {
+                let subscription = self.subscription();
+                UnsubscribeRequestT { subscription }
+            }
+
+            #[inline]
+            pub fn subscription(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(UnsubscribeRequest::VT_SUBSCRIPTION, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for UnsubscribeRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("subscription", Self::VT_SUBSCRIPTION, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct UnsubscribeRequestArgs {
+            pub subscription: u64,
+        }
+        impl<'a> Default for UnsubscribeRequestArgs {
+            #[inline]
+            fn default() -> Self {
+                UnsubscribeRequestArgs { subscription: 0 }
+            }
+        }
+
+        pub struct UnsubscribeRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnsubscribeRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_subscription(&mut self, subscription: u64) {
+                self.fbb_
+                    .push_slot::<u64>(UnsubscribeRequest::VT_SUBSCRIPTION, subscription, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> UnsubscribeRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                UnsubscribeRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<UnsubscribeRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for UnsubscribeRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("UnsubscribeRequest");
+                ds.field("subscription", &self.subscription());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct UnsubscribeRequestT {
+            pub subscription: u64,
+        }
+        impl Default for UnsubscribeRequestT {
+            fn default() -> Self {
+                Self { subscription: 0 }
+            }
+        }
+        impl UnsubscribeRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<UnsubscribeRequest<'b>> {
+                let subscription = self.subscription;
+                UnsubscribeRequest::create(_fbb, &UnsubscribeRequestArgs { subscription })
+            }
+        }
+        pub enum UnsubscribeResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct UnsubscribeResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for UnsubscribeResponse<'a> {
+            type Inner = UnsubscribeResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> UnsubscribeResponse<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                UnsubscribeResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args UnsubscribeResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<UnsubscribeResponse<'bldr>> {
+                let mut builder = UnsubscribeResponseBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> UnsubscribeResponseT {
+                UnsubscribeResponseT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for UnsubscribeResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct UnsubscribeResponseArgs {}
+        impl<'a> Default for UnsubscribeResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                UnsubscribeResponseArgs {}
+            }
+        }
+
+        pub struct UnsubscribeResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> UnsubscribeResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> UnsubscribeResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                UnsubscribeResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<UnsubscribeResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for UnsubscribeResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("UnsubscribeResponse");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct UnsubscribeResponseT {}
+        impl Default for UnsubscribeResponseT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl UnsubscribeResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<UnsubscribeResponse<'b>> {
+                UnsubscribeResponse::create(_fbb, &UnsubscribeResponseArgs {})
+            }
+        }
+        pub enum ListOffsetsRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ListOffsetsRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ListOffsetsRequest<'a> {
+            type Inner = ListOffsetsRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ListOffsetsRequest<'a> {
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_AT: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ListOffsetsRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ListOffsetsRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ListOffsetsRequest<'bldr>> {
+                let mut builder = ListOffsetsRequestBuilder::new(_fbb);
+                builder.add_at(args.at);
+                if let Some(x) = args.partition {
+                    builder.add_partition(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ListOffsetsRequestT {
+                let partition = self.partition().map(|x| x.unpack());
+                let at = self.at();
+                ListOffsetsRequestT { partition, at }
+            }
+
+            #[inline]
+            pub fn partition(&self) -> Option<&'a PartitionRef> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<PartitionRef>(ListOffsetsRequest::VT_PARTITION, None)
+                }
+            }
+            #[inline]
+            pub fn at(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(ListOffsetsRequest::VT_AT, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ListOffsetsRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
+                    .visit_field::<i64>("at", Self::VT_AT, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ListOffsetsRequestArgs<'a> {
+            pub partition: Option<&'a PartitionRef>,
+            pub at: i64,
+        }
+        impl<'a> Default for ListOffsetsRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ListOffsetsRequestArgs {
+                    partition: None,
+                    at: 0,
+                }
+            }
+        }
+
+        pub struct ListOffsetsRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListOffsetsRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_partition(&mut self, partition: &PartitionRef) {
+                self.fbb_
+                    .push_slot_always::<&PartitionRef>(ListOffsetsRequest::VT_PARTITION, partition);
+            }
+            #[inline]
+            pub fn add_at(&mut self, at: i64) {
+                self.fbb_.push_slot::<i64>(ListOffsetsRequest::VT_AT, at, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ListOffsetsRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ListOffsetsRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ListOffsetsRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ListOffsetsRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ListOffsetsRequest");
+                ds.field("partition", &self.partition());
+                ds.field("at", &self.at());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ListOffsetsRequestT {
+            pub partition: Option<PartitionRefT>,
+            pub at: i64,
+        }
+        impl Default for ListOffsetsRequestT {
+            fn default() -> Self {
+                Self {
+                    partition: None,
+                    at: 0,
+                }
+            }
+        }
+        impl ListOffsetsRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ListOffsetsRequest<'b>> {
+                let partition_tmp = self.partition.as_ref().map(|x| x.pack());
+                let partition = partition_tmp.as_ref();
+                let at = self.at;
+                ListOffsetsRequest::create(_fbb, &ListOffsetsRequestArgs { partition, at })
+            }
+        }
+        pub enum ListOffsetsResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ListOffsetsResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ListOffsetsResponse<'a> {
+            type Inner = ListOffsetsResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ListOffsetsResponse<'a> {
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 4;
+            pub const VT_TIMESTAMP_MS: ::flatbuffers::VOffsetT = 6;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ListOffsetsResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ListOffsetsResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'bldr>> {
+                let mut builder = ListOffsetsResponseBuilder::new(_fbb);
+                builder.add_timestamp_ms(args.timestamp_ms);
+                builder.add_offset(args.offset);
+                builder.add_leader_epoch(args.leader_epoch);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ListOffsetsResponseT {
+                let offset = self.offset();
+                let timestamp_ms = self.timestamp_ms();
+                let leader_epoch = self.leader_epoch();
+                ListOffsetsResponseT {
+                    offset,
+                    timestamp_ms,
+                    leader_epoch,
+                }
+            }
+
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(ListOffsetsResponse::VT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn timestamp_ms(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(ListOffsetsResponse::VT_TIMESTAMP_MS, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(ListOffsetsResponse::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ListOffsetsResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<i64>("timestamp_ms", Self::VT_TIMESTAMP_MS, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ListOffsetsResponseArgs {
+            pub offset: u64,
+            pub timestamp_ms: i64,
+            pub leader_epoch: u32,
+        }
+        impl<'a> Default for ListOffsetsResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                ListOffsetsResponseArgs {
+                    offset: 0,
+                    timestamp_ms: -1,
+                    leader_epoch: 0,
+                }
+            }
+        }
+
+        pub struct ListOffsetsResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListOffsetsResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(ListOffsetsResponse::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn add_timestamp_ms(&mut self, timestamp_ms: i64) {
+                self.fbb_
+                    .push_slot::<i64>(ListOffsetsResponse::VT_TIMESTAMP_MS, timestamp_ms, -1);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_
+                    .push_slot::<u32>(ListOffsetsResponse::VT_LEADER_EPOCH, leader_epoch, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ListOffsetsResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ListOffsetsResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ListOffsetsResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ListOffsetsResponse");
+                ds.field("offset", &self.offset());
+                ds.field("timestamp_ms", &self.timestamp_ms());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ListOffsetsResponseT {
+            pub offset: u64,
+            pub timestamp_ms: i64,
+            pub leader_epoch: u32,
+        }
+        impl Default for ListOffsetsResponseT {
+            fn default() -> Self {
+                Self {
+                    offset: 0,
+                    timestamp_ms: -1,
+                    leader_epoch: 0,
+                }
+            }
+        }
+        impl ListOffsetsResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'b>> {
+                let offset = self.offset;
+                let timestamp_ms = self.timestamp_ms;
+                let leader_epoch = self.leader_epoch;
+                ListOffsetsResponse::create(
+                    _fbb,
+                    &ListOffsetsResponseArgs {
+                        offset,
+                        timestamp_ms,
+                        leader_epoch,
+                    },
+                )
+            }
+        }
+        pub enum CommitOffsetRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct CommitOffsetRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for CommitOffsetRequest<'a> {
+            type Inner = CommitOffsetRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> CommitOffsetRequest<'a> {
+            pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 8;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 10;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                CommitOffsetRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args CommitOffsetRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<CommitOffsetRequest<'bldr>> {
+                let mut builder = CommitOffsetRequestBuilder::new(_fbb);
+                builder.add_offset(args.offset);
+                builder.add_leader_epoch(args.leader_epoch);
+                if let Some(x) = args.partition {
+                    builder.add_partition(x);
+                }
+                if let Some(x) = args.consumer {
+                    builder.add_consumer(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> CommitOffsetRequestT {
+                let consumer = self
+                    .consumer()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let partition = self.partition().map(|x| x.unpack());
+                let offset = self.offset();
+                let leader_epoch = self.leader_epoch();
+                CommitOffsetRequestT {
+                    consumer,
+                    partition,
+                    offset,
+                    leader_epoch,
+                }
+            }
+
+            #[inline]
+            pub fn consumer(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        CommitOffsetRequest::VT_CONSUMER,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn partition(&self) -> Option<&'a PartitionRef> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<PartitionRef>(CommitOffsetRequest::VT_PARTITION, None)
+                }
+            }
+            #[inline]
+            pub fn offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(CommitOffsetRequest::VT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(CommitOffsetRequest::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for CommitOffsetRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "consumer",
+                        Self::VT_CONSUMER,
+                        false,
+                    )?
+                    .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
+                    .visit_field::<u64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct CommitOffsetRequestArgs<'a> {
+            pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub partition: Option<&'a PartitionRef>,
+            pub offset: u64,
+            pub leader_epoch: u32,
+        }
+        impl<'a> Default for CommitOffsetRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                CommitOffsetRequestArgs {
+                    consumer: None,
+                    partition: None,
+                    offset: 0,
+                    leader_epoch: 0,
+                }
+            }
+        }
+
+        pub struct CommitOffsetRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommitOffsetRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    CommitOffsetRequest::VT_CONSUMER,
+                    consumer,
+                );
+            }
+            #[inline]
+            pub fn add_partition(&mut self, partition: &PartitionRef) {
+                self.fbb_.push_slot_always::<&PartitionRef>(
+                    CommitOffsetRequest::VT_PARTITION,
+                    partition,
+                );
+            }
+            #[inline]
+            pub fn add_offset(&mut self, offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(CommitOffsetRequest::VT_OFFSET, offset, 0);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_
+                    .push_slot::<u32>(CommitOffsetRequest::VT_LEADER_EPOCH, leader_epoch, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CommitOffsetRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CommitOffsetRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<CommitOffsetRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for CommitOffsetRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("CommitOffsetRequest");
+                ds.field("consumer", &self.consumer());
+                ds.field("partition", &self.partition());
+                ds.field("offset", &self.offset());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CommitOffsetRequestT {
+            pub consumer: Option<alloc::string::String>,
+            pub partition: Option<PartitionRefT>,
+            pub offset: u64,
+            pub leader_epoch: u32,
+        }
+        impl Default for CommitOffsetRequestT {
+            fn default() -> Self {
+                Self {
+                    consumer: None,
+                    partition: None,
+                    offset: 0,
+                    leader_epoch: 0,
+                }
+            }
+        }
+        impl CommitOffsetRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<CommitOffsetRequest<'b>> {
+                let consumer = self.consumer.as_ref().map(|x| _fbb.create_string(x));
+                let partition_tmp = self.partition.as_ref().map(|x| x.pack());
+                let partition = partition_tmp.as_ref();
+                let offset = self.offset;
+                let leader_epoch = self.leader_epoch;
+                CommitOffsetRequest::create(
+                    _fbb,
+                    &CommitOffsetRequestArgs {
+                        consumer,
+                        partition,
+                        offset,
+                        leader_epoch,
+                    },
+                )
+            }
+        }
+        pub enum CommitOffsetResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct CommitOffsetResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for CommitOffsetResponse<'a> {
+            type Inner = CommitOffsetResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> CommitOffsetResponse<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                CommitOffsetResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args CommitOffsetResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<CommitOffsetResponse<'bldr>> {
+                let mut builder = CommitOffsetResponseBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> CommitOffsetResponseT {
+                CommitOffsetResponseT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for CommitOffsetResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct CommitOffsetResponseArgs {}
+        impl<'a> Default for CommitOffsetResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                CommitOffsetResponseArgs {}
+            }
+        }
+
+        pub struct CommitOffsetResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> CommitOffsetResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> CommitOffsetResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                CommitOffsetResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<CommitOffsetResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for CommitOffsetResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("CommitOffsetResponse");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct CommitOffsetResponseT {}
+        impl Default for CommitOffsetResponseT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl CommitOffsetResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<CommitOffsetResponse<'b>> {
+                CommitOffsetResponse::create(_fbb, &CommitOffsetResponseArgs {})
+            }
+        }
+        pub enum ReadOffsetRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ReadOffsetRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ReadOffsetRequest<'a> {
+            type Inner = ReadOffsetRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ReadOffsetRequest<'a> {
+            pub const VT_CONSUMER: ::flatbuffers::VOffsetT = 4;
+            pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ReadOffsetRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ReadOffsetRequestArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<ReadOffsetRequest<'bldr>> {
+                let mut builder = ReadOffsetRequestBuilder::new(_fbb);
+                if let Some(x) = args.partition {
+                    builder.add_partition(x);
+                }
+                if let Some(x) = args.consumer {
+                    builder.add_consumer(x);
+                }
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ReadOffsetRequestT {
+                let consumer = self
+                    .consumer()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let partition = self.partition().map(|x| x.unpack());
+                ReadOffsetRequestT {
+                    consumer,
+                    partition,
+                }
+            }
+
+            #[inline]
+            pub fn consumer(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        ReadOffsetRequest::VT_CONSUMER,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn partition(&self) -> Option<&'a PartitionRef> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<PartitionRef>(ReadOffsetRequest::VT_PARTITION, None)
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ReadOffsetRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "consumer",
+                        Self::VT_CONSUMER,
+                        false,
+                    )?
+                    .visit_field::<PartitionRef>("partition", Self::VT_PARTITION, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ReadOffsetRequestArgs<'a> {
+            pub consumer: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub partition: Option<&'a PartitionRef>,
+        }
+        impl<'a> Default for ReadOffsetRequestArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                ReadOffsetRequestArgs {
+                    consumer: None,
+                    partition: None,
+                }
+            }
+        }
+
+        pub struct ReadOffsetRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadOffsetRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_consumer(&mut self, consumer: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    ReadOffsetRequest::VT_CONSUMER,
+                    consumer,
+                );
+            }
+            #[inline]
+            pub fn add_partition(&mut self, partition: &PartitionRef) {
+                self.fbb_
+                    .push_slot_always::<&PartitionRef>(ReadOffsetRequest::VT_PARTITION, partition);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ReadOffsetRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ReadOffsetRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ReadOffsetRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ReadOffsetRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ReadOffsetRequest");
+                ds.field("consumer", &self.consumer());
+                ds.field("partition", &self.partition());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ReadOffsetRequestT {
+            pub consumer: Option<alloc::string::String>,
+            pub partition: Option<PartitionRefT>,
+        }
+        impl Default for ReadOffsetRequestT {
+            fn default() -> Self {
+                Self {
+                    consumer: None,
+                    partition: None,
+                }
+            }
+        }
+        impl ReadOffsetRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ReadOffsetRequest<'b>> {
+                let consumer = self.consumer.as_ref().map(|x| _fbb.create_string(x));
+                let partition_tmp = self.partition.as_ref().map(|x| x.pack());
+                let partition = partition_tmp.as_ref();
+                ReadOffsetRequest::create(
+                    _fbb,
+                    &ReadOffsetRequestArgs {
+                        consumer,
+                        partition,
+                    },
+                )
+            }
+        }
+        pub enum ReadOffsetResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct ReadOffsetResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for ReadOffsetResponse<'a> {
+            type Inner = ReadOffsetResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> ReadOffsetResponse<'a> {
+            pub const VT_OFFSET: ::flatbuffers::VOffsetT = 4;
+            pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                ReadOffsetResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args ReadOffsetResponseArgs,
+            ) -> ::flatbuffers::WIPOffset<ReadOffsetResponse<'bldr>> {
+                let mut builder = ReadOffsetResponseBuilder::new(_fbb);
+                builder.add_offset(args.offset);
+                builder.add_leader_epoch(args.leader_epoch);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> ReadOffsetResponseT {
+                let offset = self.offset();
+                let leader_epoch = self.leader_epoch();
+                ReadOffsetResponseT {
+                    offset,
+                    leader_epoch,
+                }
+            }
+
+            #[inline]
+            pub fn offset(&self) -> i64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<i64>(ReadOffsetResponse::VT_OFFSET, Some(-1))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn leader_epoch(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(ReadOffsetResponse::VT_LEADER_EPOCH, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for ReadOffsetResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<i64>("offset", Self::VT_OFFSET, false)?
+                    .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct ReadOffsetResponseArgs {
+            pub offset: i64,
+            pub leader_epoch: u32,
+        }
+        impl<'a> Default for ReadOffsetResponseArgs {
+            #[inline]
+            fn default() -> Self {
+                ReadOffsetResponseArgs {
+                    offset: -1,
+                    leader_epoch: 0,
+                }
+            }
+        }
+
+        pub struct ReadOffsetResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReadOffsetResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_offset(&mut self, offset: i64) {
+                self.fbb_
+                    .push_slot::<i64>(ReadOffsetResponse::VT_OFFSET, offset, -1);
+            }
+            #[inline]
+            pub fn add_leader_epoch(&mut self, leader_epoch: u32) {
+                self.fbb_
+                    .push_slot::<u32>(ReadOffsetResponse::VT_LEADER_EPOCH, leader_epoch, 0);
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> ReadOffsetResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                ReadOffsetResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<ReadOffsetResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for ReadOffsetResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("ReadOffsetResponse");
+                ds.field("offset", &self.offset());
+                ds.field("leader_epoch", &self.leader_epoch());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct ReadOffsetResponseT {
+            pub offset: i64,
+            pub leader_epoch: u32,
+        }
+        impl Default for ReadOffsetResponseT {
+            fn default() -> Self {
+                Self {
+                    offset: -1,
+                    leader_epoch: 0,
+                }
+            }
+        }
+        impl ReadOffsetResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<ReadOffsetResponse<'b>> {
+                let offset = self.offset;
+                let leader_epoch = self.leader_epoch;
+                ReadOffsetResponse::create(
+                    _fbb,
+                    &ReadOffsetResponseArgs {
+                        offset,
+                        leader_epoch,
+                    },
+                )
+            }
+        }
+    } // pub mod wire
+} // pub mod ringtide

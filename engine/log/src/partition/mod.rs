@@ -21,8 +21,8 @@ use ringtide_schema::topic::{TopicConfig, Visibility};
 use crate::producers::{Producers, Verdict};
 use crate::segment::Segment;
 pub use read::{Plan, TimePlan};
-pub use write_out::{WriteError, WriteProgress};
 use write_out::Writer;
+pub use write_out::{WriteError, WriteProgress};
 
 /// What an operation is for; the shard gives it back with the completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,14 +142,25 @@ impl Partition {
         incarnation: u64,
     ) -> Self {
         let topic = stored.topic.as_ref().map(Into::into).unwrap_or_default();
-        let id = PartitionId { topic, partition: stored.partition };
+        let id = PartitionId {
+            topic,
+            partition: stored.partition,
+        };
         let mut partition = Self::create(id, group, config, dir, incarnation);
         partition.log_start = stored.log_start;
         partition.next_offset = stored.next_offset;
         partition.committed = stored.next_offset;
-        partition.segments =
-            stored.segments.unwrap_or_default().into_iter().map(Segment::load).collect();
-        let active = partition.segments.last().filter(|s| !s.meta.sealed).map(|s| s.meta.bytes);
+        partition.segments = stored
+            .segments
+            .unwrap_or_default()
+            .into_iter()
+            .map(Segment::load)
+            .collect();
+        let active = partition
+            .segments
+            .last()
+            .filter(|s| !s.meta.sealed)
+            .map(|s| s.meta.bytes);
         partition.writer = Writer::load(active, stored.tail.unwrap_or_default());
         if let Some(active) = partition.active_mut() {
             // From here on `bytes` of the active segment is what the writer was given.
@@ -174,7 +185,11 @@ impl Partition {
             false => synced.active.clone(),
         });
         let next_offset = self.synced_offset();
-        let epochs = self.epochs.iter().filter(|e| e.start_offset < next_offset).cloned();
+        let epochs = self
+            .epochs
+            .iter()
+            .filter(|e| e.start_offset < next_offset)
+            .cloned();
         PartitionT {
             topic: Some(self.id.topic.into()),
             partition: self.id.partition,
@@ -193,7 +208,11 @@ impl Partition {
         match &self.writer.synced.active {
             Some(active) => active.next_offset,
             None => self.segments.iter().rfind(|s| s.meta.sealed).map_or_else(
-                || self.segments.first().map_or(self.log_end_without_segments(), |s| s.meta.base_offset),
+                || {
+                    self.segments
+                        .first()
+                        .map_or(self.log_end_without_segments(), |s| s.meta.base_offset)
+                },
                 |s| s.meta.next_offset,
             ),
         }
@@ -201,7 +220,9 @@ impl Partition {
 
     /// Where a partition begins whose segments were all removed, or that never had one.
     fn log_end_without_segments(&self) -> u64 {
-        self.tail.get(self.given).map_or(self.next_offset, |b| b.base_offset)
+        self.tail
+            .get(self.given)
+            .map_or(self.next_offset, |b| b.base_offset)
     }
 
     /// Who it is.
@@ -255,7 +276,10 @@ impl Partition {
     /// Number of segments and bytes in them, and bytes in memory that no segment has.
     pub fn size(&self) -> (u32, u64) {
         let bytes: u64 = self.segments.iter().map(|s| self.segment_bytes(s)).sum();
-        (self.segments.len() as u32, bytes + self.waiting_bytes() as u64)
+        (
+            self.segments.len() as u32,
+            bytes + self.waiting_bytes() as u64,
+        )
     }
 
     /// Bytes of batches that the segment writer does not have yet.
@@ -264,7 +288,11 @@ impl Partition {
     }
 
     fn segment_bytes(&self, s: &Segment) -> u64 {
-        if s.meta.sealed { s.meta.bytes } else { self.writer.assigned }
+        if s.meta.sealed {
+            s.meta.bytes
+        } else {
+            self.writer.assigned
+        }
     }
 
     fn active(&self) -> Option<&Segment> {
@@ -302,7 +330,10 @@ impl Partition {
         let next_offset = base_offset + u64::from(header.record_count);
         assert!(seq > self.last_seq, "entries are appended in order");
         if self.leader_epoch() != leader_epoch {
-            self.epochs.push(EpochStartT { start_offset: base_offset, epoch: leader_epoch });
+            self.epochs.push(EpochStartT {
+                start_offset: base_offset,
+                epoch: leader_epoch,
+            });
         }
         if header.producer_id >= 0 {
             let batch = ProducerBatchT {
@@ -312,7 +343,8 @@ impl Partition {
                 records: header.record_count,
             };
             let synced = self.synced_offset();
-            self.producers.remember(header.producer_id, header.producer_epoch, batch, synced);
+            self.producers
+                .remember(header.producer_id, header.producer_epoch, batch, synced);
         }
         self.tail_bytes += bytes.len();
         self.tail.push_back(TailBatch {
@@ -358,8 +390,12 @@ impl Partition {
         let readable = self.writer.readable;
         let active = self.active().map(|s| s.meta.base_offset);
         while self.tail_bytes > keep_bytes {
-            let Some(front) = self.tail.front() else { break };
-            let Some((segment, end)) = front.place else { break };
+            let Some(front) = self.tail.front() else {
+                break;
+            };
+            let Some((segment, end)) = front.place else {
+                break;
+            };
             if active == Some(segment) && end > readable {
                 break;
             }

@@ -74,12 +74,18 @@ impl Partition {
         if self.tail.front().is_some_and(|b| b.base_offset <= offset) {
             return self.plan_memory(offset, max_bytes);
         }
-        let found = self.segments.partition_point(|s| s.meta.base_offset <= offset);
-        let Some(i) = found.checked_sub(1) else { return Plan::OutOfRange };
+        let found = self
+            .segments
+            .partition_point(|s| s.meta.base_offset <= offset);
+        let Some(i) = found.checked_sub(1) else {
+            return Plan::OutOfRange;
+        };
         if !self.segments[i].meta.sealed && self.writer.needs_flush {
             return Plan::Wait;
         }
-        let Some(file) = self.reader(i, turn, ops) else { return Plan::Wait };
+        let Some(file) = self.reader(i, turn, ops) else {
+            return Plan::Wait;
+        };
         let end = self.file_end(i);
         let range = self.segments[i].range(offset, max_bytes as u64, end);
         if range.bytes == 0 || range.next_offset <= offset {
@@ -117,7 +123,11 @@ impl Partition {
         if bytes == 0 {
             return Plan::AtEnd;
         }
-        Plan::Memory { slices, bytes, next_offset }
+        Plan::Memory {
+            slices,
+            bytes,
+            next_offset,
+        }
     }
 
     /// How far a segment may be read from its file: a position between batches, and the offset
@@ -125,7 +135,11 @@ impl Partition {
     fn file_end(&self, i: usize) -> (u64, u64) {
         let segment = &self.segments[i];
         let base = segment.meta.base_offset;
-        match self.tail.iter().find_map(|b| b.place.map(|place| (b, place))) {
+        match self
+            .tail
+            .iter()
+            .find_map(|b| b.place.map(|place| (b, place)))
+        {
             Some((batch, (in_segment, end))) if in_segment == base => {
                 (end - batch.bytes.len() as u64, batch.base_offset)
             }
@@ -158,7 +172,11 @@ impl Partition {
                 let file = ops.file();
                 segment.reader = Reader::Opening(file);
                 let path = log_path(&self.dir, base);
-                let open = DiskOp::Open { file, path, mode: OpenMode::Read };
+                let open = DiskOp::Open {
+                    file,
+                    path,
+                    mode: OpenMode::Read,
+                };
                 ops.out.push((PartitionOp::OpenRead(base), open));
                 None
             }
@@ -193,7 +211,10 @@ impl Partition {
         ops: &mut Ops<'_>,
     ) -> TimePlan {
         let visible = self.visible();
-        let in_memory = self.tail.front().map_or(self.next_offset, |b| b.base_offset);
+        let in_memory = self
+            .tail
+            .front()
+            .map_or(self.next_offset, |b| b.base_offset);
         for i in 0..self.segments.len() {
             let (end_position, end_offset) = self.file_end(i);
             let segment = &self.segments[i];
@@ -205,7 +226,9 @@ impl Partition {
             if !segment.meta.sealed && self.writer.needs_flush {
                 return TimePlan::Wait;
             }
-            let Some(file) = self.reader(i, turn, ops) else { return TimePlan::Wait };
+            let Some(file) = self.reader(i, turn, ops) else {
+                return TimePlan::Wait;
+            };
             let range = self.segments[i].range_of_time(timestamp_ms, (end_position, end_offset));
             if range.bytes > 0 && range.next_offset > offset {
                 return TimePlan::File {
@@ -224,4 +247,3 @@ impl Partition {
             .map_or(TimePlan::None, |b| TimePlan::Batch(b.bytes.clone()))
     }
 }
-

@@ -12,7 +12,10 @@ impl Partition {
     /// sealed segments go; an old segment that is still written is sealed first.
     pub fn expired(&mut self, now_ms: i64) -> Option<u64> {
         let limit = self.config.retention_bytes;
-        let oldest = self.config.retention_ms.map(|ms| now_ms.saturating_sub_unsigned(ms));
+        let oldest = self
+            .config
+            .retention_ms
+            .map(|ms| now_ms.saturating_sub_unsigned(ms));
         let is_old = |s: &Segment| {
             oldest.is_some_and(|t| s.meta.max_timestamp_ms >= 0 && s.meta.max_timestamp_ms < t)
         };
@@ -44,8 +47,13 @@ impl Partition {
             .iter()
             .take_while(|s| s.meta.sealed && s.meta.next_offset <= log_start)
             .count();
-        self.removing.extend(self.segments.drain(..gone).map(|s| (seq, s)));
-        while self.tail.front().is_some_and(|b| b.next_offset <= log_start && b.place.is_some()) {
+        self.removing
+            .extend(self.segments.drain(..gone).map(|s| (seq, s)));
+        while self
+            .tail
+            .front()
+            .is_some_and(|b| b.next_offset <= log_start && b.place.is_some())
+        {
             self.forget_front();
         }
     }
@@ -54,8 +62,14 @@ impl Partition {
     pub fn remove_files(&mut self, committed_seq: u64, ops: &mut Ops<'_>) -> Vec<FileId> {
         let mut paths: Vec<PathBuf> = Vec::new();
         let mut closed = Vec::new();
-        while self.removing.front().is_some_and(|(seq, _)| *seq <= committed_seq) {
-            let Some((_, segment)) = self.removing.pop_front() else { break };
+        while self
+            .removing
+            .front()
+            .is_some_and(|(seq, _)| *seq <= committed_seq)
+        {
+            let Some((_, segment)) = self.removing.pop_front() else {
+                break;
+            };
             let base = segment.meta.base_offset;
             paths.extend([log_path(&self.dir, base), index_path(&self.dir, base)]);
             if let Reader::Open(file, _) = segment.reader {
@@ -64,7 +78,13 @@ impl Partition {
         }
         if !paths.is_empty() {
             let and_directory = None;
-            ops.out.push((PartitionOp::Remove, DiskOp::Remove { paths, and_directory }));
+            ops.out.push((
+                PartitionOp::Remove,
+                DiskOp::Remove {
+                    paths,
+                    and_directory,
+                },
+            ));
         }
         closed
     }
@@ -77,7 +97,13 @@ impl Partition {
         });
         let closed = readers.chain(self.writer.file.take()).collect();
         let and_directory = Some(self.dir.clone());
-        ops.out.push((PartitionOp::Remove, DiskOp::Remove { paths: Vec::new(), and_directory }));
+        ops.out.push((
+            PartitionOp::Remove,
+            DiskOp::Remove {
+                paths: Vec::new(),
+                and_directory,
+            },
+        ));
         closed
     }
 }

@@ -112,13 +112,19 @@ impl Writer {
     /// As a snapshot has it: whole blocks of the active segment, and what follows them.
     pub(super) fn load(active_bytes: Option<u64>, tail: Vec<u8>) -> Self {
         let aligned = active_bytes.unwrap_or(0);
-        assert!(aligned.is_multiple_of(BLOCK), "the synced position {aligned} is within a block");
+        assert!(
+            aligned.is_multiple_of(BLOCK),
+            "the synced position {aligned} is within a block"
+        );
         Self {
             assigned: aligned + tail.len() as u64,
             aligned,
             readable: aligned,
             needs_flush: !tail.is_empty(),
-            synced: Synced { active: None, tail: tail.clone() },
+            synced: Synced {
+                active: None,
+                tail: tail.clone(),
+            },
             carry: tail,
             ..Self::default()
         }
@@ -129,7 +135,10 @@ impl Partition {
     /// Completes what `load` began, once the segments are known.
     pub(super) fn loaded(mut self) -> Self {
         let bytes = self.writer.aligned;
-        self.writer.synced.active = self.active().map(|s| SegmentT { bytes, ..s.meta.clone() });
+        self.writer.synced.active = self.active().map(|s| SegmentT {
+            bytes,
+            ..s.meta.clone()
+        });
         self
     }
 
@@ -165,7 +174,10 @@ impl Partition {
     }
 
     fn has_work(&self, sync: bool) -> bool {
-        let pending = self.tail.get(self.given).is_some_and(|b| b.next_offset <= self.committed);
+        let pending = self
+            .tail
+            .get(self.given)
+            .is_some_and(|b| b.next_offset <= self.committed);
         pending
             || self.writer.needs_flush
             || self.writer.seal_asked
@@ -177,22 +189,32 @@ impl Partition {
             return false;
         }
         if self.active().is_none() {
-            let Some(first) = self.tail.get(self.given) else { return false };
+            let Some(first) = self.tail.get(self.given) else {
+                return false;
+            };
             let segment = Segment::create(first.base_offset, self.incarnation);
             self.segments.push(segment);
-            self.writer = Writer { state: State::Closed, ..Writer::default() };
+            self.writer = Writer {
+                state: State::Closed,
+                ..Writer::default()
+            };
         }
         let (aligned, assigned) = (self.writer.aligned, self.writer.assigned);
         let dir = self.dir.clone();
-        let Some(active) = self.segments.last_mut() else { return false };
+        let Some(active) = self.segments.last_mut() else {
+            return false;
+        };
         let base = active.meta.base_offset;
         match active.index {
             Index::Memory(_) | Index::File(_) => {
                 let file = ops.file();
                 self.writer.file = Some(file);
-                let mode = ringtide_io::OpenMode::Append { keep_bytes: aligned };
+                let mode = ringtide_io::OpenMode::Append {
+                    keep_bytes: aligned,
+                };
                 let path = log_path(&dir, base);
-                ops.out.push((PartitionOp::OpenAppend, DiskOp::Open { file, path, mode }));
+                ops.out
+                    .push((PartitionOp::OpenAppend, DiskOp::Open { file, path, mode }));
             }
             Index::Unloaded if aligned == 0 => {
                 active.index = Index::Memory(Vec::new());
@@ -220,7 +242,9 @@ impl Partition {
 
     /// A segment that is all carry has its batches in `carry`: they are indexed from there.
     fn reindex_carry(&mut self, carry: &[u8]) {
-        let Some(active) = self.segments.last_mut() else { return };
+        let Some(active) = self.segments.last_mut() else {
+            return;
+        };
         if let Ok(header) = Header::peek(carry) {
             active.index_batch(header.base_offset, 0, header.base_timestamp_ms);
         }
@@ -231,9 +255,15 @@ impl Partition {
         if !self.has_work(false) {
             return false;
         }
-        let Some(file) = self.writer.file else { return false };
-        let Some(mut chunk) = ops.pool.take() else { return false };
-        let Some(active) = self.segments.last_mut() else { return false };
+        let Some(file) = self.writer.file else {
+            return false;
+        };
+        let Some(mut chunk) = ops.pool.take() else {
+            return false;
+        };
+        let Some(active) = self.segments.last_mut() else {
+            return false;
+        };
         let w = &mut self.writer;
         let index_entries = match &active.index {
             Index::Memory(entries) => entries.len(),
@@ -249,9 +279,7 @@ impl Partition {
         };
         chunk.append(&w.carry);
         let mut seal = w.seal_asked;
-        while !seal
-            && let Some(batch) = self.tail.get_mut(self.given)
-        {
+        while !seal && let Some(batch) = self.tail.get_mut(self.given) {
             let bytes = batch.bytes.len();
             if batch.next_offset > self.committed || chunk.len() >= ROUND_BYTES {
                 break;
@@ -273,8 +301,7 @@ impl Partition {
             w.assigned += bytes as u64;
             batch.place = Some((active.meta.base_offset, w.assigned));
             let meta = &mut active.meta;
-            meta.prefix_crc =
-                crc32c::crc32c_append(meta.prefix_crc, &batch.bytes[..PREFIX_BYTES]);
+            meta.prefix_crc = crc32c::crc32c_append(meta.prefix_crc, &batch.bytes[..PREFIX_BYTES]);
             meta.max_timestamp_ms = meta.max_timestamp_ms.max(batch.max_timestamp_ms);
             meta.next_offset = batch.next_offset;
             self.given += 1;
@@ -297,7 +324,14 @@ impl Partition {
         for start in (0..end).step_by(PIECE_BYTES) {
             let data = chunk.slice(start..end.min(start + PIECE_BYTES));
             let position = w.aligned + start as u64;
-            ops.out.push((PartitionOp::Write, DiskOp::Write { file, position, data }));
+            ops.out.push((
+                PartitionOp::Write,
+                DiskOp::Write {
+                    file,
+                    position,
+                    data,
+                },
+            ));
             pieces += 1;
         }
         w.aligned += whole as u64;
@@ -316,16 +350,24 @@ impl Partition {
     }
 
     fn sync(&mut self, ops: &mut Ops<'_>) -> bool {
-        let (Some(file), Some(active)) = (self.writer.file, self.active()) else { return false };
+        let (Some(file), Some(active)) = (self.writer.file, self.active()) else {
+            return false;
+        };
         let w = &self.writer;
         if w.unsynced == 0 && !self.claims_less_than_given() {
             return false;
         }
-        let meta = SegmentT { bytes: w.aligned, ..active.meta.clone() };
+        let meta = SegmentT {
+            bytes: w.aligned,
+            ..active.meta.clone()
+        };
         if w.unsynced == 0 {
             // Nothing new in the file: the snapshot holds the carry.
             let tail = w.carry.clone();
-            self.writer.synced = Synced { active: Some(meta), tail };
+            self.writer.synced = Synced {
+                active: Some(meta),
+                tail,
+            };
             return false;
         }
         let readable = if w.flushing { w.assigned } else { w.aligned };
@@ -338,18 +380,31 @@ impl Partition {
     /// Whether the writer has batches that `synced` does not claim.
     fn claims_less_than_given(&self) -> bool {
         let given = self.active().map_or(0, |s| s.meta.next_offset);
-        self.writer.synced.active.as_ref().is_none_or(|s| s.next_offset < given)
+        self.writer
+            .synced
+            .active
+            .as_ref()
+            .is_none_or(|s| s.next_offset < given)
     }
 
     fn seal(&mut self, ops: &mut Ops<'_>) -> bool {
         let dir = self.dir.clone();
         let bytes = self.writer.assigned;
-        let (Some(file), Some(active)) = (self.writer.file, self.active()) else { return false };
+        let (Some(file), Some(active)) = (self.writer.file, self.active()) else {
+            return false;
+        };
         let base = active.meta.base_offset;
-        let index =
-            ringtide_schema::index::encode(base, bytes as u32, &active.index.entries());
+        let index = ringtide_schema::index::encode(base, bytes as u32, &active.index.entries());
         let index_path = index_path(&dir, base);
-        ops.out.push((PartitionOp::Seal, DiskOp::Seal { file, bytes, index_path, index }));
+        ops.out.push((
+            PartitionOp::Seal,
+            DiskOp::Seal {
+                file,
+                bytes,
+                index_path,
+                index,
+            },
+        ));
         self.writer.seal_next = true;
         self.writer.state = State::Sealing;
         true
@@ -382,9 +437,16 @@ impl Partition {
             }
             (PartitionOp::Sync, Ok(_)) => {
                 if let Some((meta, tail, readable)) = self.writer.syncing.take() {
-                    assert!(readable >= self.writer.readable, "{}: synced goes back", self.id);
+                    assert!(
+                        readable >= self.writer.readable,
+                        "{}: synced goes back",
+                        self.id
+                    );
                     self.writer.readable = readable;
-                    self.writer.synced = Synced { active: Some(meta), tail };
+                    self.writer.synced = Synced {
+                        active: Some(meta),
+                        tail,
+                    };
                 }
                 self.writer.unsynced = 0;
                 self.writer.state = State::Ready;
@@ -392,7 +454,10 @@ impl Partition {
             }
             (PartitionOp::Seal, Ok(_)) => {
                 self.sealed();
-                progress = WriteProgress { synced: true, readable: true };
+                progress = WriteProgress {
+                    synced: true,
+                    readable: true,
+                };
             }
             (PartitionOp::Seal, Err(e)) if e.kind == DiskErrorKind::Full => {
                 self.writer.state = State::Ready;
@@ -420,7 +485,10 @@ impl Partition {
 
     fn piece_written(&mut self, errors: usize) -> Result<(), WriteError> {
         let State::Writing(left) = self.writer.state else {
-            return Err(WriteError::Fatal(format!("{}: a write nobody asked for", self.id)));
+            return Err(WriteError::Fatal(format!(
+                "{}: a write nobody asked for",
+                self.id
+            )));
         };
         let w = &mut self.writer;
         w.errors += errors;
@@ -466,15 +534,25 @@ impl Partition {
             active.meta.sealed = true;
             active.meta.bytes = bytes;
             let entries = active.index.entries();
-            active.index = Index::File(IndexBytes::Built { entries, covered_bytes: bytes });
+            active.index = Index::File(IndexBytes::Built {
+                entries,
+                covered_bytes: bytes,
+            });
         }
         // The file stays with its number; the shard closes it.
-        self.writer = Writer { file: self.writer.file, ..Writer::default() };
+        self.writer = Writer {
+            file: self.writer.file,
+            ..Writer::default()
+        };
     }
 
     /// The file that is not written any more after a seal.
     pub fn take_sealed_file(&mut self) -> Option<FileId> {
-        if self.writer.state == State::Closed { self.writer.file.take() } else { None }
+        if self.writer.state == State::Closed {
+            self.writer.file.take()
+        } else {
+            None
+        }
     }
 
     fn index_loaded(
@@ -484,7 +562,11 @@ impl Partition {
     ) -> Result<(), WriteError> {
         let id = self.id;
         let opening = self.writer.state == State::Opening;
-        let Some(segment) = self.segments.iter_mut().find(|s| s.meta.base_offset == base) else {
+        let Some(segment) = self
+            .segments
+            .iter_mut()
+            .find(|s| s.meta.base_offset == base)
+        else {
             return Ok(());
         };
         match result {
@@ -510,7 +592,11 @@ impl Partition {
         result: Result<DiskDone, DiskError>,
         turn: u64,
     ) -> Result<(), WriteError> {
-        let Some(segment) = self.segments.iter_mut().find(|s| s.meta.base_offset == base) else {
+        let Some(segment) = self
+            .segments
+            .iter_mut()
+            .find(|s| s.meta.base_offset == base)
+        else {
             return Ok(());
         };
         segment.reader = match (segment.reader, result) {
