@@ -11,7 +11,7 @@ use crate::core::call::{Owner, Request, send_metadata};
 use crate::core::cluster::{Known, Topic};
 use crate::core::connection::{after, earlier};
 use crate::core::consumer::{Flow, Place, asked_offset};
-use crate::core::producer::points_elsewhere;
+use crate::core::outcome::points_elsewhere;
 use crate::core::{Core, Tag, acks_number};
 use crate::error::Error;
 use crate::options::{Acks, Delivery, Start};

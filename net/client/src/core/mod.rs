@@ -19,6 +19,7 @@ pub(crate) mod lane;
 pub(crate) mod link;
 #[cfg(test)]
 pub(crate) mod model;
+mod outcome;
 pub(crate) mod producer;
 #[cfg(test)]
 mod tests;
