@@ -12,19 +12,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ringtide_io::{DiskDone, DiskError, Effects, Fatal, FatalReason, Logic, Now, OpId};
+use ringtide_io::{
+    DiskDone, DiskError, DiskOp, Effects, Fatal, FatalReason, FileId, Logic, Now, OpId,
+};
 
 use crate::clock;
 use crate::config::{IdlePolicy, ShardConfig};
 use crate::disk::Disk;
+use crate::host;
 use crate::mailbox::Mailboxes;
 use crate::net::{Deliver, Net};
 use crate::ring::{Completion, Ring};
 use crate::token::Kind;
 use crate::wake::{StopSignal, Wake};
 
-/// How often a busy loop lets the executor's other tasks have a turn.
-const HOSPITALITY_NS: u64 = 10_000_000;
 /// How long the end of a shard waits for the kernel to let go of its memory.
 const DRAIN_NS: u64 = 5_000_000_000;
 
@@ -45,6 +46,8 @@ pub(crate) struct Shard<L: Logic> {
     /// The logic was told to stop.
     stopping: bool,
     completions: Vec<Completion>,
+    /// Files to close at the end of the turn.
+    closing: Vec<FileId>,
 }
 
 /// What the parts of a shard are made of.
@@ -93,6 +96,7 @@ impl<L: Logic> Shard<L> {
             idle: config.idle,
             stopping: false,
             completions: Vec::with_capacity(256),
+            closing: Vec::new(),
         }
     }
 
@@ -111,7 +115,6 @@ impl<L: Logic> Shard<L> {
         self.wake.arm(&mut self.ring);
         self.net.accept(&mut self.ring);
         let mut heard_ns = clock::mono_ns();
-        let mut yielded_ns = heard_ns;
         loop {
             if self.ring.wants_enter() {
                 self.ring
@@ -142,14 +145,8 @@ impl<L: Logic> Shard<L> {
             if self.stopping && !working && self.logic.is_stopped() && self.is_quiet() {
                 return Ok(());
             }
-            let background =
-                self.disk.jobs.under_way() > 0 && glommio_ng::executor().need_preempt();
-            if background
-                || self.disk.jobs.take_fresh()
-                || now.mono_ns.saturating_sub(yielded_ns) > HOSPITALITY_NS
-            {
-                yielded_ns = now.mono_ns;
-                glommio_ng::executor().yield_task_queue_now().await;
+            if self.disk.jobs.want_a_turn() {
+                host::give_a_turn().await;
             }
             if working {
                 continue;
@@ -240,10 +237,17 @@ impl<L: Logic> Shard<L> {
         let fx = &mut self.fx;
         let any = !(fx.net.is_empty() && fx.disk.is_empty() && fx.mail.is_empty());
         for (op, what) in fx.disk.drain(..) {
-            self.disk.start(op, what, &mut self.ring);
+            match what {
+                // A send of the same turn may still be of this file.
+                DiskOp::Close { file } => self.closing.push(file),
+                what => self.disk.start(op, what, &mut self.ring),
+            }
         }
         for op in fx.net.drain(..) {
             self.net.apply(op, &self.disk.files, &mut self.ring);
+        }
+        for file in self.closing.drain(..) {
+            self.disk.files.close(file);
         }
         for (to, mail) in fx.mail.drain(..) {
             self.mail.send(to, mail);

@@ -67,8 +67,8 @@ type Finished = (OpId, Result<Outcome, DiskError>);
 pub(crate) struct Jobs {
     results: Arc<Results>,
     under_way: usize,
-    /// Some were spawned that the executor has not seen yet.
-    fresh: bool,
+    /// Some were spawned or have ended that the executor has not seen yet.
+    unseen: bool,
 }
 
 struct Results {
@@ -87,14 +87,14 @@ impl Jobs {
         Self {
             results: Arc::new(results),
             under_way: 0,
-            fresh: false,
+            unseen: false,
         }
     }
 
     /// Hands a job over. It begins when the shard loop next yields to the executor.
     pub fn start(&mut self, op: OpId, job: Job) {
         self.under_way += 1;
-        self.fresh = true;
+        self.unseen = true;
         let results = self.results.clone();
         let work = move || {
             let result = job.run();
@@ -110,9 +110,10 @@ impl Jobs {
         glommio_ng::spawn_local(handed_over).detach();
     }
 
-    /// Whether jobs were started since this was last asked: the executor must be yielded to.
-    pub fn take_fresh(&mut self) -> bool {
-        std::mem::take(&mut self.fresh)
+    /// Whether jobs were started or collected since this was last asked: the executor must have a
+    /// turn to hand them to a thread, or to reap them.
+    pub fn want_a_turn(&mut self) -> bool {
+        std::mem::take(&mut self.unseen)
     }
 
     /// Jobs that were started and not collected.
@@ -135,6 +136,7 @@ impl Jobs {
             .unwrap_or_else(PoisonError::into_inner);
         let finished = std::mem::take(&mut *list);
         self.under_way -= finished.len();
+        self.unseen = true;
         finished
     }
 }

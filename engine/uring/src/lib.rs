@@ -19,6 +19,7 @@ mod disk;
 mod egress;
 mod executor;
 mod files;
+mod host;
 mod jobs;
 mod mailbox;
 mod memory;

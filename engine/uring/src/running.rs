@@ -10,7 +10,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::Duration;
 
 use glommio_ng::{CpuSet, ExecutorJoinHandle, LocalExecutorBuilder, Placement, PoolPlacement};
 use ringtide_io::{Fatal, FatalReason, Logic};
@@ -155,7 +154,7 @@ where
             .name(&format!("shard-{shard}"))
             .io_memory(64 << 10)
             .ring_depth(64)
-            .preempt_timer(Duration::from_micros(200))
+            .preempt_timer(crate::host::PREEMPT_TIMER)
             .blocking_thread_pool_placement(job_threads(&config, &common.other_cpus));
         let (common, report) = (common.clone(), report.clone());
         let thread = builder.spawn(move || async move {
