@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::raw_config::Text;
+use crate::raw_config::{Raw, Text};
 
 /// A storage-first message broker for Linux: durable, replayable logs in microseconds
 #[derive(Debug, Parser)]
@@ -17,6 +17,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Run a broker
+    Serve(Box<ServeArgs>),
     /// Create, list, describe, alter or delete topics
     #[command(subcommand)]
     Topic(TopicCommand),
@@ -24,8 +26,42 @@ pub(crate) enum Command {
     Produce(ProduceArgs),
     /// Write records to standard output
     Consume(ConsumeArgs),
+    /// Show what a file of a stopped broker holds
+    Inspect {
+        /// What kind of file it is
+        kind: FileKind,
+        /// The file, in a data directory or copied out of one
+        path: PathBuf,
+    },
+    /// Read a stopped broker's data directory to the last byte and report what is wrong with it
+    Verify {
+        /// The directory
+        #[arg(long, value_name = "DIR", default_value = "./ringtide-data")]
+        data_dir: PathBuf,
+    },
     /// Check whether this host suits a broker, and say what would mend it
     Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// A TOML file whose keys are the flags below without the dashes; flags win
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: Raw,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileKind {
+    /// A slot of the write-ahead log: wal/NUMBER.wal
+    Wal,
+    /// A segment of a partition: partitions/ID/OFFSET.log
+    Segment,
+    /// The index of a segment: partitions/ID/OFFSET.index
+    Index,
+    /// The snapshot of a log group: groups/NUMBER.snapshot
+    Snapshot,
 }
 
 /// Which broker to talk to.

@@ -30,7 +30,30 @@ pub(crate) struct LogGuard {
 
 enum Message {
     Line(Vec<u8>),
+    /// Answered once everything before it is written.
+    Flush(SyncSender<()>),
     Close,
+}
+
+/// Writes what is queued, for those who end the process without dropping the guard.
+#[derive(Clone)]
+pub(crate) struct LogFlusher(SyncSender<Message>);
+
+impl LogFlusher {
+    /// Waits until what was logged is written, but not long for a reader that takes nothing.
+    pub(crate) fn flush(&self) {
+        let (written, wait) = sync_channel(1);
+        if self.0.try_send(Message::Flush(written)).is_ok() {
+            let _ = wait.recv_timeout(CLOSE_WAIT);
+        }
+    }
+}
+
+impl LogGuard {
+    /// A handle that does not keep the log open.
+    pub(crate) fn flusher(&self) -> LogFlusher {
+        LogFlusher(self.queue.clone())
+    }
 }
 
 /// Starts logging for the whole process.
@@ -85,17 +108,19 @@ fn queue(out: impl Write + Send + 'static, json: bool) -> io::Result<(Queue, Log
 /// Writes until told to close. A line that cannot be written is lost: there is nowhere to say so.
 fn write_lines(lines: &Receiver<Message>, dropped: &AtomicU64, mut out: impl Write, json: bool) {
     loop {
-        let message = match lines.recv_timeout(Duration::from_secs(1)) {
-            Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => break,
-            Ok(Message::Line(line)) => Some(line),
-            Err(RecvTimeoutError::Timeout) => None,
-        };
+        let message = lines.recv_timeout(Duration::from_secs(1));
         let lost = dropped.swap(0, Ordering::Relaxed);
         if lost > 0 {
             let _ = out.write_all(dropped_note(lost, json).as_bytes());
         }
-        if let Some(line) = message {
-            let _ = out.write_all(&line);
+        match message {
+            Ok(Message::Line(line)) => drop(out.write_all(&line)),
+            Ok(Message::Flush(written)) => {
+                let _ = out.flush();
+                let _ = written.send(());
+            }
+            Ok(Message::Close) | Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {}
         }
     }
     let _ = out.flush();
@@ -229,6 +254,15 @@ mod tests {
         let text = String::from_utf8(out.0.lock().expect("not poisoned").clone()).expect("text");
         assert_eq!(text.lines().count(), 100);
         assert!(text.ends_with("99\n"));
+    }
+
+    #[test]
+    fn a_flush_waits_for_what_was_logged_before_it() {
+        let out = Shared::default();
+        let (queue, guard) = queue(out.clone(), true).expect("a thread");
+        say(&queue, "before\n");
+        guard.flusher().flush();
+        assert_eq!(*out.0.lock().expect("not poisoned"), b"before\n");
     }
 
     #[test]

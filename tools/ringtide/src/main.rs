@@ -8,16 +8,20 @@ mod config;
 mod connect;
 mod consume;
 mod doctor;
+mod durable_probe;
 mod exit;
 mod host_cpus;
 mod ledger;
 mod lines;
 mod logging;
+mod offline;
 mod output;
 mod produce;
 mod progress;
 mod raw_config;
 mod record_json;
+mod serve;
+mod signals;
 mod topic;
 
 use std::process::ExitCode;
@@ -29,9 +33,12 @@ use exit::Exit;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(*args),
         Command::Topic(command) => topic::run(command),
         Command::Produce(args) => produce::run(&args),
         Command::Consume(args) => consume::run(&args),
+        Command::Inspect { kind, path } => offline::inspect_file(kind, &path),
+        Command::Verify { data_dir } => offline::verify_directory(&data_dir),
         Command::Doctor(args) => doctor::run(args),
     };
     match result {

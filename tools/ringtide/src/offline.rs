@@ -1,0 +1,150 @@
+//! `ringtide verify` and `ringtide inspect`: a stopped broker's files, read without it.
+
+use std::fmt::Write as _;
+use std::io::{self, BufWriter};
+use std::path::Path;
+use std::time::Duration;
+
+use ringtide_log::files::{self, LockError};
+use ringtide_log::recovery::inspect::{self, InspectError};
+use ringtide_log::recovery::{Progress as Step, Report, verify};
+
+use crate::cli::FileKind;
+use crate::exit::{Exit, Failure};
+use crate::output;
+use crate::progress::{Progress, grouped, rate};
+
+impl From<LockError> for Failure {
+    fn from(error: LockError) -> Self {
+        let exit = match error {
+            LockError::Running { .. } => Exit::DirectoryLocked,
+            LockError::File(_) => Exit::DirectoryUnusable,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+/// Runs `verify`.
+pub(crate) fn verify_directory(dir: &Path) -> Result<(), Failure> {
+    if !dir.is_dir() {
+        let message = format!(
+            "{} is not a directory; name one with --data-dir",
+            dir.display()
+        );
+        return Err(Failure::new(Exit::DirectoryUnusable, message));
+    }
+    let _lock = files::lock_read_only(dir)?;
+    let mut progress = Progress::new();
+    let report = verify(dir, &mut |step| {
+        progress.tick(|elapsed| show(step, elapsed))
+    })
+    .map_err(|error| Failure::new(Exit::DirectoryUnusable, error.to_string()))?;
+    progress.clear();
+    output::print(&text(dir, &report))?;
+    let serious = report
+        .problems
+        .iter()
+        .filter(|problem| problem.serious)
+        .count();
+    if serious > 0 {
+        let message = format!("{}: {serious} of the problems are serious", dir.display());
+        return Err(Failure::new(Exit::VerifyFound, message));
+    }
+    Ok(())
+}
+
+fn show(step: Step, elapsed: Duration) -> String {
+    match step {
+        Step::Replaying { done, total } => of_mib("reading the log", done, total, elapsed),
+        Step::Reading { done, total } => of_mib("reading segments", done, total, elapsed),
+        Step::Syncing { done, total } => {
+            format!("making durable: {} of {}", grouped(done), grouped(total))
+        }
+    }
+}
+
+fn of_mib(what: &str, done: u64, total: u64, elapsed: Duration) -> String {
+    format!(
+        "{what}: {} of {} MiB, {}",
+        done >> 20,
+        total >> 20,
+        rate(done, elapsed)
+    )
+}
+
+fn text(dir: &Path, report: &Report) -> String {
+    let mut out = String::new();
+    for problem in &report.problems {
+        let class = if problem.serious {
+            "PROBLEM"
+        } else {
+            "note   "
+        };
+        let _ = writeln!(out, "{class}  {problem}");
+    }
+    let _ = writeln!(
+        out,
+        "{}: {} topics, {} partitions, {} segments of {} bytes with {} records",
+        dir.display(),
+        report.topics,
+        grouped(report.partitions),
+        grouped(report.segments),
+        grouped(report.segment_bytes),
+        grouped(report.records),
+    );
+    let log = &report.log;
+    let _ = if log.was_clean {
+        writeln!(
+            out,
+            "the broker stopped cleanly: the next start has no log to replay"
+        )
+    } else {
+        let (frames, entries, bytes) = (grouped(log.frames), grouped(log.entries), log.wal_bytes);
+        let bytes = grouped(bytes);
+        writeln!(
+            out,
+            "the next start will replay {bytes} bytes of log: {frames} frames, {entries} entries"
+        )
+    };
+    if report.is_sound() {
+        out.push_str("everything that was acknowledged is there\n");
+    }
+    out
+}
+
+/// Runs `inspect`.
+pub(crate) fn inspect_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
+    if let Some(dir) = data_directory_of(path) {
+        // A file that changes while it is read would be shown as damaged.
+        let _lock = files::lock_read_only(&dir)?;
+        return show_file(kind, path);
+    }
+    show_file(kind, path)
+}
+
+fn show_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
+    let mut out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
+    let shown = match kind {
+        FileKind::Wal => inspect::wal(path, &mut out),
+        FileKind::Segment => inspect::segment(path, &mut out),
+        FileKind::Index => inspect::index(path, &mut out),
+        FileKind::Snapshot => inspect::snapshot(path, &mut out),
+    };
+    shown
+        .and_then(|()| Ok(io::Write::flush(&mut out)?))
+        .map_err(|error| match error {
+            InspectError::Out(error) => output::failure(error),
+            error => Failure::failed(error.to_string()),
+        })
+}
+
+/// The data directory that a file lies in: the nearest above it that has a lock.
+fn data_directory_of(path: &Path) -> Option<std::path::PathBuf> {
+    let path = path.canonicalize().ok()?;
+    let found = path
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .find(|dir| dir.join("lock").is_file());
+    found.map(Into::into)
+}

@@ -1,0 +1,452 @@
+//! `ringtide serve`: from a configuration to shards that run, and to their end.
+//!
+//! Nothing is changed on disk before the host was found fit and the data directory is locked; no
+//! connection is answered before recovery is done. What cannot be mended by waiting ends the
+//! process with the exit code of its reason.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ringtide_io::{Fatal, FatalReason};
+use ringtide_log::files::{self, DirectoryLock};
+use ringtide_log::recovery::{self, Progress, RecoverError, RecoverOptions, Recovered, SlotFile};
+use ringtide_schema::identity::{Identity, IdentityError};
+use ringtide_schema::ids::GroupId;
+use ringtide_shard::{Inventory, Settings, Shard, Topic};
+use ringtide_uring::{IdlePolicy, ShardConfig, ShardStart, StartError, StopSignal};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::cli::ServeArgs;
+use crate::config::{CatchUp, Config, Idle};
+use crate::doctor::{self, Host};
+use crate::exit::{Exit, Failure};
+use crate::host_cpus;
+use crate::logging::{self, LogFlusher};
+use crate::{durable_probe, signals};
+
+/// Writes of a shard's write-ahead log in flight: enough to keep the device busy, few enough that
+/// what arrives meanwhile is gathered into the next.
+const WAL_WRITES_IN_FLIGHT: usize = 4;
+/// How often a long recovery says how far it is.
+const SAY_EVERY: Duration = Duration::from_secs(1);
+
+/// Runs a broker until it is told to stop.
+pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
+    let config = Config::load(args.settings, args.config.as_deref())
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let log = logging::start(config.log_level, config.log_format)?;
+    serve(&config, &log.flusher()).map_err(|failure| {
+        tracing::error!(exit_code = failure.exit as u8, "{failure}");
+        // It was said; the caller needs the code only.
+        Failure::new(failure.exit, "")
+    })
+}
+
+fn serve(config: &Config, log: &LogFlusher) -> Result<(), Failure> {
+    let began = Instant::now();
+    let open_files = raise_open_files();
+    let host = Host::look(config);
+    doctor::require(&host, &config.data_dir)?;
+    let _lock = lock(&config.data_dir)?;
+    let listeners = listen(config)?;
+    let recovered = recover(config)?;
+    announce(config, &host, &recovered, open_files);
+
+    let identity = recovered.identity;
+    let addresses = addresses(config, &listeners)?;
+    let starts = starts(config, recovered, listeners, &addresses, log)?;
+    let stop = StopSignal::new();
+    signals::watch(stop.clone(), config.shutdown_timeout, log.clone())?;
+    let running = ringtide_uring::run(starts, stop).map_err(start_failure)?;
+    for (shard, ((host, port), cpu)) in addresses.iter().zip(&config.cpus).enumerate() {
+        tracing::info!(shard, cpu, address = %format_args!("{host}:{port}"), "listening");
+    }
+    tracing::info!(after_ms = began.elapsed().as_millis() as u64, "ready");
+
+    let ends = running.join();
+    finish(&config.data_dir, &identity, ends)
+}
+
+/// Raises the limit of open files as far as it goes; gives the limit.
+fn raise_open_files() -> Option<u64> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let limit = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+        return getrlimit(Resource::Nofile).current;
+    }
+    maximum
+}
+
+fn lock(dir: &Path) -> Result<DirectoryLock, Failure> {
+    files::make_directories(dir)
+        .map_err(|error| Failure::new(Exit::DirectoryUnusable, error.to_string()))?;
+    Ok(files::lock(dir)?)
+}
+
+/// Binds every shard's port before the data is touched.
+fn listen(config: &Config) -> Result<Vec<TcpListener>, Failure> {
+    (0..config.cpus.len())
+        .map(|shard| {
+            let mut address = config.listen;
+            if address.port() != 0 {
+                address.set_port(address.port() + shard as u16);
+            }
+            ringtide_uring::bind(address).map_err(|error| {
+                let message = format!(
+                    "shard {shard} cannot listen on {address}: {error}; choose another address \
+                     with --listen, or end what uses this one"
+                );
+                Failure::new(Exit::CannotListen, message)
+            })
+        })
+        .collect()
+}
+
+fn recover(config: &Config) -> Result<Recovered, Failure> {
+    let options = RecoverOptions {
+        direct: true,
+        shards: config.cpus.len() as u16,
+        slot_bytes: config.wal_slot_bytes,
+        groups_for_new: config.log_groups,
+        random: [random()?, random()?],
+    };
+    let mut said = Instant::now();
+    let recovered = recovery::recover(&config.data_dir, options, &mut |progress| {
+        if said.elapsed() >= SAY_EVERY {
+            said = Instant::now();
+            match progress {
+                Progress::Replaying { done, total } => {
+                    tracing::info!(done_bytes = done, of_at_most = total, "replaying the log");
+                }
+                Progress::Reading { done, total } => {
+                    tracing::info!(done_bytes = done, of = total, "reading segments");
+                }
+                Progress::Syncing { done, total } => {
+                    tracing::info!(done, of = total, "making what was replayed durable");
+                }
+            }
+        }
+    });
+    let recovered =
+        recovered.map_err(|error| Failure::new(recovery_exit(&error), error.to_string()))?;
+    let groups = recovered.identity.groups;
+    if groups != config.log_groups && !recovered.summary.fresh {
+        tracing::debug!(groups, "log-groups is fixed when a data directory is made");
+    }
+    Ok(recovered)
+}
+
+/// The exit code of a refusal: whether the directory is none for this broker, or is damaged.
+fn recovery_exit(error: &RecoverError) -> Exit {
+    match error {
+        RecoverError::BadIdentity(bad) if matches!(bad.why, IdentityError::Checksum { .. }) => {
+            Exit::DirectoryCorrupt
+        }
+        RecoverError::File(_)
+        | RecoverError::Foreign(_)
+        | RecoverError::ForeignSlot(_)
+        | RecoverError::MissingIdentity(_)
+        | RecoverError::BadIdentity(_) => Exit::DirectoryUnusable,
+        _ => Exit::DirectoryCorrupt,
+    }
+}
+
+fn random() -> Result<u64, Failure> {
+    getrandom::u64()
+        .map_err(|error| Failure::failed(format!("the system has no randomness to give: {error}")))
+}
+
+/// The start-up line: what this broker runs on and what it found.
+fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Option<u64>) {
+    let (directory, summary) = (&host.directory, &recovered.summary);
+    let durable = durable_probe::measure(&config.data_dir);
+    let micros = |time: Duration| time.as_micros() as u64;
+    let (durable_us, durable_max_us) = match durable {
+        Ok(measured) => (Some(micros(measured.median)), Some(micros(measured.max))),
+        Err(error) => {
+            tracing::warn!(%error, "the durable write could not be measured");
+            (None, None)
+        }
+    };
+    let recovery = if summary.fresh {
+        "made a new data directory".to_string()
+    } else if summary.was_clean {
+        "the last stop was clean".to_string()
+    } else {
+        format!(
+            "replayed {} batches from {} bytes of log in {} ms",
+            summary.batches,
+            summary.wal_bytes,
+            summary.duration.as_millis()
+        )
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        cpus = host_cpus::show(&config.cpus),
+        idle = match config.idle {
+            Idle::Spin => "spin",
+            Idle::Adaptive => "adaptive",
+            Idle::Park => "park",
+        },
+        kernel = host.kernel,
+        data_dir = %config.data_dir.display(),
+        file_system = directory.file_system,
+        device = directory.device,
+        write_cache = match directory.volatile_cache {
+            Some(true) => "volatile",
+            Some(false) => "none",
+            None => "unknown",
+        },
+        fua = match directory.fua {
+            Some(true) => "yes",
+            Some(false) => "no",
+            None => "unknown",
+        },
+        durable_write_us = durable_us,
+        durable_write_max_us = durable_max_us,
+        open_files,
+        topics = recovered.topics.len(),
+        incarnation = recovered.identity.incarnation,
+        leader_epoch = recovered.identity.leader_epoch,
+        recovery,
+        "starting"
+    );
+    if let Some(end) = summary.torn_tail() {
+        tracing::info!(
+            end = ?end,
+            "the log ended in a write that was interrupted; nothing acknowledged was in it"
+        );
+    }
+}
+
+/// Host and port that clients are told, for each shard.
+fn addresses(config: &Config, listeners: &[TcpListener]) -> Result<Vec<(String, u16)>, Failure> {
+    let port = |listener: &TcpListener| -> Result<u16, Failure> {
+        let address: std::io::Result<SocketAddr> = listener.local_addr();
+        let address = address.map_err(|error| {
+            Failure::new(Exit::CannotListen, format!("listening failed: {error}"))
+        })?;
+        Ok(address.port())
+    };
+    listeners
+        .iter()
+        .map(|listener| Ok((config.advertise.clone(), port(listener)?)))
+        .collect()
+}
+
+/// What each shard is started with: its part of what was recovered.
+fn starts(
+    config: &Config,
+    recovered: Recovered,
+    listeners: Vec<TcpListener>,
+    addresses: &[(String, u16)],
+    log: &LogFlusher,
+) -> Result<Vec<ShardStart<Shard>>, Failure> {
+    let identity = recovered.identity;
+    let shards = config.cpus.len() as u16;
+    let mut slots = deal_slots(config, recovered.slots)?.into_iter();
+    let topics: Vec<Topic> = recovered
+        .topics
+        .into_iter()
+        .map(|topic| Topic {
+            id: topic.id,
+            name: topic.name,
+            partitions: topic.partitions,
+            config: topic.config,
+        })
+        .collect();
+    let mut groups: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+    for group in recovered.groups {
+        let shard = GroupId(group.group).shard(identity.groups, shards);
+        groups[usize::from(shard)].push(group);
+    }
+    let mut starts: Vec<ShardStart<Shard>> = Vec::new();
+    for ((listener, groups), shard) in listeners.into_iter().zip(groups).zip(0..) {
+        let cpu = config.cpus[usize::from(shard)];
+        let (wal_slots, new_wal_slots) = slots.next().unwrap_or_default();
+        let settings = Settings {
+            shard,
+            shards,
+            groups: identity.groups,
+            data_dir: config.data_dir.clone(),
+            data_directory: identity.data_directory,
+            incarnation: identity.incarnation,
+            leader_epoch: identity.leader_epoch,
+            addresses: addresses.to_vec(),
+            memory_bytes: config.memory_bytes,
+            wal_slot_bytes: config.wal_slot_bytes,
+            wal_slots,
+            new_wal_slots,
+            wal_in_flight: WAL_WRITES_IN_FLIGHT,
+            max_in_flight_requests: config.max_in_flight_requests as u32,
+            sync_interval_ms: config.sync_interval.as_millis() as u64,
+            seed: random()?,
+            broker_version: env!("CARGO_PKG_VERSION").into(),
+        };
+        let next_topic_serial = recovered.next_topic_serial;
+        let inventory = Inventory {
+            topics: topics.clone(),
+            next_topic_serial,
+            groups,
+        };
+        let mut driven = ShardConfig::new(shard, cpu, config.listen);
+        driven.idle = match config.idle {
+            Idle::Spin => IdlePolicy::Spin,
+            Idle::Adaptive => IdlePolicy::Adaptive {
+                budget: config.idle_spin,
+            },
+            Idle::Park => IdlePolicy::Park,
+        };
+        driven.catch_up = match config.catch_up {
+            CatchUp::Auto => ringtide_uring::CatchUp::Auto,
+            CatchUp::Sendfile => ringtide_uring::CatchUp::Sendfile,
+            CatchUp::Copy => ringtide_uring::CatchUp::Copy,
+        };
+        driven.max_connections = config.max_connections;
+        let (log, bytes) = (log.clone(), config.memory_bytes);
+        let make = move || {
+            Shard::new(settings, inventory).unwrap_or_else(|error| {
+                // Before the shard serves there is nothing to drain.
+                tracing::error!(shard, bytes, %error, "no memory for the shard; lower memory-bytes");
+                log.flush();
+                std::process::exit(i32::from(Exit::HostUnfit as u8))
+            })
+        };
+        starts.push((driven, listener, Box::new(make)));
+    }
+    Ok(starts)
+}
+
+/// Slots there are, and slots to be made, for each shard.
+type Slots = (Vec<PathBuf>, Vec<PathBuf>);
+
+/// Deals the free slots to the shards and names those that are missing. What is left over, of a
+/// start with more, is removed.
+fn deal_slots(config: &Config, free: Vec<SlotFile>) -> Result<Vec<Slots>, Failure> {
+    let wal = config.data_dir.join("wal");
+    let taken: Vec<PathBuf> = free.iter().map(|slot| slot.path.clone()).collect();
+    let mut names = (0_u64..)
+        .map(|number| wal.join(format!("{number:06}.wal")))
+        .filter(|path| !taken.contains(path));
+    let mut free = taken.iter().cloned();
+    let mut dealt: Vec<Slots> = vec![Slots::default(); config.cpus.len()];
+    // In turn, so that every shard has one to begin with.
+    for _ in 0..config.wal_slots {
+        for (have, make) in &mut dealt {
+            match free.next() {
+                Some(path) => have.push(path),
+                None => make.extend(names.next()),
+            }
+        }
+    }
+    for path in free {
+        files::remove_file(&path)
+            .map_err(|error| Failure::new(Exit::DirectoryUnusable, error.to_string()))?;
+    }
+    Ok(dealt)
+}
+
+fn start_failure(error: StartError) -> Failure {
+    let exit = match error {
+        StartError::Numbering { .. } => Exit::FatalInvariant,
+        StartError::Thread { .. } | StartError::Ring { .. } => Exit::HostUnfit,
+    };
+    Failure::new(exit, error.to_string())
+}
+
+/// How the broker ends, from how its shards ended.
+fn finish(dir: &Path, identity: &Identity, ends: Vec<Result<(), Fatal>>) -> Result<(), Failure> {
+    let mut failures = ends.into_iter().filter_map(Result::err);
+    if let Some(first) = failures.next() {
+        for other in failures {
+            tracing::error!("{}", other.message);
+        }
+        return Err(Failure::new(fatal_exit(first.reason), first.message));
+    }
+    recovery::write_identity(
+        dir,
+        &Identity {
+            clean: true,
+            ..*identity
+        },
+    )
+    .map_err(|error| Failure::new(Exit::FatalSnapshot, error.to_string()))?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn fatal_exit(reason: FatalReason) -> Exit {
+    match reason {
+        FatalReason::Wal => Exit::FatalWal,
+        FatalReason::Segment => Exit::FatalSegment,
+        FatalReason::Snapshot => Exit::FatalSnapshot,
+        FatalReason::Invariant => Exit::FatalInvariant,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raw_config::Raw;
+
+    fn config(dir: &Path) -> Config {
+        let dir = dir.to_str().expect("text");
+        let flags = [("data-dir", dir), ("cpus", "0,1"), ("wal-slots", "3")];
+        Config::from_raw(&Raw::from_flags(&flags), &[0, 1]).expect("valid")
+    }
+
+    fn slot(dir: &Path, number: u64) -> SlotFile {
+        let path = dir.join("wal").join(format!("{number:06}.wal"));
+        std::fs::create_dir_all(dir.join("wal")).expect("writable");
+        std::fs::write(&path, "").expect("writable");
+        SlotFile {
+            path,
+            bytes: 64 << 20,
+        }
+    }
+
+    #[test]
+    fn slots_are_dealt_in_turn_and_missing_ones_get_names_of_their_own() {
+        let home = tempfile::tempdir().expect("a directory");
+        let free = vec![
+            slot(home.path(), 0),
+            slot(home.path(), 2),
+            slot(home.path(), 3),
+        ];
+        let dealt = deal_slots(&config(home.path()), free).expect("dealt");
+        let count: Vec<_> = dealt
+            .iter()
+            .map(|(have, make)| (have.len(), make.len()))
+            .collect();
+        assert_eq!(count, [(2, 1), (1, 2)]);
+        let mut all: Vec<_> = dealt
+            .iter()
+            .flat_map(|(have, make)| have.iter().chain(make))
+            .collect();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 6, "no file has two owners");
+        assert!(!all.is_empty() && all.iter().all(|path| path.extension().is_some()));
+    }
+
+    #[test]
+    fn slots_left_over_from_a_start_with_more_are_removed() {
+        let home = tempfile::tempdir().expect("a directory");
+        let free: Vec<_> = (0..8).map(|number| slot(home.path(), number)).collect();
+        let dealt = deal_slots(&config(home.path()), free).expect("dealt");
+        assert!(
+            dealt
+                .iter()
+                .all(|(have, make)| have.len() == 3 && make.is_empty())
+        );
+        let left = std::fs::read_dir(home.path().join("wal"))
+            .expect("readable")
+            .count();
+        assert_eq!(left, 6);
+    }
+}

@@ -1,0 +1,62 @@
+//! SIGTERM and SIGINT: the first asks the shards to drain, the second does not wait for them.
+
+use std::time::Duration;
+
+use ringtide_uring::StopSignal;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::exit::{Exit, Failure};
+use crate::logging::LogFlusher;
+
+/// Watches for signals on a thread of its own, to the end of the process.
+pub(crate) fn watch(stop: StopSignal, timeout: Duration, log: LogFlusher) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::failed(format!("cannot watch signals: {error}"));
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
+    let timer_log = log.clone();
+    let watch = move || {
+        let mut signals = signals.forever();
+        let Some(signal) = signals.next() else { return };
+        tracing::info!(
+            signal = name(signal),
+            "stopping: draining what was accepted"
+        );
+        stop.stop();
+        let timer = move || {
+            std::thread::sleep(timeout);
+            let timeout_ms = timeout.as_millis() as u64;
+            tracing::error!(
+                timeout_ms,
+                "not drained in time; the next start replays the log"
+            );
+            end(&timer_log);
+        };
+        // Without the timer a second signal still ends it.
+        let _ = std::thread::Builder::new()
+            .name("stop-timer".into())
+            .spawn(timer);
+        if let Some(signal) = signals.next() {
+            let signal = name(signal);
+            tracing::error!(signal, "stopping at once; the next start replays the log");
+            end(&log);
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(watch)
+        .map_err(failed)?;
+    Ok(())
+}
+
+fn name(signal: i32) -> &'static str {
+    if signal == SIGINT {
+        "SIGINT"
+    } else {
+        "SIGTERM"
+    }
+}
+
+fn end(log: &LogFlusher) -> ! {
+    log.flush();
+    std::process::exit(i32::from(Exit::StoppedAtOnce as u8))
+}
