@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use ringtide_uring::{IdlePolicy, ShardConfig, StopSignal};
 
-#[path = "../tests/support/echo.rs"]
+#[path = "../tests/driver/echo.rs"]
 mod echo;
 
 const MESSAGE: usize = 128;

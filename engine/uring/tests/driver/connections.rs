@@ -7,12 +7,7 @@ use std::time::Duration;
 use ringtide_io::{Body, Disconnect, Egress, NetOp};
 use ringtide_uring::{IdlePolicy, ShardConfig, StopSignal};
 
-#[path = "support/echo.rs"]
-mod echo;
-#[path = "support/remote.rs"]
-mod remote;
-
-use remote::{Event, PATIENCE, Shard};
+use crate::remote::{Event, PATIENCE, Shard};
 
 fn echo_shard(
     change: impl FnOnce(&mut ShardConfig),
@@ -22,7 +17,11 @@ fn echo_shard(
     let mut config = ShardConfig::new(0, 0, address);
     change(&mut config);
     let stop = StopSignal::new();
-    let start = (config, listener, Box::new(echo::Echo::default) as Box<_>);
+    let start = (
+        config,
+        listener,
+        Box::new(crate::echo::Echo::default) as Box<_>,
+    );
     let running = ringtide_uring::run(vec![start], stop.clone()).expect("start");
     (address, stop, running)
 }
@@ -128,7 +127,10 @@ fn a_paused_connection_delivers_nothing_and_loses_nothing() {
         let take = |shard: &mut Shard, received: &mut Vec<u8>| {
             for event in shard.so_far() {
                 match event {
-                    Event::Received(_, bytes) => received.extend(bytes),
+                    Event::Received(from, bytes) => {
+                        assert_eq!(from, conn);
+                        received.extend(bytes);
+                    }
                     other => panic!("{other:?}"),
                 }
             }

@@ -5,10 +5,7 @@ use std::fs;
 use ringtide_io::{DiskErrorKind, DiskOp, FileId, OpenMode};
 use ringtide_schema::index::{self, IndexView};
 
-#[path = "support/remote.rs"]
-mod remote;
-
-use remote::{Done, Shard};
+use crate::remote::{Done, Shard};
 
 /// Not on a memory file system, which may know no direct I/O.
 fn directory() -> tempfile::TempDir {
@@ -64,7 +61,7 @@ fn a_segment_is_written_synced_sealed_and_read() {
     };
     assert_eq!(bytes.len(), 4000, "fewer at the end of the file");
     assert!(bytes[..384].iter().all(|&b| b == 2) && bytes[384..].iter().all(|&b| b == 3));
-    let (log_path, sealed_index) = (path.clone(), index_path.clone());
+    let (log_path, sealed_index) = (path.clone(), index_path);
     let index = shard.disk(move |_| DiskOp::LoadIndex {
         index_path: sealed_index,
         log_path,
@@ -116,7 +113,7 @@ fn failures_are_typed_and_name_the_file() {
     let path = directory.path().join("read-only");
     fs::write(&path, [0; 4096]).expect("write");
     shard.open(3, &path, OpenMode::Read).expect("open");
-    let write = |cx: &mut remote::Context<'_>| DiskOp::Write {
+    let write = |cx: &mut crate::remote::Context<'_>| DiskOp::Write {
         file: FileId(3),
         position: 0,
         data: cx.slice(&[1; 4096]),
@@ -170,7 +167,7 @@ fn small_files_are_replaced_and_removed() {
             .expect("replace");
         assert_eq!(fs::read(&path).expect("there"), contents);
     }
-    let (file, absent) = (path.clone(), directory.path().join("a/b/absent"));
+    let (file, absent) = (path, directory.path().join("a/b/absent"));
     let whole = directory.path().join("a");
     let removed = shard.disk(move |_| DiskOp::Remove {
         paths: vec![file, absent],
@@ -192,16 +189,14 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
     );
     let mut contents = Vec::new();
     let mut positions = Vec::new();
-    let mut offset = 100;
     for i in 0..200i64 {
         let mut builder = BatchBuilder::new(Codec::None);
         builder.push(1_000_000 + i, None, Some(&[i as u8; 1000]), &[]);
         let mut batch = Vec::new();
         builder.finish(-1, -1, -1, &mut batch).expect("a batch");
-        ringtide_schema::batch::assign(&mut batch, offset, 1);
+        ringtide_schema::batch::assign(&mut batch, 100 + i as u64, 1);
         positions.push(contents.len());
         contents.extend_from_slice(&batch);
-        offset += 1;
     }
     fs::write(&log, &contents).expect("write");
     let bytes = contents.len() as u64;

@@ -26,7 +26,7 @@ pub enum Event {
 
 #[derive(Debug)]
 pub enum Done {
-    Done,
+    Ended,
     Opened(u64),
     Read(Vec<u8>),
     IndexFile(Vec<u8>),
@@ -37,7 +37,6 @@ pub enum Done {
 pub struct Context<'a> {
     pub fx: &'a mut Effects<u64>,
     pub pool: &'a Pool,
-    pub events: &'a Sender<Event>,
 }
 
 impl Context<'_> {
@@ -54,7 +53,7 @@ impl Context<'_> {
 
 type Command = Box<dyn FnOnce(&mut Context<'_>) + Send>;
 
-struct Logic_ {
+struct Obedient {
     pool: Pool,
     commands: Receiver<Command>,
     events: Sender<Event>,
@@ -63,14 +62,14 @@ struct Logic_ {
     stopping: bool,
 }
 
-impl Logic_ {
+impl Obedient {
     fn tell(&self, event: Event) {
         // The test may have seen enough.
         let _ = self.events.send(event);
     }
 }
 
-impl Logic for Logic_ {
+impl Logic for Obedient {
     type Mail = u64;
 
     fn accepted(&mut self, conn: ConnId, _: SocketAddr, _: Now, _: &mut Effects<u64>) {
@@ -103,7 +102,7 @@ impl Logic for Logic_ {
         _: &mut Effects<u64>,
     ) {
         let result = result.map(|done| match done {
-            DiskDone::Done => Done::Done,
+            DiskDone::Done => Done::Ended,
             DiskDone::Opened { bytes } => Done::Opened(bytes),
             DiskDone::Read { chunk, bytes } => {
                 Done::Read(chunk.slice(chunk.len() - bytes..chunk.len()).to_vec())
@@ -127,7 +126,6 @@ impl Logic for Logic_ {
             command(&mut Context {
                 fx,
                 pool: &self.pool,
-                events: &self.events,
             });
         }
     }
@@ -170,7 +168,7 @@ impl Shard {
         change(&mut config);
         let (commands, inbox) = mpsc::channel();
         let (outbox, events) = mpsc::channel();
-        let make = move || Logic_ {
+        let make = move || Obedient {
             pool: Pool::new(8 * CHUNK_BYTES).expect("memory"),
             commands: inbox,
             events: outbox,
@@ -271,7 +269,7 @@ impl Shard {
         self.wait(|event| match event {
             Event::Disk(op, r) if *op == id => {
                 result = Some(match r {
-                    Ok(Done::Done) => Ok(Done::Done),
+                    Ok(Done::Ended) => Ok(Done::Ended),
                     Ok(Done::Opened(bytes)) => Ok(Done::Opened(*bytes)),
                     Ok(Done::Read(bytes)) => Ok(Done::Read(bytes.clone())),
                     Ok(Done::IndexFile(bytes)) => Ok(Done::IndexFile(bytes.clone())),

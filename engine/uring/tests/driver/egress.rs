@@ -7,10 +7,7 @@ use std::path::Path;
 use ringtide_io::{Body, Disconnect, Egress, NetOp, OpenMode};
 use ringtide_uring::CatchUp;
 
-#[path = "support/remote.rs"]
-mod remote;
-
-use remote::Shard;
+use crate::remote::Shard;
 
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes as u32)
