@@ -9,7 +9,7 @@ use crate::raw_config::{Raw, Text};
 /// A storage-first message broker for Linux: durable, replayable logs in microseconds
 #[derive(Debug, Parser)]
 #[command(name = "ringtide", version, after_long_help = crate::exit::table())]
-#[command(arg_required_else_help = true, disable_help_subcommand = false)]
+#[command(arg_required_else_help = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,

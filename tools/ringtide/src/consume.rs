@@ -34,7 +34,7 @@ struct Place {
     partition: u32,
     /// Where to go on.
     next: u64,
-    /// Where to end; the next offset that a consumer would be given when reading began.
+    /// Where to end: the next offset that was to be written when reading began.
     end: u64,
     /// The epoch of what was read last.
     epoch: u32,
@@ -128,7 +128,7 @@ fn places(
     partitions
         .map(|partition| {
             let state = client.describe_partition(&topic.name, partition)?;
-            let (earliest, end) = (state.earliest, state.visible);
+            let (earliest, end) = (state.earliest, state.latest);
             let next = match from {
                 From::Earliest => earliest,
                 From::Latest => end,
@@ -228,6 +228,7 @@ impl Reading<'_> {
                     outage = Outage::default();
                 } else {
                     outage.look(self.client, self.args.follow)?;
+                    self.look_at_ends()?;
                 }
             }
             if self.args.name.is_some() && Instant::now() >= self.commit_at {
@@ -237,6 +238,25 @@ impl Reading<'_> {
             let (records, bytes) = (self.records, self.bytes);
             self.progress
                 .tick(|elapsed| format!("{} records, {}", grouped(records), rate(bytes, elapsed)));
+        }
+        Ok(())
+    }
+
+    /// What was accepted, but not durable, when reading began may have gone with a crash of the
+    /// broker: then the end is nearer than it was.
+    fn look_at_ends(&mut self) -> Result<(), Failure> {
+        if self.args.follow || self.client.trouble().is_some() {
+            return Ok(());
+        }
+        for place in self
+            .places
+            .iter_mut()
+            .filter(|place| place.next < place.end)
+        {
+            let state = self
+                .client
+                .describe_partition(&self.args.topic, place.partition)?;
+            place.end = place.end.min(state.latest);
         }
         Ok(())
     }

@@ -114,6 +114,12 @@ fn text(dir: &Path, report: &Report) -> String {
 
 /// Runs `inspect`.
 pub(crate) fn inspect_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
+    if let Some(other) = kind_by_name(path).filter(|&other| other != kind) {
+        let (path, kind, other) = (path.display(), name(kind), name(other));
+        return Err(Failure::failed(format!(
+            "{path} is by its name no {kind} file; try `ringtide inspect {other} {path}`"
+        )));
+    }
     if let Some(dir) = data_directory_of(path) {
         // A file that changes while it is read would be shown as damaged.
         let _lock = files::lock_read_only(&dir)?;
@@ -138,6 +144,26 @@ fn show_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
         })
 }
 
+fn name(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Wal => "wal",
+        FileKind::Segment => "segment",
+        FileKind::Index => "index",
+        FileKind::Snapshot => "snapshot",
+    }
+}
+
+/// What a file's extension says it is. A copy may have any name.
+fn kind_by_name(path: &Path) -> Option<FileKind> {
+    match path.extension()?.to_str()? {
+        "wal" => Some(FileKind::Wal),
+        "log" => Some(FileKind::Segment),
+        "index" => Some(FileKind::Index),
+        "snapshot" => Some(FileKind::Snapshot),
+        _ => None,
+    }
+}
+
 /// The data directory that a file lies in: the nearest above it that has a lock.
 fn data_directory_of(path: &Path) -> Option<std::path::PathBuf> {
     let path = path.canonicalize().ok()?;
@@ -147,4 +173,25 @@ fn data_directory_of(path: &Path) -> Option<std::path::PathBuf> {
         .take(3)
         .find(|dir| dir.join("lock").is_file());
     found.map(Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_with_the_command_that_would_do() {
+        let failure = inspect_file(FileKind::Wal, Path::new("/nowhere/00001.snapshot"));
+        let message = failure.expect_err("another kind").message;
+        assert!(
+            message.contains("inspect snapshot /nowhere/00001.snapshot"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_directory_that_is_none_is_refused() {
+        let failure = verify_directory(Path::new("/nowhere")).expect_err("no directory");
+        assert_eq!(failure.exit, Exit::DirectoryUnusable);
+    }
 }

@@ -4,6 +4,7 @@
 //! connection is answered before recovery is done. What cannot be mended by waiting ends the
 //! process with the exit code of its reason.
 
+use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -28,6 +29,10 @@ use crate::{durable_probe, signals};
 /// Writes of a shard's write-ahead log in flight: enough to keep the device busy, few enough that
 /// what arrives meanwhile is gathered into the next.
 const WAL_WRITES_IN_FLIGHT: usize = 4;
+/// How long a port in use is waited for.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is tried.
+const PORT_RETRY: Duration = Duration::from_millis(5);
 /// How often a long recovery says how far it is.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
@@ -96,7 +101,7 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failure> {
             if address.port() != 0 {
                 address.set_port(address.port() + shard as u16);
             }
-            ringtide_uring::bind(address).map_err(|error| {
+            bind(address).map_err(|error| {
                 let message = format!(
                     "shard {shard} cannot listen on {address}: {error}; choose another address \
                      with --listen, or end what uses this one"
@@ -105,6 +110,20 @@ fn listen(config: &Config) -> Result<Vec<TcpListener>, Failure> {
             })
         })
         .collect()
+}
+
+/// Binds a port that a predecessor may not have let go of yet: the kernel takes a ring of a process
+/// that was killed apart in the background, and the ring holds the listening socket until then.
+fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let until = Instant::now() + PORT_PATIENCE;
+    loop {
+        match ringtide_uring::bind(address) {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(PORT_RETRY);
+            }
+            bound => return bound,
+        }
+    }
 }
 
 fn recover(config: &Config) -> Result<Recovered, Failure> {
@@ -227,7 +246,7 @@ fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Opt
 /// Host and port that clients are told, for each shard.
 fn addresses(config: &Config, listeners: &[TcpListener]) -> Result<Vec<(String, u16)>, Failure> {
     let port = |listener: &TcpListener| -> Result<u16, Failure> {
-        let address: std::io::Result<SocketAddr> = listener.local_addr();
+        let address: io::Result<SocketAddr> = listener.local_addr();
         let address = address.map_err(|error| {
             Failure::new(Exit::CannotListen, format!("listening failed: {error}"))
         })?;
