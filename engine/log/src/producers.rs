@@ -164,7 +164,7 @@ impl Producers {
         p.last_used = self.clock;
         p.batches.push(batch);
         let spare = |p: &Producer| {
-            let after = &p.batches[1];
+            let after = &p.batches[PRODUCER_WINDOW];
             p.batches.len() > PRODUCER_WINDOW + UNSYNCED_BATCHES
                 || (p.batches.len() > PRODUCER_WINDOW
                     && after.base_offset + u64::from(after.records) <= synced_offset)

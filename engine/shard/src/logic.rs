@@ -13,6 +13,8 @@ use crate::session::{Session, SessionKey};
 use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
 
+/// The errno of a connection that the peer reset, on Linux.
+const ECONNRESET: i32 = 104;
 /// Peers that do not take their last answers within this long are cut off at the end.
 const CLOSE_WITHIN_NS: u64 = 2_000_000_000;
 
@@ -53,7 +55,8 @@ impl Logic for Shard {
             return;
         };
         match why {
-            Disconnect::Peer | Disconnect::Asked => {
+            // A reset is how many clients end.
+            Disconnect::Peer | Disconnect::Asked | Disconnect::Error(ECONNRESET) => {
                 tracing::debug!(peer = session.peer, ?why, "disconnected");
             }
             _ => tracing::warn!(peer = session.peer, ?why, "disconnected"),
