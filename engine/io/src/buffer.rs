@@ -23,6 +23,8 @@ use ringtide_schema::limits::BLOCK_BYTES;
 /// Bytes of every chunk: room for the largest frame.
 pub const CHUNK_BYTES: usize = ringtide_schema::wal::MAX_FRAME_BYTES;
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES));
+/// The smallest pool: what a shard needs to make progress, and as much again for data.
+pub const MIN_CHUNKS: usize = 16;
 
 /// The chunks of one shard.
 #[derive(Clone)]
@@ -47,10 +49,10 @@ struct PoolMemory {
 }
 
 impl Pool {
-    /// Maps memory for `bytes`, rounded up to whole chunks (at least two). Pages cost nothing
-    /// until they are touched.
+    /// Maps memory for `bytes`, rounded up to whole chunks (at least [`MIN_CHUNKS`]). Pages cost
+    /// nothing until they are touched.
     pub fn new(bytes: usize) -> std::io::Result<Self> {
-        let chunks = bytes.div_ceil(CHUNK_BYTES).max(2);
+        let chunks = bytes.div_ceil(CHUNK_BYTES).max(MIN_CHUNKS);
         // SAFETY: a fresh private anonymous mapping, no address asked for.
         let base = unsafe {
             libc::mmap(
@@ -86,6 +88,15 @@ impl Pool {
             sealed: 0,
             hole: 0..0,
         })
+    }
+
+    /// An empty chunk, unless fewer than `reserve` would be left.
+    pub fn take_above(&self, reserve: usize) -> Option<Chunk> {
+        if self.free_chunks() > reserve {
+            self.take()
+        } else {
+            None
+        }
     }
 
     /// Chunks that nobody holds.
@@ -347,10 +358,10 @@ mod tests {
         chunk.append(b"hello world");
         let slice = chunk.slice(6..11);
         drop(chunk);
-        assert_eq!(pool.free_chunks(), 1);
+        assert_eq!(pool.free_chunks(), MIN_CHUNKS - 1);
         assert_eq!(&*slice, b"world");
         drop(slice);
-        assert_eq!(pool.free_chunks(), 2);
+        assert_eq!(pool.free_chunks(), MIN_CHUNKS);
     }
 
     #[test]

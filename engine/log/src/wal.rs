@@ -25,6 +25,9 @@ pub const FRAME_BYTES: usize = 1 << 20;
 /// A shard that was idle this long writes a closing frame.
 pub const CLOSE_AFTER_NS: u64 = 200_000_000;
 
+/// Chunks that appends leave to what makes memory free again: segment writers and reads.
+pub const RESERVED_CHUNKS: usize = 4;
+
 /// What a writer must know of its log.
 #[derive(Clone, Debug)]
 pub struct WalConfig {
@@ -212,7 +215,8 @@ impl Wal {
             .map_or(self.config.slot_bytes, |s| s.position);
         let place = (place, self.free.len());
         let fits_new_chunk = |c: &Option<Chunk>| {
-            c.as_ref().is_some_and(|c| c.room() >= alone) || self.pool.free_chunks() > 0
+            c.as_ref().is_some_and(|c| c.room() >= alone)
+                || self.pool.free_chunks() > RESERVED_CHUNKS
         };
         match (&self.chunk, &self.open) {
             (Some(chunk), Some(open)) => {
@@ -270,7 +274,7 @@ impl Wal {
         }
         let alone = FRAME_HEADER_BYTES + entry_padded(entry);
         if self.open.is_none() && self.chunk.as_ref().is_none_or(|c| c.room() < alone) {
-            self.chunk = Some(self.pool.take().ok_or(WalBusy)?);
+            self.chunk = Some(self.pool.take_above(RESERVED_CHUNKS).ok_or(WalBusy)?);
         }
         let Some(chunk) = &mut self.chunk else {
             return Err(WalBusy);

@@ -24,13 +24,14 @@ pub mod settings;
 mod topics;
 mod upkeep;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use ringtide_io::{Chunk, Effects, FileId, OpId, Pool};
 use ringtide_log::partition::{Ops, Partition, PartitionOp};
 use ringtide_log::wal::{Wal, WalConfig};
 use ringtide_schema::ids::{GroupId, PartitionId};
 use ringtide_session::Encoder;
+use rustc_hash::FxHashMap;
 
 pub use mail::{Change, Mail};
 pub use settings::{Inventory, Settings};
@@ -92,9 +93,9 @@ pub struct Shard {
     wal: Wal,
     topics: Topics,
     partitions: Vec<Option<Held>>,
-    index: HashMap<PartitionId, usize>,
+    index: FxHashMap<PartitionId, usize>,
     groups: BTreeMap<GroupId, Group>,
-    sessions: HashMap<SessionKey, Session>,
+    sessions: FxHashMap<SessionKey, Session>,
     encoder: Encoder,
     ready: Vec<SessionKey>,
     blocked: Vec<SessionKey>,
@@ -108,7 +109,7 @@ pub struct Shard {
     timers: BTreeSet<(u64, SessionKey, u64)>,
     /// Small batches, packed.
     arena: Option<Chunk>,
-    ops: HashMap<OpId, Pending>,
+    ops: FxHashMap<OpId, Pending>,
     next_op: u64,
     files: u64,
     next_producer: u64,
@@ -150,9 +151,9 @@ impl Shard {
             wal,
             topics: Topics::default(),
             partitions: Vec::new(),
-            index: HashMap::new(),
+            index: FxHashMap::default(),
             groups: BTreeMap::new(),
-            sessions: HashMap::new(),
+            sessions: FxHashMap::default(),
             encoder: Encoder::new(),
             ready: Vec::new(),
             blocked: Vec::new(),
@@ -161,7 +162,7 @@ impl Shard {
             appended: VecDeque::new(),
             timers: BTreeSet::new(),
             arena: None,
-            ops: HashMap::new(),
+            ops: FxHashMap::default(),
             next_op: 0,
             files: 0,
             next_producer: 0,
@@ -196,7 +197,7 @@ impl Shard {
             .groups
             .into_iter()
             .flat_map(|g| g.partitions.unwrap_or_default());
-        let mut stored: HashMap<PartitionId, _> = stored
+        let mut stored: FxHashMap<PartitionId, _> = stored
             .map(|p| {
                 let topic = p.topic.as_ref().map(Into::into).unwrap_or_default();
                 (

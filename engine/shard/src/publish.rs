@@ -2,7 +2,7 @@
 
 use ringtide_io::{ConnId, Now};
 use ringtide_log::producers::Verdict;
-use ringtide_log::wal::EntryMeta;
+use ringtide_log::wal::{EntryMeta, RESERVED_CHUNKS};
 use ringtide_schema::batch;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_MORE, FLAG_RESPONSE, Op};
@@ -566,10 +566,10 @@ fn room_for_small(
     if bytes.len() >= SMALL_BATCH_BYTES || arena.as_ref().is_some_and(|a| a.room() >= bytes.len()) {
         return true;
     }
-    // The log's own chunk comes first: one more must be free beside this one.
-    if pool.free_chunks() < 2 {
+    // The log's own next chunk comes first: one more must be free beside this one.
+    let Some(chunk) = pool.take_above(RESERVED_CHUNKS + 1) else {
         return false;
-    }
-    *arena = pool.take();
-    arena.is_some()
+    };
+    *arena = Some(chunk);
+    true
 }

@@ -4,12 +4,13 @@
 //! time. What the peer can make grow here has a bound: `out`, requests in flight, subscriptions,
 //! fetches; past it the session is blocked, which stops reading its socket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ringtide_io::ConnId;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::wire::PublishResult;
 use ringtide_session::Assembler;
+use rustc_hash::FxHashMap;
 
 /// Who a session belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -101,7 +102,7 @@ pub struct Session {
     /// Fetches, answered in any order.
     pub fetches: Vec<PendingFetch>,
     /// Subscriptions that live on other shards.
-    pub remote_subscriptions: HashMap<u64, u16>,
+    pub remote_subscriptions: FxHashMap<u64, u16>,
     /// Requests under way on other shards.
     pub forwarded: u32,
     /// Shards that know of this connection.
@@ -112,7 +113,7 @@ pub struct Session {
     /// number.
     pub resume: Option<(u32, u64)>,
     /// Per partition, the last log entry that a durable publish of this peer waits for.
-    pub durable: HashMap<PartitionId, u64>,
+    pub durable: FxHashMap<PartitionId, u64>,
 }
 
 impl Session {
@@ -135,12 +136,12 @@ impl Session {
             subscriptions: Vec::new(),
             next_subscription: 0,
             fetches: Vec::new(),
-            remote_subscriptions: HashMap::new(),
+            remote_subscriptions: FxHashMap::default(),
             forwarded: 0,
             known_to: Vec::new(),
             multis: BTreeMap::new(),
             resume: None,
-            durable: HashMap::new(),
+            durable: FxHashMap::default(),
         }
     }
 

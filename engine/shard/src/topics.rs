@@ -1,6 +1,6 @@
 //! What a shard knows of topics, and (on shard 0) the group that orders their changes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringtide_schema::error_code::ErrorCode;
@@ -11,6 +11,8 @@ use ringtide_schema::topic::{TopicConfig, check_topic_name};
 use ringtide_schema::wire::{
     AlterTopicRequestT, CreateTopicRequestT, ShardAddressT, TopicMetadataT, TopicSettingsT,
 };
+
+use rustc_hash::FxHashMap;
 
 use crate::fault::Fault;
 use crate::mail::Change;
@@ -43,7 +45,7 @@ impl Topic {
 #[derive(Debug, Default)]
 pub struct Topics {
     by_name: BTreeMap<String, Arc<Topic>>,
-    by_id: HashMap<TopicId, Arc<Topic>>,
+    by_id: FxHashMap<TopicId, Arc<Topic>>,
     /// The serial number of the next topic; kept on shard 0.
     pub next_serial: u64,
 }

@@ -6,15 +6,14 @@ use std::path::PathBuf;
 use ringtide_io::{
     DiskDone, DiskError, DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, Now, OpId, OpenMode,
 };
-use ringtide_log::partition::{PartitionOp, WriteError, WriteProgress};
+use ringtide_log::partition::{PartitionOp, SYNC_BYTES, WriteError, WriteProgress};
 use ringtide_log::wal::EntryMeta;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::wal::EntryKind;
 
 use crate::fault::Fault;
 use crate::settings::{
-    CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_WRITERS, SYNC_BYTES, UPKEEP_NS,
-    WRITE_OUT_BYTES,
+    CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
 };
 use crate::{Fx, Pending, Shard};
 
@@ -23,6 +22,8 @@ use crate::{Fx, Pending, Shard};
 pub(crate) struct Upkeep {
     /// Partitions that wait for a writer.
     queue: VecDeque<usize>,
+    /// Those among them that found no memory this turn.
+    short: Vec<usize>,
     /// Partitions that write.
     pub(crate) writers: usize,
     /// Why publishes are refused.
@@ -151,7 +152,11 @@ impl Shard {
         if held.log.is_writing() {
             held.is_writing = true;
             self.upkeep.writers += 1;
-        } else if started == Some(false) && sync {
+        } else if started == Some(false) && held.log.has_work(false) {
+            // Memory was short: the next turn tries again.
+            held.is_queued = true;
+            self.upkeep.short.push(i);
+        } else if sync {
             // Nothing (more) to write or sync: what a snapshot may claim is up to date.
             held.wants_sync = false;
             self.upkeep.checkpoint_moved = true;
@@ -219,6 +224,7 @@ impl Shard {
     fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {
         if progress.synced {
             if let Some(held) = self.held(i) {
+                held.wants_sync = false;
                 held.log.evict(keep);
             }
             self.upkeep.checkpoint_moved = true;

@@ -22,7 +22,7 @@ use crate::producers::{Producers, Verdict};
 use crate::segment::Segment;
 pub use read::{Plan, TimePlan};
 use write_out::Writer;
-pub use write_out::{WriteError, WriteProgress};
+pub use write_out::{SYNC_BYTES, WriteError, WriteProgress};
 
 /// What an operation is for; the shard gives it back with the completion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,9 @@ use crate::segment::{Index, Reader, Segment, index_path, log_path};
 /// A piece of a segment that is written at once.
 pub const PIECE_BYTES: usize = 256 << 10;
 /// What a round takes at the most, unless one batch is larger.
-const ROUND_BYTES: usize = 1 << 20;
+const ROUND_BYTES: usize = 1536 << 10;
+/// A writer that is asked to sync does so before it goes on when this much is unsynced.
+pub const SYNC_BYTES: u64 = 16 << 20;
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The part of a batch outside its checksum, which the manifest's `prefix_crc` covers.
 const PREFIX_BYTES: usize = 21;
@@ -163,17 +165,21 @@ impl Partition {
     }
 
     /// Starts a round if none is under way: opens the segment first if need be. `sync` also syncs
-    /// when there is nothing (more) to write. Returns whether anything was started.
+    /// when there is nothing (more) to write, or when enough was written. Returns whether anything
+    /// was started; nothing is when memory for a round is short.
     pub fn write_out(&mut self, sync: bool, ops: &mut Ops<'_>) -> bool {
+        let is_sync_due = sync && self.writer.unsynced >= SYNC_BYTES;
         match self.writer.state {
             State::Closed => self.open_append(sync, ops),
             State::Ready if self.writer.seal_next => self.seal(ops),
+            State::Ready if is_sync_due => self.sync(ops),
             State::Ready => self.round(ops) || (sync && self.sync(ops)),
             _ => false,
         }
     }
 
-    fn has_work(&self, sync: bool) -> bool {
+    /// Whether [`Self::write_out`] would find something to do.
+    pub fn has_work(&self, sync: bool) -> bool {
         let pending = self
             .tail
             .get(self.given)
