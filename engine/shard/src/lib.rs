@@ -112,6 +112,8 @@ pub struct Shard {
     ops: FxHashMap<OpId, Pending>,
     next_op: u64,
     files: u64,
+    /// Requests under way on other shards.
+    forwarded: u32,
     next_producer: u64,
     next_publish: u64,
     searches: BTreeMap<u64, Search>,
@@ -165,6 +167,7 @@ impl Shard {
             ops: FxHashMap::default(),
             next_op: 0,
             files: 0,
+            forwarded: 0,
             next_producer: 0,
             next_publish: 0,
             searches: BTreeMap::new(),

@@ -119,7 +119,6 @@ impl Logic for Shard {
                 let Some(session) = self.sessions.get_mut(&key) else {
                     return;
                 };
-                session.forwarded = session.forwarded.saturating_sub(finished);
                 for _ in 0..finished {
                     session.finish();
                 }
@@ -127,6 +126,7 @@ impl Logic for Shard {
                     session.out.extend_from_slice(&bytes);
                     session.drained_to.push(from);
                 }
+                self.forwarded_done(key, finished);
                 self.mark_ready(key);
             }
             Mail::Drained { conn } => {
@@ -166,6 +166,7 @@ impl Logic for Shard {
                 result,
                 message,
             } => {
+                self.forwarded_done(SessionKey::Local(conn), 1);
                 self.part_done(SessionKey::Local(conn), publish, result, message);
             }
             Mail::Change { number, change } => {
@@ -248,6 +249,7 @@ impl Shard {
         let Some(session) = self.sessions.remove(&key) else {
             return;
         };
+        self.forwarded -= session.forwarded;
         for fetch in session.fetches {
             self.timers
                 .remove(&(fetch.deadline_ns, key, fetch.correlation));

@@ -118,6 +118,12 @@ impl Shard {
                 }
                 Ok(Place::Shard(shard)) => match key {
                     SessionKey::Local(conn) => {
+                        if !self.may_forward(key) {
+                            if let Some(session) = self.sessions.get_mut(&key) {
+                                session.resume = Some((part, publish));
+                            }
+                            return Ok(Handled::Blocked);
+                        }
                         let batch = bytes.to_vec();
                         let partition = id;
                         let mail = Mail::Part {

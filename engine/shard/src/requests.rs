@@ -12,7 +12,7 @@ use ringtide_session::{Frame, Taken, envelope, negotiate};
 use crate::fault::Fault;
 use crate::mail::Mail;
 use crate::session::SessionKey;
-use crate::settings::{MAX_FORWARDED, MAX_OUT_BYTES};
+use crate::settings::{MAX_FORWARDED, MAX_FORWARDED_IN_ALL, MAX_OUT_BYTES};
 use crate::{Fx, Shard};
 
 /// What became of a request.
@@ -340,13 +340,12 @@ impl Shard {
         let SessionKey::Local(conn) = key else {
             return Err(self.wrong_shard(shard));
         };
+        if !self.may_forward(key) {
+            return Ok(Handled::Blocked);
+        }
         let Some(session) = self.sessions.get_mut(&key) else {
             return Ok(Handled::Done);
         };
-        if session.forwarded >= MAX_FORWARDED {
-            return Ok(Handled::Blocked);
-        }
-        session.forwarded += 1;
         if !session.known_to.contains(&shard) {
             session.known_to.push(shard);
         }
@@ -360,6 +359,26 @@ impl Shard {
         );
         fx.mail.push((shard, Mail::Request { conn, frame: bytes }));
         Ok(Handled::Later)
+    }
+
+    /// Whether one more request may be handed to another shard; it is counted then.
+    pub(crate) fn may_forward(&mut self, key: SessionKey) -> bool {
+        let Some(session) = self.sessions.get_mut(&key) else { return false };
+        if session.forwarded >= MAX_FORWARDED || self.forwarded >= MAX_FORWARDED_IN_ALL {
+            return false;
+        }
+        session.forwarded += 1;
+        self.forwarded += 1;
+        true
+    }
+
+    /// Requests that were handed to another shard are done.
+    pub(crate) fn forwarded_done(&mut self, key: SessionKey, count: u32) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            let count = count.min(session.forwarded);
+            session.forwarded -= count;
+            self.forwarded -= count;
+        }
     }
 
     /// Puts a frame without payload into the session's `out`.

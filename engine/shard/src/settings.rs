@@ -71,9 +71,9 @@ pub const MAX_OUT_BYTES: usize = 1 << 20;
 /// Subscriptions of one connection.
 pub const MAX_SUBSCRIPTIONS: usize = 4096;
 /// Requests of one connection under way on other shards.
-pub const MAX_FORWARDED: u32 = 64;
-/// Mail to one other shard that is not answered.
-pub const MAX_MAIL: u32 = 4096;
+pub const MAX_FORWARDED: u32 = 32;
+/// Requests of all connections under way on other shards: each holds a copy of its batch.
+pub const MAX_FORWARDED_IN_ALL: u32 = 256;
 /// Searches by time under way.
 pub const MAX_SEARCHES: usize = 64;
 /// Snapshots replace files of this many groups at the same time.

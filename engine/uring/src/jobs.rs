@@ -427,7 +427,7 @@ fn create_slot(path: &Path, bytes: u64) -> Result<(), DiskError> {
 /// Where the next contents of a file are written before they take its name.
 fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    name.push(".tmp");
     PathBuf::from(name)
 }
 
