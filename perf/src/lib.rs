@@ -1,1 +1,18 @@
-//! (being written)
+//! The load generator of Ringtide, and what the machine itself can do.
+//!
+//! [`closed_loop`] measures one record at a time, as `ringtide bench --closed-loop` does; [`flood`]
+//! keeps a number of requests in flight and measures what goes through. [`limits`] measures the
+//! same machine without a broker, so that figures can be given as ratios. Who starts a broker, and
+//! which figures are wanted, is no business of this crate: see `examples/targets`.
+
+pub mod closed_loop;
+pub mod cpu;
+mod error;
+pub mod flood;
+mod latency;
+pub mod limits;
+pub mod lone_topic;
+pub mod pipe;
+
+pub use error::BenchError;
+pub use latency::{Latency, Recorder};

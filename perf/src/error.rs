@@ -1,0 +1,90 @@
+//! Why there are no figures. A measurement that ended early gives an error and nothing else: figures
+//! of a part of it are not those of the whole.
+
+use std::io;
+
+use ringtide_client::Error;
+
+/// Why a measurement gave no figures.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// The options cannot be.
+    #[error("{0}")]
+    Usage(String),
+    /// The broker could not be asked, or refused, before the measurement began.
+    #[error(transparent)]
+    Setup(#[from] Error),
+    /// The broker went away or stopped answering while it was measured.
+    #[error(
+        "the measurement was cut short and its figures do not count: {} (after {acknowledged} \
+         acknowledged records){}",
+        loss(.cause), leftover(.topic)
+    )]
+    Lost {
+        /// What became of the connection.
+        cause: Error,
+        /// Records acknowledged by then, warm-up included.
+        acknowledged: u64,
+        /// The topic, if it may still be there.
+        topic: Option<String>,
+    },
+    /// The broker refused a record while it was measured.
+    #[error("the measurement was cut short and its figures do not count: {cause}{}", leftover(.topic))]
+    Refused {
+        /// The refusal.
+        cause: Error,
+        /// The topic, if it may still be there.
+        topic: Option<String>,
+    },
+    /// The broker answered with something that cannot be right.
+    #[error("the figures do not count: {0}; please report it")]
+    Wrong(String),
+    /// Not one record was acknowledged in the time given.
+    #[error("not one record was acknowledged within the {0:?} of the measurement; give it longer")]
+    Empty(std::time::Duration),
+    /// The caller asked for the end.
+    #[error("the measurement was interrupted; its figures do not count")]
+    Interrupted,
+    /// The machine refused something.
+    #[error("{what}: {cause}")]
+    Io {
+        /// What was tried, and on what.
+        what: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+/// The cause without the client's advice to repeat the request.
+fn loss(cause: &Error) -> String {
+    match cause {
+        Error::Disconnected { server, why } => {
+            format!("the connection to {server} was lost: {why}")
+        }
+        other => other.to_string(),
+    }
+}
+
+fn leftover(topic: &Option<String>) -> String {
+    topic.as_ref().map_or_else(String::new, |topic| {
+        format!("; the topic {topic:?} may be left behind: `ringtide topic delete {topic}`")
+    })
+}
+
+impl BenchError {
+    /// For `map_err`: an error of the system with what was tried.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |cause| Self::Io { what, cause }
+    }
+
+    /// Says in the message that the topic may still be there.
+    pub(crate) fn leaving(mut self, name: &str) -> Self {
+        match &mut self {
+            Self::Lost { topic, .. } | Self::Refused { topic, .. } => *topic = Some(name.into()),
+            _ => {}
+        }
+        self
+    }
+}
