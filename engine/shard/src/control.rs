@@ -11,10 +11,11 @@ use ringtide_schema::wire;
 use ringtide_session::{Frame, envelope};
 
 use crate::fault::Fault;
-use crate::mail::{Change, Mail};
+use crate::mail::Mail;
 use crate::query::pack;
 use crate::requests::{Handled, bad_envelope};
 use crate::session::SessionKey;
+use crate::topics::Change;
 use crate::{Fx, Shard};
 
 /// The change under way.

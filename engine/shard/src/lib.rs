@@ -33,9 +33,9 @@ use ringtide_schema::ids::{GroupId, PartitionId};
 use ringtide_session::Encoder;
 use rustc_hash::FxHashMap;
 
-pub use mail::{Change, Mail};
+pub use mail::Mail;
 pub use settings::{Inventory, Settings};
-pub use topics::{Placement, Topic};
+pub use topics::{Change, Placement, Topic};
 
 use checkpoint::Checkpoint;
 use commit::Waiter;

@@ -1,12 +1,10 @@
 //! What shards say to each other.
 
-use std::sync::Arc;
-
 use ringtide_io::ConnId;
-use ringtide_schema::ids::{PartitionId, TopicId};
+use ringtide_schema::ids::PartitionId;
 use ringtide_schema::wire::PublishResult;
 
-use crate::topics::Topic;
+use crate::topics::Change;
 
 /// A message between shards. Memory in it belongs to the message.
 #[derive(Clone, Debug)]
@@ -75,13 +73,4 @@ pub enum Mail {
         /// Which.
         number: u64,
     },
-}
-
-/// A change of the metadata.
-#[derive(Clone, Debug)]
-pub enum Change {
-    /// The topic is this from now on.
-    Put(Arc<Topic>),
-    /// The topic is gone.
-    Deleted(TopicId),
 }

@@ -363,7 +363,9 @@ impl Shard {
 
     /// Whether one more request may be handed to another shard; it is counted then.
     pub(crate) fn may_forward(&mut self, key: SessionKey) -> bool {
-        let Some(session) = self.sessions.get_mut(&key) else { return false };
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return false;
+        };
         if session.forwarded >= MAX_FORWARDED || self.forwarded >= MAX_FORWARDED_IN_ALL {
             return false;
         }

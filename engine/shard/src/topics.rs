@@ -15,7 +15,6 @@ use ringtide_schema::wire::{
 use rustc_hash::FxHashMap;
 
 use crate::fault::Fault;
-use crate::mail::Change;
 
 /// A topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +38,15 @@ impl Topic {
             config: Box::new(self.config.to_store()),
         }
     }
+}
+
+/// A change of the metadata.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The topic is this from now on.
+    Put(Arc<Topic>),
+    /// The topic is gone.
+    Deleted(TopicId),
 }
 
 /// The topics as one shard knows them.

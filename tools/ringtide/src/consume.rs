@@ -4,13 +4,12 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringtide_client::sync::{Client, Consumer};
 use ringtide_client::{Batch, ConsumerOptions, Error, OffsetAt, Start, Topic};
 use ringtide_schema::topic::check_consumer_name;
-use signal_hook::consts::{SIGINT, SIGTERM};
 
 use crate::cli::{ConsumeArgs, From, OutputArg};
 use crate::connect::connect;
@@ -18,6 +17,7 @@ use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::progress::{Progress, grouped, rate};
 use crate::record_json::{self, Printed};
+use crate::signals::stop_flag;
 
 /// What is gathered before it is written.
 const WRITE_BYTES: usize = 256 << 10;
@@ -211,7 +211,7 @@ impl Reading<'_> {
             consumer.seek(place.partition, Start::Offset(place.next))?;
         }
         let stop = if self.args.follow {
-            stop_signals()?
+            stop_flag()?
         } else {
             Arc::default()
         };
@@ -343,17 +343,6 @@ impl Reading<'_> {
         }
         Ok(())
     }
-}
-
-/// A flag that the first SIGINT or SIGTERM raises; the second ends the process.
-fn stop_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .map_err(|error| Failure::failed(format!("cannot handle signals: {error}")))?;
-    }
-    Ok(stop)
 }
 
 /// How long the broker has been away.

@@ -3,14 +3,15 @@
 //! What lives here is the command line, configuration, logging and the outer shell of each command.
 //! How a broker works is in `engine/`, how to talk to one in `net/client`.
 
+mod bench;
+mod bench;
 mod cli;
 mod config;
 mod connect;
 mod consume;
+mod cpu_list;
 mod doctor;
-mod durable_probe;
 mod exit;
-mod host_cpus;
 mod ledger;
 mod lines;
 mod logging;
@@ -21,6 +22,7 @@ mod progress;
 mod raw_config;
 mod record_json;
 mod serve;
+mod setting;
 mod signals;
 mod topic;
 
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         Command::Topic(command) => topic::run(command),
         Command::Produce(args) => produce::run(&args),
         Command::Consume(args) => consume::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => bench::run(args),
         Command::Inspect { kind, path } => offline::inspect_file(kind, &path),
         Command::Verify { data_dir } => offline::verify_directory(&data_dir),
         Command::Doctor(args) => doctor::run(args),

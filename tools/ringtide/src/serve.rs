@@ -15,20 +15,23 @@ use ringtide_log::recovery::{self, Progress, RecoverError, RecoverOptions, Recov
 use ringtide_schema::identity::{Identity, IdentityError};
 use ringtide_schema::ids::GroupId;
 use ringtide_shard::{Inventory, Settings, Shard, Topic};
+use ringtide_uring::probe;
 use ringtide_uring::{IdlePolicy, ShardConfig, ShardStart, StartError, StopSignal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::ServeArgs;
 use crate::config::{CatchUp, Config, Idle};
+use crate::cpu_list;
 use crate::doctor::{self, Host};
 use crate::exit::{Exit, Failure};
-use crate::host_cpus;
 use crate::logging::{self, LogFlusher};
-use crate::{durable_probe, signals};
+use crate::signals;
 
 /// Writes of a shard's write-ahead log in flight: enough to keep the device busy, few enough that
 /// what arrives meanwhile is gathered into the next.
 const WAL_WRITES_IN_FLIGHT: usize = 4;
+/// Durable writes that are measured for the start-up line.
+const MEASURED_WRITES: usize = 64;
 /// How long a port in use is waited for.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is tried.
@@ -183,10 +186,10 @@ fn random() -> Result<u64, Failure> {
 /// The start-up line: what this broker runs on and what it found.
 fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Option<u64>) {
     let (directory, summary) = (&host.directory, &recovered.summary);
-    let durable = durable_probe::measure(&config.data_dir);
+    let durable = probe::durable_write_latency(&config.data_dir, MEASURED_WRITES);
     let micros = |time: Duration| time.as_micros() as u64;
     let (durable_us, durable_max_us) = match durable {
-        Ok(measured) => (Some(micros(measured.median)), Some(micros(measured.max))),
+        Ok(measured) => (Some(micros(measured.p50)), Some(micros(measured.max))),
         Err(error) => {
             tracing::warn!(%error, "the durable write could not be measured");
             (None, None)
@@ -206,7 +209,7 @@ fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Opt
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        cpus = host_cpus::show(&config.cpus),
+        cpus = cpu_list::show(&config.cpus),
         idle = match config.idle {
             Idle::Spin => "spin",
             Idle::Adaptive => "adaptive",
@@ -215,7 +218,7 @@ fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Opt
         kernel = host.kernel,
         data_dir = %config.data_dir.display(),
         file_system = directory.file_system,
-        device = directory.device,
+        device = directory.device_name(),
         write_cache = match directory.volatile_cache {
             Some(true) => "volatile",
             Some(false) => "none",

@@ -1,5 +1,7 @@
-//! SIGTERM and SIGINT: the first asks the shards to drain, the second does not wait for them.
+//! SIGTERM and SIGINT: the first asks for an orderly end, the second does not wait for it.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use ringtide_uring::StopSignal;
@@ -9,7 +11,7 @@ use signal_hook::iterator::Signals;
 use crate::exit::{Exit, Failure};
 use crate::logging::LogFlusher;
 
-/// Watches for signals on a thread of its own, to the end of the process.
+/// Lets a broker be stopped: watches for signals on a thread of its own, to the end of the process.
 pub(crate) fn watch(stop: StopSignal, timeout: Duration, log: LogFlusher) -> Result<(), Failure> {
     let failed = |error: std::io::Error| Failure::failed(format!("cannot watch signals: {error}"));
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(failed)?;
@@ -46,6 +48,17 @@ pub(crate) fn watch(stop: StopSignal, timeout: Duration, log: LogFlusher) -> Res
         .spawn(watch)
         .map_err(failed)?;
     Ok(())
+}
+
+/// A flag that the first SIGINT or SIGTERM raises; the second ends the process.
+pub(crate) fn stop_flag() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
+            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
+            .map_err(|error| Failure::failed(format!("cannot handle signals: {error}")))?;
+    }
+    Ok(stop)
 }
 
 fn name(signal: i32) -> &'static str {

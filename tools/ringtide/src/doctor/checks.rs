@@ -2,9 +2,9 @@
 
 use super::Check;
 use super::host::{Directory, Host};
-use crate::config::show_bytes;
+use crate::cpu_list::show;
 use crate::exit::Exit;
-use crate::host_cpus::show;
+use crate::setting::show_bytes;
 
 /// The oldest kernel that has what a shard's ring uses (deferred task work, multishot receive).
 const OLDEST_KERNEL: (u32, u32) = (6, 1);
@@ -86,7 +86,7 @@ fn memlock(host: &Host) -> Check {
 }
 
 fn open_files(host: &Host) -> Check {
-    let (hard, wanted) = (host.open_files_hard, host.connections_wanted);
+    let (hard, wanted) = (host.open_files_hard, host.open_files_wanted);
     let found = format!("at most {hard} (the limit is raised to this at start)");
     if hard >= wanted {
         return Check::ok("open files", found);
@@ -134,14 +134,14 @@ fn direct_io(directory: &Directory) -> Check {
 
 fn file_system(directory: &Directory) -> Check {
     let name = directory.file_system.as_str();
-    let found = format!("{name} on {}", directory.device);
+    let found = format!("{name} on {}", directory.device_name());
     let (matters, mend) = match name {
         "ext4" | "xfs" => return Check::ok("file system", found),
         "tmpfs" | "ramfs" => (
             "It lives in memory: nothing in it outlives a reboot, whatever was acknowledged",
             "Choose with --data-dir a directory on a disk",
         ),
-        "overlay" => (
+        "overlayfs" => (
             "It belongs to a container and goes with it, and the log is slower through it",
             "Mount a volume of the host into the container and give it with --data-dir",
         ),
@@ -149,7 +149,7 @@ fn file_system(directory: &Directory) -> Check {
             "It copies on write, so that each durable write changes its trees as well",
             "Choose with --data-dir a directory on ext4 or XFS (on btrfs `chattr +C` helps)",
         ),
-        "nfs" | "nfs4" | "cifs" | "9p" | "fuse" | "virtiofs" => (
+        "nfs" | "fuse" => (
             "It is remote: a durable write takes as long as the other side and the way there",
             "Choose with --data-dir a directory on a local ext4 or XFS file system",
         ),
@@ -195,7 +195,7 @@ fn free_space(host: &Host) -> Check {
 }
 
 fn write_cache(directory: &Directory) -> Check {
-    let device = &directory.device;
+    let device = directory.device_name();
     match (directory.volatile_cache, directory.fua) {
         (Some(false), _) => Check::ok(
             "write cache",
@@ -273,43 +273,38 @@ fn isolation(host: &Host) -> Check {
 }
 
 fn interrupts(host: &Host) -> Check {
-    let (irqs, shards) = (&host.disk_interrupts, &host.shard_cpus);
-    let Some(busiest) = irqs.iter().max_by_key(|irq| irq.count) else {
-        return Check::ok("disk interrupts", "the device's cannot be told from here");
+    let name = "disk interrupts";
+    let device = host.directory.device_name();
+    let Some(cpu) = host.disk_interrupt_cpu else {
+        return Check::ok(name, "the device's cannot be told from here");
     };
-    let cpus = show(&busiest.cpus);
-    let found = format!(
-        "interrupt {} of {} on CPU {cpus}",
-        busiest.number, host.directory.device
-    );
+    let found = format!("{device} interrupts CPU {cpu} the most");
     let elsewhere: Vec<usize> = host
         .online
         .iter()
         .copied()
-        .filter(|cpu| !shards.contains(cpu))
+        .filter(|cpu| !host.shard_cpus.contains(cpu))
         .collect();
-    // A device with a queue for each CPU interrupts the CPU that asked; there is nothing to move.
-    let queue_for_each = irqs.len() >= host.online.len() && host.online.len() > 1;
-    let collides = busiest.cpus.iter().any(|cpu| shards.contains(cpu));
+    // An NVMe device has a queue for each CPU and interrupts the one that asked: nothing to move.
+    let can_move = !device.starts_with("nvme");
     match elsewhere.first() {
-        Some(other) if collides && !queue_for_each => Check::advice(
-            "disk interrupts",
+        Some(other) if can_move && host.shard_cpus.contains(&cpu) => Check::advice(
+            name,
             found,
             "A shard on the CPU that takes the disk's interrupts is held up by each of them",
             format!(
-                "Run `echo {other} > /proc/irq/{}/smp_affinity_list`, or give --cpus {}",
-                busiest.number,
+                "Give the shards other CPUs (--cpus {}), or move it: find its number N in \
+                 /proc/interrupts and run `echo {other} > /proc/irq/N/smp_affinity_list`",
                 show(&elsewhere)
             ),
         ),
-        _ => Check::ok("disk interrupts", found),
+        _ => Check::ok(name, found),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Verdict;
-    use super::super::host::Interrupt;
     use super::*;
 
     fn good() -> Host {
@@ -318,12 +313,12 @@ mod tests {
             io_uring: Ok(()),
             memlock_bytes: None,
             open_files_hard: 1 << 20,
-            connections_wanted: 20_000,
+            open_files_wanted: 20_000,
             wal_bytes_to_make: 512 << 20,
             directory: Directory {
                 path: "/data".into(),
                 file_system: "ext4".into(),
-                device: "nvme0n1".into(),
+                device: Some("vda".into()),
                 access: Ok(()),
                 direct_io: Ok(()),
                 free_bytes: Some(100 << 30),
@@ -334,11 +329,7 @@ mod tests {
             online: vec![0, 1, 2, 3],
             governors: vec![(2, "performance".into()), (3, "performance".into())],
             isolated: vec![2, 3],
-            disk_interrupts: vec![Interrupt {
-                number: 36,
-                cpus: vec![0],
-                count: 9,
-            }],
+            disk_interrupt_cpu: Some(0),
         }
     }
 
@@ -397,7 +388,7 @@ mod tests {
             ("write cache", |h| h.directory.volatile_cache = None),
             ("CPU governor", |h| h.governors[1].1 = "powersave".into()),
             ("CPU isolation", |h| h.isolated.clear()),
-            ("disk interrupts", |h| h.disk_interrupts[0].cpus = vec![3]),
+            ("disk interrupts", |h| h.disk_interrupt_cpu = Some(3)),
         ];
         for (name, spoil) in cases {
             let mut host = good();
@@ -408,22 +399,21 @@ mod tests {
 
     #[test]
     fn interrupts_are_left_alone_where_nothing_can_be_moved() {
-        let mut host = good();
-        host.disk_interrupts = (0..4)
-            .map(|n| Interrupt {
-                number: n,
-                cpus: vec![n as usize],
-                count: 9,
-            })
-            .collect();
+        let mut host = Host {
+            disk_interrupt_cpu: Some(2),
+            ..good()
+        };
+        host.directory.device = Some("nvme0n1".into());
         assert_eq!(
             verdict(&host, "disk interrupts"),
             Verdict::Ok,
             "a queue for each CPU"
         );
-        let mut host = good();
-        host.online = vec![2, 3];
-        host.disk_interrupts[0].cpus = vec![2];
+        let host = Host {
+            disk_interrupt_cpu: Some(2),
+            online: vec![2, 3],
+            ..good()
+        };
         assert_eq!(
             verdict(&host, "disk interrupts"),
             Verdict::Ok,
