@@ -26,8 +26,6 @@ pub(crate) enum Command {
     Produce(ProduceArgs),
     /// Write records to standard output
     Consume(ConsumeArgs),
-    /// Measure how fast the broker answers
-    Bench(crate::bench::BenchArgs),
     /// Measure a running broker
     Bench(BenchArgs),
     /// Show what a file of a stopped broker holds

@@ -4,7 +4,6 @@
 //! How a broker works is in `engine/`, how to talk to one in `net/client`.
 
 mod bench;
-mod bench;
 mod cli;
 mod config;
 mod connect;
@@ -39,7 +38,6 @@ fn main() -> ExitCode {
         Command::Topic(command) => topic::run(command),
         Command::Produce(args) => produce::run(&args),
         Command::Consume(args) => consume::run(&args),
-        Command::Bench(args) => bench::run(&args),
         Command::Bench(args) => bench::run(args),
         Command::Inspect { kind, path } => offline::inspect_file(kind, &path),
         Command::Verify { data_dir } => offline::verify_directory(&data_dir),
