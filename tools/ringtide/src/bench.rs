@@ -1,63 +1,113 @@
-//! `ringtide bench`: measures a running broker.
-//!
-//! The load generator is crate `ringtide-perf`; here are its command line, its progress and how its
-//! figures are shown. A run that did not last to its end gives no figures and an exit code of its own.
+//! `ringtide bench`: how fast the broker is, measured from here. What is measured and how is in
+//! `perf/`; here are its command line, its table and its files.
 
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::Write as _;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use clap::Args;
 use ringtide_client::Acks;
 use ringtide_perf::BenchError;
-use ringtide_perf::closed_loop::{self, Measured, Options, Report};
+use ringtide_perf::closed_loop::{self, Measured, Report};
 
-use crate::cli::{AcksArg, BenchArgs};
+use crate::cli::{AcksArg, ServerArgs};
 use crate::connect::exit_of;
 use crate::exit::{Exit, Failure};
-use crate::output;
+use crate::output::print;
 use crate::progress::{Progress, grouped};
 use crate::signals::stop_flag;
 
+/// The longest measurement that is taken for meant, in seconds.
+const LONGEST_S: f64 = 86_400.0;
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// One publisher that waits for each acknowledgement before it publishes the next record; the
+    /// only measurement of this version, so it must be given
+    #[arg(long)]
+    pub(crate) closed_loop: bool,
+    /// When a record counts as published: accepted or durable
+    #[arg(long, value_name = "LEVEL", default_value = "durable")]
+    pub(crate) acks: AcksArg,
+    /// Bytes of each record
+    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    pub(crate) size: u32,
+    /// How long is measured, after a second of warm-up
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub(crate) duration: Duration,
+    /// Measure as well how long it takes until a subscriber has the record
+    #[arg(long)]
+    pub(crate) deliver: bool,
+    /// Run on this CPU [default: wherever the system likes]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu: Option<usize>,
+    /// Write the figures to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| *seconds > 0.0 && *seconds <= LONGEST_S)
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("give seconds such as 10 or 0.5, at most {LONGEST_S}"))
+}
+
 /// Runs the command.
-pub(crate) fn run(args: BenchArgs) -> Result<(), Failure> {
-    let mut options = Options::new(args.server.server);
+pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    if !args.closed_loop {
+        return Err(Failure::usage(
+            "this version measures in a closed loop only: give --closed-loop",
+        ));
+    }
+    let mut options = closed_loop::Options::new(&args.server.server);
     options.acks = match args.acks {
         AcksArg::None => Acks::None,
         AcksArg::Accepted => Acks::Accepted,
         AcksArg::Durable => Acks::Durable,
     };
-    options.size = args.size;
-    options.duration = Duration::from_secs(args.duration);
-    options.cpu = args.cpu;
+    options.size = args.size as usize;
+    options.duration = args.duration;
     options.deliver = args.deliver;
-    let stop = stop_flag()?;
-    let mut progress = Progress::new();
-    let report = closed_loop::run(&options, |now| {
-        progress.tick(|_| {
-            let (elapsed, total) = (now.elapsed.as_secs(), now.total.as_secs());
-            format!(
-                "{}: {elapsed} of {total} s, {} records",
-                now.phase,
-                grouped(now.acknowledged)
-            )
-        });
-        if stop.load(Ordering::Relaxed) {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    });
-    progress.clear();
-    let report = report.map_err(|error| Failure::new(exit_for(&error), error.to_string()))?;
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
+    options.cpu = args.cpu;
+    let json = args.json.as_deref().map(JsonFile::create).transpose()?;
+
+    let report = measure(&options)?;
+    if let Some(json) = json {
+        json.write(&report)?;
     }
-    output::print(&text(&report))
+    print(&table(&report))
 }
 
-fn exit_for(error: &BenchError) -> Exit {
+fn measure(options: &closed_loop::Options) -> Result<Report, Failure> {
+    let interrupted = stop_flag()?;
+    let mut progress = Progress::new();
+    let report = closed_loop::run(options, |now| {
+        progress.tick(|_| {
+            let (elapsed, total) = (now.elapsed.as_secs_f64(), now.total.as_secs_f64());
+            let acknowledged = grouped(now.acknowledged);
+            format!(
+                "{}: {elapsed:.0} of {total:.0} s, {acknowledged} records",
+                now.phase
+            )
+        });
+        if interrupted.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    });
+    progress.clear();
+    report.map_err(|error| Failure::new(exit_of_bench(&error), error.to_string()))
+}
+
+fn exit_of_bench(error: &BenchError) -> Exit {
     match error {
         BenchError::Usage(_) => Exit::Usage,
         BenchError::Setup(error) => exit_of(error),
@@ -66,54 +116,83 @@ fn exit_for(error: &BenchError) -> Exit {
     }
 }
 
-fn write_json(path: &Path, report: &Report) -> Result<(), Failure> {
-    let mut json =
-        serde_json::to_string_pretty(report).expect("numbers and strings are always JSON");
-    json.push('\n');
-    std::fs::write(path, json).map_err(|error| {
-        Failure::failed(format!(
-            "cannot write the figures to {}: {error}",
-            path.display()
-        ))
-    })
+/// The file for the figures: opened before the measurement, so that a wrong path costs no time, and
+/// gone again if there are none.
+struct JsonFile<'a> {
+    path: &'a Path,
+    file: File,
+    written: bool,
 }
 
-fn text(report: &Report) -> String {
+impl<'a> JsonFile<'a> {
+    fn create(path: &'a Path) -> Result<Self, Failure> {
+        match File::create(path) {
+            Ok(file) => Ok(Self {
+                path,
+                file,
+                written: false,
+            }),
+            Err(error) => Err(Failure::usage(format!(
+                "--json {}: cannot write there: {error}",
+                path.display()
+            ))),
+        }
+    }
+
+    fn write(mut self, report: &Report) -> Result<(), Failure> {
+        let text = serde_json::to_string_pretty(report)
+            .map_err(|error| Failure::failed(format!("cannot write JSON: {error}")))?;
+        writeln!(self.file, "{text}").map_err(|error| {
+            Failure::failed(format!("cannot write {}: {error}", self.path.display()))
+        })?;
+        self.written = true;
+        Ok(())
+    }
+}
+
+impl Drop for JsonFile<'_> {
+    fn drop(&mut self) {
+        let is_file = self.file.metadata().is_ok_and(|file| file.is_file());
+        if !self.written && is_file {
+            // An empty file left behind would do no harm.
+            let _ = std::fs::remove_file(self.path);
+        }
+    }
+}
+
+/// For a person.
+fn table(report: &Report) -> String {
     let config = &report.config;
     let mut out = format!(
-        "one publisher, one record of {} bytes in flight, acks {}, {} s\n\n{:24}{:>10}{:>10}{:>10}{:>10}{:>10}{:>14}\n",
-        config.size,
-        config.acks,
-        config.duration_s,
-        "microseconds",
-        "p50",
-        "p90",
-        "p99",
-        "p99.9",
-        "max",
-        "records/s"
+        "closed loop, acks {}, {} bytes, one in flight, {} s after {} s of warm-up\n\n",
+        config.acks, config.size, config.duration_s, config.warm_up_s
     );
-    line(&mut out, "publish to acknowledged", &report.produce);
-    if let Some(measured) = &report.end_to_end {
-        line(&mut out, "publish to delivered", measured);
-    }
-    let _ = writeln!(out, "\n{}", report.note);
-    out
-}
-
-fn line(out: &mut String, name: &str, measured: &Measured) {
-    let us = |ns: u64| ns as f64 / 1000.0;
-    let l = &measured.latency_ns;
     let _ = writeln!(
         out,
-        "{name:24}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>10.1}{:>14.0}",
-        us(l.p50),
-        us(l.p90),
-        us(l.p99),
-        us(l.p99_9),
-        us(l.max),
-        measured.rate_per_s
+        "{:<24}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}{:>11}",
+        "microseconds", "p50", "p90", "p99", "p99.9", "max", "records", "a second"
     );
+    let mut line = |name: &str, measured: &Measured| {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let latency = &measured.latency_ns;
+        let _ = writeln!(
+            out,
+            "{name:<24}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>11.1}{:>13}{:>11}",
+            us(latency.p50),
+            us(latency.p90),
+            us(latency.p99),
+            us(latency.p99_9),
+            us(latency.max),
+            grouped(measured.count),
+            grouped(measured.rate_per_s.round() as u64),
+        );
+    };
+    line("publish to answer", &report.produce);
+    if let Some(end_to_end) = &report.end_to_end {
+        line("publish to delivery", end_to_end);
+    }
+    let _ = writeln!(out, "\nNote: {}.", report.note);
+    out
 }
 
 #[cfg(test)]
@@ -121,15 +200,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_that_does_not_count_is_told_from_one_that_never_began() {
-        assert_eq!(exit_for(&BenchError::Interrupted), Exit::InvalidRun);
-        assert_eq!(exit_for(&BenchError::Wrong("x".into())), Exit::InvalidRun);
-        assert_eq!(exit_for(&BenchError::Usage("x".into())), Exit::Usage);
-        let away = ringtide_client::Error::Connect {
-            server: "h:1".into(),
-            kind: std::io::ErrorKind::ConnectionRefused,
-            why: "refused".into(),
-        };
-        assert_eq!(exit_for(&BenchError::Setup(away)), Exit::Unreachable);
+    fn a_duration_is_a_positive_number_of_seconds() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["0", "-1", "NaN", "inf", "1e9", "ten", ""] {
+            assert!(seconds(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_for_figures_that_never_came_is_removed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("figures.json");
+        drop(JsonFile::create(&path).expect("writable"));
+        assert!(!path.exists());
+        assert!(JsonFile::create(&dir.path().join("absent/figures.json")).is_err());
     }
 }

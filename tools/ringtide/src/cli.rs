@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchArgs;
 use crate::raw_config::{Raw, Text};
 
 /// A storage-first message broker for Linux: durable, replayable logs in microseconds
@@ -26,7 +27,7 @@ pub(crate) enum Command {
     Produce(ProduceArgs),
     /// Write records to standard output
     Consume(ConsumeArgs),
-    /// Measure a running broker
+    /// Measure how fast a broker is
     Bench(BenchArgs),
     /// Show what a file of a stopped broker holds
     Inspect {
@@ -297,33 +298,6 @@ pub(crate) struct ConsumeArgs {
     /// What is written for each record
     #[arg(long, value_name = "WHAT", default_value = "value")]
     pub(crate) output: OutputArg,
-    #[command(flatten)]
-    pub(crate) server: ServerArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// One publisher, one record in flight, looking for the answer all the time
-    #[arg(long, required = true)]
-    pub(crate) closed_loop: bool,
-    /// When a record counts as published: accepted or durable
-    #[arg(long, value_name = "A", default_value = "durable")]
-    pub(crate) acks: AcksArg,
-    /// Bytes of each record's value
-    #[arg(long, value_name = "BYTES", default_value_t = 128)]
-    pub(crate) size: usize,
-    /// How long to measure, after a second of warm-up
-    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub(crate) duration: u64,
-    /// Also measure, for as long again, from publishing to delivery at a tailing consumer
-    #[arg(long)]
-    pub(crate) deliver: bool,
-    /// Run on this CPU, which must not be a shard's [default: wherever the system likes]
-    #[arg(long, value_name = "N")]
-    pub(crate) cpu: Option<usize>,
-    /// Write the figures to this file as JSON
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }

@@ -38,7 +38,7 @@ fn main() -> ExitCode {
         Command::Topic(command) => topic::run(command),
         Command::Produce(args) => produce::run(&args),
         Command::Consume(args) => consume::run(&args),
-        Command::Bench(args) => bench::run(args),
+        Command::Bench(args) => bench::run(&args),
         Command::Inspect { kind, path } => offline::inspect_file(kind, &path),
         Command::Verify { data_dir } => offline::verify_directory(&data_dir),
         Command::Doctor(args) => doctor::run(args),
