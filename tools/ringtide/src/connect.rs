@@ -1,15 +1,30 @@
 //! Connecting to a broker, and what a client's errors mean for the exit code.
 
+use std::time::{Duration, Instant};
+
 use ringtide_client::sync::Client;
 use ringtide_client::{Error, Options};
 
 use crate::cli::ServerArgs;
 use crate::exit::{Exit, Failure};
 
+/// How long a broker that is not there yet is waited for: it may be starting in the same moment.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it is tried.
+const RETRY: Duration = Duration::from_millis(20);
+
 /// Connects to the broker that the command line names.
 pub(crate) fn connect(server: &ServerArgs) -> Result<Client, Failure> {
     let options = Options::new().client_name(concat!("ringtide-cli/", env!("CARGO_PKG_VERSION")));
-    Ok(Client::connect([server.server.as_str()], options)?)
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match Client::connect([server.server.as_str()], options.clone()) {
+            Err(error) if is_out_of_reach(&error) && Instant::now() < until => {
+                std::thread::sleep(RETRY);
+            }
+            connected => return Ok(connected?),
+        }
+    }
 }
 
 impl From<Error> for Failure {
