@@ -282,9 +282,13 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Subscribes.
-    pub fn new(topic: &LoneTopic, credit_bytes: u32) -> Result<Self, BenchError> {
-        let mut pipe = Pipe::connect(&topic.owner, None)?;
+    /// Subscribes; each turn reads at the most `read_bytes`.
+    pub fn new(
+        topic: &LoneTopic,
+        credit_bytes: u32,
+        read_bytes: usize,
+    ) -> Result<Self, BenchError> {
+        let mut pipe = Pipe::connect(&topic.owner, None)?.reading(read_bytes);
         let subscription = pipe.subscribe(topic.partition, credit_bytes)?;
         Ok(Self {
             pipe,

@@ -74,6 +74,7 @@ pub struct Pipe {
     out: Vec<u8>,
     sent: usize,
     buffer: Vec<u8>,
+    read_bytes: usize,
     next_correlation: u64,
 }
 
@@ -101,8 +102,17 @@ impl Pipe {
             out: Vec::new(),
             sent: 0,
             buffer: Vec::new(),
+            read_bytes: READ_BYTES,
             next_correlation: 1,
         })
+    }
+
+    /// Asks for so many bytes in one read instead of [`READ_BYTES`], from the first read on: a thread
+    /// that has more to do than this connection wants it soon back.
+    #[must_use]
+    pub fn reading(mut self, bytes: usize) -> Self {
+        self.read_bytes = bytes;
+        self
     }
 
     fn correlation(&mut self) -> u64 {
@@ -197,7 +207,7 @@ impl Pipe {
     /// Reads once; 0 when there is nothing.
     fn read(&mut self) -> Result<usize, BenchError> {
         if self.buffer.is_empty() {
-            self.buffer.resize(READ_BYTES, 0);
+            self.buffer.resize(self.read_bytes, 0);
         }
         match (&self.stream).read(&mut self.buffer) {
             Ok(0) => Err(self.lost(&ErrorKind::UnexpectedEof.into())),
