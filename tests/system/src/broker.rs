@@ -211,8 +211,9 @@ impl Broker {
             "json".into(),
         ];
         if self.setup.small {
-            args.extend(["--idle".into(), "park".into()]);
-            args.extend(SMALL.iter().map(|&a| a.to_owned()));
+            let given = |flag: &str| self.setup.args.iter().any(|a| a == flag);
+            let wanted = SMALL.iter().filter(|(flag, _)| !given(flag));
+            args.extend(wanted.flat_map(|&(flag, value)| [flag.into(), value.into()]));
         }
         args.extend(self.setup.args.iter().cloned());
         args
@@ -476,12 +477,10 @@ impl Drop for Broker {
     }
 }
 
-/// Keeps a broker under test small on disk and in memory.
-const SMALL: &[&str] = &[
-    "--wal-slot-bytes",
-    "4MiB",
-    "--wal-slots",
-    "4",
-    "--memory-bytes",
-    "64MiB",
+/// Keeps a broker under test small on disk and in memory, and off the CPU when it is idle.
+const SMALL: &[(&str, &str)] = &[
+    ("--idle", "park"),
+    ("--wal-slot-bytes", "4MiB"),
+    ("--wal-slots", "4"),
+    ("--memory-bytes", "64MiB"),
 ];

@@ -403,16 +403,17 @@ impl Peer {
     /// # Errors
     /// Any [`Fault`].
     pub fn hello_as(&mut self, min: u8, max: u8) -> Result<wire::HelloResponseT, Fault> {
-        let hello = table!(HelloRequestT {
-            min_version: min,
-            max_version: max,
-            client_name: Some("system-tests".into()),
-            client_version: Some("1".into()),
-        });
+        let hello = hello(min, max);
         Ok(open!(
             self.call(Op::Hello, &[], |b| hello.pack(b))?,
             HelloResponse
         ))
+    }
+
+    /// Sends hello, does not wait for the answer, and gives its correlation id.
+    pub fn send_hello(&mut self) -> u64 {
+        let hello = hello(PROTOCOL_MIN, PROTOCOL_MAX);
+        self.send(Op::Hello, &[], |b| hello.pack(b))
     }
 
     /// Says hello.
@@ -828,5 +829,14 @@ fn refusal(code: ErrorCode, message: String) -> Fault {
         earliest: -1,
         latest: -1,
         address: None,
+    })
+}
+
+fn hello(min: u8, max: u8) -> wire::HelloRequestT {
+    table!(HelloRequestT {
+        min_version: min,
+        max_version: max,
+        client_name: Some("system-tests".into()),
+        client_version: Some("1".into()),
     })
 }

@@ -222,13 +222,17 @@ fn a_half_sent_frame_holds_up_nobody_and_is_answered_when_it_is_whole() {
 // ---- hello and envelopes ----------------------------------------------------------------------
 
 #[test]
-fn a_client_without_a_common_version_is_told_so() {
+fn a_client_without_a_common_version_is_told_so_and_served_nothing() {
     let mut scene = Scene::new();
     let mut peer = scene.broker.stranger();
     let fault = peer
         .hello_as(PROTOCOL_MAX + 1, PROTOCOL_MAX + 9)
         .unwrap_err();
     assert_eq!(fault.code(), ErrorCode::UnsupportedVersion);
+    assert_eq!(
+        peer.ping().unwrap_err().code(),
+        ErrorCode::UnsupportedVersion
+    );
     scene.gives_up(peer, &[]);
 }
 
@@ -897,38 +901,21 @@ fn parts_beyond_the_bound_are_refused() {
 }
 
 #[test]
-fn connections_beyond_the_bound_are_closed_and_the_others_stay() {
+fn connections_beyond_the_bound_wait_for_room_and_the_others_stay() {
     let mut scene = Scene::with(Setup::new().args(&["--max-connections", "8"]));
-    let mut held: Vec<Peer> = Vec::new();
-    let refused = (0..32).find_map(|_| {
-        let mut peer = scene.broker.stranger();
-        match peer.hello() {
-            Ok(_) => {
-                held.push(peer);
-                None
-            }
-            Err(fault) => Some((peer.name(), fault)),
-        }
-    });
-    let (name, fault) = refused.expect("there is a bound");
-    if let Fault::Refused(refused) = &fault {
-        assert!(
-            matches!(refused.code, ErrorCode::TooMany | ErrorCode::Overloaded),
-            "{fault:?}"
-        );
-    } else {
-        assert_eq!(fault, Fault::Closed);
-    }
-    assert!((6..=8).contains(&held.len()), "{} connections", held.len());
-    scene.broker.logs(&[&name]);
+    // The bystander is one of the eight.
+    let mut held: Vec<Peer> = (0..7).map(|_| scene.broker.peer()).collect();
+    let mut waiting = scene.broker.stranger();
+    let correlation = waiting.send_hello();
+    let answer = waiting.answer_within(correlation, wait::WATCH);
+    assert_eq!(answer.unwrap_err(), Fault::Silent, "there is no room");
     for peer in &mut held {
         peer.ping().expect("a connection that was there before");
     }
-    drop(held);
-    wait::for_it("room again", || {
-        let mut peer = scene.broker.stranger();
-        peer.hello().is_ok()
-    });
+    scene.is_undisturbed();
+    held.pop();
+    waiting.answer(correlation).expect("room");
+    waiting.ping().expect("a connection like any other");
     scene.is_undisturbed();
 }
 
