@@ -11,7 +11,7 @@ pub const DEFAULT_PORT: u16 = 7311;
 /// The largest record batch that any topic may allow, in bytes.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
 /// The largest FlatBuffers envelope, in bytes.
-pub const MAX_ENVELOPE_BYTES: usize = 256 << 10;
+pub const MAX_ENVELOPE_BYTES: usize = 4 << 20;
 /// The largest frame payload, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 4 << 20;
 /// The most batches in one publish request.
@@ -28,8 +28,10 @@ pub const MAX_TOPIC_NAME_BYTES: usize = 249;
 pub const MAX_CONSUMER_NAME_BYTES: usize = 249;
 /// The most partitions of one topic.
 pub const MAX_PARTITIONS: u32 = 4096;
-/// The most topics in one data directory.
-pub const MAX_TOPICS: usize = 65_536;
+/// The most topics in one data directory: their metadata fits into one envelope.
+pub const MAX_TOPICS: usize = 8192;
+/// The most partitions of all topics together.
+pub const MAX_PARTITIONS_IN_ALL: u32 = 100_000;
 /// The most named consumers whose offsets one partition keeps.
 pub const MAX_CONSUMERS_PER_PARTITION: usize = 10_000;
 /// The most idempotent producers that one partition remembers; past it the least recent goes.
@@ -44,6 +46,8 @@ pub const DEFAULT_GROUPS: u16 = 64;
 pub const MIN_SEGMENT_BYTES: u32 = 4 << 10;
 /// The largest segment size: positions in the offset index have 32 bits.
 pub const MAX_SEGMENT_BYTES: u32 = 2 << 30;
+/// What the broker inflates one compressed batch to at the most when it searches by time.
+pub const SEARCH_INFLATED_BYTES: usize = 4 << 20;
 /// What a reader inflates one compressed batch to at the most, unless told otherwise.
 pub const DEFAULT_INFLATED_BYTES: usize = 64 << 20;
 

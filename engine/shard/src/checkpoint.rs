@@ -32,8 +32,11 @@ impl Shard {
             let (free, all) = self.wal.free_slots();
             // A slot that is being written is not released, so two must be in use.
             let is_low = all - free > 1 && free * 2 < all;
-            if (is_low || self.is_stopping) && self.begin_checkpoint() {
+            if (is_low || self.is_stopping || self.upkeep.wants_checkpoint)
+                && self.begin_checkpoint()
+            {
                 self.upkeep.checkpoint_moved = true;
+                self.upkeep.wants_checkpoint = false;
             }
         }
         if !std::mem::take(&mut self.upkeep.checkpoint_moved) {
@@ -70,11 +73,12 @@ impl Shard {
             let Some((group, index)) = c.groups.pop() else {
                 break;
             };
-            self.write_snapshot(group, index, fx);
+            let index = self.write_snapshot(group, index, fx);
             c.writing.push((group, index));
         }
         if c.writing.is_empty() {
             self.wal.release_through(c.cut_seq);
+            self.upkeep.checkpointed_seq = c.cut_seq;
             return;
         }
         self.checkpoint = Some(c);
@@ -113,8 +117,15 @@ impl Shard {
         true
     }
 
-    fn write_snapshot(&mut self, id: GroupId, index: u64, fx: &mut Fx) {
+    /// Returns the index that the snapshot holds. A data group's may hold more than it says (replay
+    /// skips what is there); changes of topics are not to be applied twice, so it says all of them.
+    fn write_snapshot(&mut self, id: GroupId, index: u64, fx: &mut Fx) -> u64 {
         let is_metadata = id == self.placement.metadata_group();
+        let index = if is_metadata {
+            self.control.applied_index
+        } else {
+            index
+        };
         let partitions = self
             .groups
             .get(&id)
@@ -145,6 +156,7 @@ impl Shard {
             .join(id.snapshot_name());
         let op = self.op(Pending::Snapshot(id));
         fx.disk.push((op, DiskOp::Replace { path, contents }));
+        index
     }
 
     pub(crate) fn snapshot_written(

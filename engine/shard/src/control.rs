@@ -23,6 +23,8 @@ use crate::{Fx, Shard};
 struct Current {
     number: u64,
     seq: u64,
+    /// The entry's number in the metadata group.
+    index: u64,
     change: Change,
     key: SessionKey,
     correlation: u64,
@@ -36,12 +38,16 @@ struct Current {
 pub(crate) struct Control {
     current: Option<Current>,
     next_number: u64,
+    /// The last entry of the metadata group that is in force here.
+    pub(crate) applied_index: u64,
     topics_made: u64,
 }
 
 impl Control {
+    /// Whether nothing waits for the log. A change that is durable is in force at the next start,
+    /// whether or not every shard of this one hears of it.
     pub(crate) fn is_idle(&self) -> bool {
-        self.current.is_none()
+        self.current.as_ref().is_none_or(|c| c.missing.is_some())
     }
 }
 
@@ -65,9 +71,6 @@ impl Shard {
         }
         if self.control.current.is_some() {
             return Ok(Handled::Blocked);
-        }
-        if let Some(message) = &self.upkeep.disk_full {
-            return Err(Fault::new(ErrorCode::DiskFull, message.clone()));
         }
         let bytes = frame.envelope;
         let proposal = match op {
@@ -107,12 +110,14 @@ impl Shard {
             return Ok(Handled::Blocked);
         };
         group.last_index += 1;
+        let index = group.last_index;
         self.wal.want(appended.seq);
         self.control.topics_made += 1;
         self.control.next_number += 1;
         self.control.current = Some(Current {
             number: self.control.next_number,
             seq: appended.seq,
+            index,
             change: proposal.change,
             key,
             correlation: frame.header.correlation,
@@ -133,6 +138,7 @@ impl Shard {
             return;
         }
         current.missing = Some(others);
+        self.control.applied_index = current.index;
         let (number, change) = (current.number, current.change.clone());
         for shard in 1..self.settings.shards {
             fx.mail.push((
@@ -245,10 +251,12 @@ impl Shard {
         let closed = self
             .with_log(i, fx, |log, ops| log.delete(ops))
             .unwrap_or_default();
-        for file in closed {
+        for &file in &closed {
             fx.disk
                 .push((ringtide_io::OpId(0), ringtide_io::DiskOp::Close { file }));
         }
+        // Those that are being opened are closed once more when they are.
+        self.orphans.insert(i, closed);
         let Some(held) = self.partitions.get_mut(i).and_then(Option::take) else {
             return;
         };

@@ -92,6 +92,11 @@ impl Shard {
         let i = match self.locate(id)? {
             Place::Here(i) => i,
             Place::Shard(shard) => {
+                let many =
+                    |s: &crate::session::Session| s.remote_subscriptions.len() >= MAX_SUBSCRIPTIONS;
+                if self.sessions.get(&key).is_some_and(many) {
+                    return Err(too_many_subscriptions());
+                }
                 let handled = self.forward(key, shard, frame, fx)?;
                 if handled == Handled::Later
                     && let Some(session) = self.sessions.get_mut(&key)
@@ -116,8 +121,7 @@ impl Shard {
             return Ok(Handled::Done);
         };
         if session.subscriptions.len() >= MAX_SUBSCRIPTIONS {
-            let message = format!("a connection has at most {MAX_SUBSCRIPTIONS} subscriptions");
-            return Err(Fault::new(ErrorCode::TooMany, message));
+            return Err(too_many_subscriptions());
         }
         if session.subscriptions.iter().any(|s| s.number == number) {
             let message = format!("subscription {number} exists on this connection");
@@ -318,8 +322,7 @@ impl Shard {
         fx: &mut Fx,
     ) {
         let Some(into) = self.pool.take().filter(|c| c.room() >= bytes) else {
-            tracing::error!(bytes, "no memory to read for a connection of another shard");
-            self.sessions.remove(&key);
+            self.break_remote(key, fx);
             return;
         };
         let op = self.op(Pending::RemoteRead { key, head, bytes });
@@ -342,6 +345,9 @@ impl Shard {
         read: Option<&[u8]>,
         fx: &mut Fx,
     ) {
+        let Some(read) = read else {
+            return self.break_remote(key, fx);
+        };
         let SessionKey::Remote(shard, conn) = key else {
             return;
         };
@@ -349,14 +355,7 @@ impl Shard {
             return;
         };
         let finished = std::mem::take(&mut session.finished);
-        match read {
-            Some(read) => head.extend_from_slice(read),
-            None => {
-                // The header promised bytes that cannot be had: this stream is lost.
-                tracing::error!(peer = session.peer, "a segment could not be read");
-                head.clear();
-            }
-        }
+        head.extend_from_slice(read);
         fx.mail.push((
             shard,
             Mail::Reply {
@@ -365,6 +364,13 @@ impl Shard {
                 finished,
             },
         ));
+    }
+
+    /// The peer was promised bytes that cannot be had: its connection is closed.
+    fn break_remote(&mut self, key: SessionKey, fx: &mut Fx) {
+        if let SessionKey::Remote(shard, conn) = key {
+            fx.mail.push((shard, Mail::Broken { conn }));
+        }
     }
 
     fn next_delivery(
@@ -390,6 +396,7 @@ impl Shard {
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);
             let is_due = now.mono_ns >= f.deadline_ns;
             let turn = self.turn;
+            let visible = self.held(i).map_or(0, |h| h.log.visible());
             let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
             let body = match plan {
                 Some(Plan::Wait) => {
@@ -401,7 +408,9 @@ impl Shard {
                     at += 1;
                     continue;
                 }
-                Some(Plan::Memory { bytes, .. }) if bytes < min_bytes && !is_due => {
+                Some(Plan::Memory {
+                    bytes, next_offset, ..
+                }) if bytes < min_bytes && next_offset >= visible && !is_due => {
                     at += 1;
                     continue;
                 }
@@ -439,7 +448,8 @@ impl Shard {
                 .frame(head, Op::Fetch, FLAG_RESPONSE, correlation, bytes, |b| {
                     answer.pack(b)
                 });
-            return inline_or_body(head, body);
+            let is_plenty = self.pool.free_chunks() * 2 > self.pool.chunks();
+            return inline_or_body(head, body, is_plenty);
         }
     }
 
@@ -519,7 +529,8 @@ impl Shard {
                 .frame(head, Op::Push, FLAG_RESPONSE, number, bytes, |b| {
                     wire::Push::create(b, &wire::PushArgs { visible })
                 });
-            return inline_or_body(head, body);
+            let is_plenty = self.pool.free_chunks() * 2 > self.pool.chunks();
+            return inline_or_body(head, body, is_plenty);
         }
         Next::Nothing
     }
@@ -589,6 +600,11 @@ impl Shard {
     }
 }
 
+fn too_many_subscriptions() -> Fault {
+    let message = format!("a connection has at most {MAX_SUBSCRIPTIONS} subscriptions");
+    Fault::new(ErrorCode::TooMany, message)
+}
+
 fn check_credit(bytes: u64) -> Result<(), Fault> {
     if bytes <= MAX_CREDIT_BYTES {
         return Ok(());
@@ -607,11 +623,14 @@ fn body_bytes(body: &Body) -> usize {
     bytes
 }
 
-fn inline_or_body(head: &mut Vec<u8>, body: Body) -> Next {
+/// A peer that does not read holds what it is sent: past half of the shard's memory it is sent a
+/// copy, so that batches are not kept by the slowest.
+fn inline_or_body(head: &mut Vec<u8>, body: Body, is_plenty: bool) -> Next {
     match body {
         Body::Nothing => Next::Inline,
         Body::Memory(slices)
-            if slices.iter().map(|s: &Slice| s.len()).sum::<usize>() <= INLINE_BYTES =>
+            if !is_plenty
+                || slices.iter().map(|s: &Slice| s.len()).sum::<usize>() <= INLINE_BYTES =>
         {
             slices.iter().for_each(|s| head.extend_from_slice(s));
             Next::Inline

@@ -13,6 +13,8 @@ pub struct Fault {
     pub message: String,
     /// For offsets out of range: what can be read.
     pub range: Option<(u64, u64)>,
+    /// For a wrong shard: where to go.
+    pub address: Option<(String, u16)>,
 }
 
 impl Fault {
@@ -22,6 +24,7 @@ impl Fault {
             code,
             message: message.into(),
             range: None,
+            address: None,
         }
     }
 
@@ -33,7 +36,8 @@ impl Fault {
             message: Some(self.message.clone()),
             earliest,
             latest,
-            ..ErrorResponseT::default()
+            host: self.address.as_ref().map(|(host, _)| host.clone()),
+            port: self.address.as_ref().map_or(0, |(_, port)| *port),
         }
     }
 }

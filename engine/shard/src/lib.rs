@@ -94,13 +94,15 @@ pub struct Shard {
     topics: Topics,
     partitions: Vec<Option<Held>>,
     index: FxHashMap<PartitionId, usize>,
+    /// Files of deleted partitions, by the partition's index.
+    orphans: FxHashMap<usize, Vec<FileId>>,
     groups: BTreeMap<GroupId, Group>,
     sessions: FxHashMap<SessionKey, Session>,
     encoder: Encoder,
     ready: Vec<SessionKey>,
     blocked: Vec<SessionKey>,
-    /// Parts of other shards' publish requests that wait for room.
-    blocked_parts: VecDeque<(u16, Mail)>,
+    /// Publishes of other shards' connections that wait for room, and what came after them.
+    waiting_mail: VecDeque<(u16, Mail)>,
     /// Answers that wait for the log, by entry.
     waiters: VecDeque<Waiter>,
     /// Appended batches by entry: partition and the offset after them.
@@ -114,6 +116,8 @@ pub struct Shard {
     files: u64,
     /// Requests under way on other shards.
     forwarded: u32,
+    /// Bytes of frames that have begun to arrive.
+    partial_bytes: usize,
     next_producer: u64,
     next_publish: u64,
     searches: BTreeMap<u64, Search>,
@@ -154,12 +158,13 @@ impl Shard {
             topics: Topics::default(),
             partitions: Vec::new(),
             index: FxHashMap::default(),
+            orphans: FxHashMap::default(),
             groups: BTreeMap::new(),
             sessions: FxHashMap::default(),
             encoder: Encoder::new(),
             ready: Vec::new(),
             blocked: Vec::new(),
-            blocked_parts: VecDeque::new(),
+            waiting_mail: VecDeque::new(),
             waiters: VecDeque::new(),
             appended: VecDeque::new(),
             timers: BTreeSet::new(),
@@ -168,6 +173,7 @@ impl Shard {
             next_op: 0,
             files: 0,
             forwarded: 0,
+            partial_bytes: 0,
             next_producer: 0,
             next_publish: 0,
             searches: BTreeMap::new(),
@@ -189,6 +195,9 @@ impl Shard {
     fn take_inventory(&mut self, inventory: Inventory) {
         for group in &inventory.groups {
             let index = group.group_index;
+            if GroupId(group.group) == self.placement.metadata_group() {
+                self.control.applied_index = index;
+            }
             let held = Group {
                 last_index: index,
                 snapshot_index: index,

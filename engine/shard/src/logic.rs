@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use ringtide_io::{
-    ConnId, Disconnect, DiskDone, DiskError, Egress, FatalReason, Logic, NetOp, Now, OpId,
+    ConnId, Disconnect, DiskDone, DiskError, DiskOp, Egress, FatalReason, Logic, NetOp, Now, OpId,
 };
 use ringtide_log::wal::WAL_OP;
 
@@ -77,7 +77,12 @@ impl Logic for Shard {
             return;
         }
         match self.ops.remove(&op) {
-            Some(Pending::Partition(i, op)) => self.partition_done(i, op, result, now, fx),
+            Some(Pending::Partition(i, op)) => {
+                for &file in self.orphans.get(&i).into_iter().flatten() {
+                    fx.disk.push((OpId(0), DiskOp::Close { file }));
+                }
+                self.partition_done(i, op, result, now, fx);
+            }
             Some(Pending::OpenSlot(file)) => self.slot_opened(file, result, fx),
             Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
             Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
@@ -105,6 +110,12 @@ impl Logic for Shard {
     }
 
     fn mail(&mut self, from: u16, mail: Mail, now: Now, fx: &mut Fx) {
+        // What waits for room keeps its place: nothing of the same sender overtakes it.
+        let waits = matches!(mail, Mail::Request { .. } | Mail::Part { .. });
+        if waits && self.waiting_mail.iter().any(|(sender, _)| *sender == from) {
+            self.waiting_mail.push_back((from, mail));
+            return;
+        }
         match mail {
             Mail::Request { conn, frame } => {
                 let key = self.remote_session(from, conn);
@@ -137,6 +148,13 @@ impl Logic for Shard {
                 self.mark_ready(key);
             }
             Mail::Gone { conn } => self.forget(SessionKey::Remote(from, conn)),
+            Mail::Broken { conn } => {
+                tracing::error!(
+                    connection = conn.0,
+                    "closing a connection: a segment could not be read for it"
+                );
+                fx.net.push(NetOp::Abort(conn));
+            }
             Mail::Part {
                 conn,
                 publish,
@@ -157,7 +175,7 @@ impl Logic for Shard {
                         partition,
                         batch,
                     };
-                    self.blocked_parts.push_back((from, mail));
+                    self.waiting_mail.push_back((from, mail));
                 }
             }
             Mail::PartDone {
@@ -183,10 +201,8 @@ impl Logic for Shard {
             self.started = true;
             self.start(now, fx);
         }
-        for _ in 0..self.blocked_parts.len() {
-            if let Some((from, mail)) = self.blocked_parts.pop_front() {
-                self.mail(from, mail, now, fx);
-            }
+        for (from, mail) in std::mem::take(&mut self.waiting_mail) {
+            self.mail(from, mail, now, fx);
         }
         for key in std::mem::take(&mut self.blocked) {
             self.retry(key, now, fx);
@@ -250,6 +266,7 @@ impl Shard {
             return;
         };
         self.forwarded -= session.forwarded;
+        self.partial_bytes -= session.partial_bytes;
         for fetch in session.fetches {
             self.timers
                 .remove(&(fetch.deadline_ns, key, fetch.correlation));

@@ -35,6 +35,11 @@ pub enum Mail {
         /// The sender's connection.
         conn: ConnId,
     },
+    /// What was promised to the peer of a connection cannot be sent: it is to be closed.
+    Broken {
+        /// The receiver's connection.
+        conn: ConnId,
+    },
     /// One part of a publish request of several parts.
     Part {
         /// The sender's connection.

@@ -21,6 +21,9 @@ use crate::session::{Multi, SessionKey};
 use crate::settings::SMALL_BATCH_BYTES;
 use crate::{Fx, Shard};
 
+/// A session remembers the pending durable publishes of this many partitions before it looks which
+/// are still pending.
+const PRUNE_DURABLE: usize = 1024;
 const ACKS_NONE: u8 = 0;
 const ACKS_DURABLE: u8 = 2;
 
@@ -204,6 +207,8 @@ impl Shard {
             conn,
             publish,
         };
+        // The order of its answers is kept with its session.
+        self.remote_session(shard, conn);
         match self.locate(id) {
             Ok(Place::Here(i)) => self.publish_part(asker, part, i, acks, batch, now, fx),
             Ok(Place::Shard(owner)) => {
@@ -288,6 +293,9 @@ impl Shard {
         // Answers of one partition leave in order: nothing overtakes a durable one.
         let wait = if acks == ACKS_DURABLE {
             if let (Some(session), Some(seq)) = (session, wait) {
+                if session.durable.len() >= PRUNE_DURABLE {
+                    session.durable.retain(|_, seq| *seq > committed);
+                }
                 session.durable.insert(id, seq);
                 Some(seq)
             } else {
@@ -495,6 +503,14 @@ impl Shard {
         result: PublishResult,
         message: Option<&str>,
     ) {
+        // Answers leave in the order in which they came to be.
+        if self
+            .sessions
+            .get(&key)
+            .is_some_and(|s| !s.multis.is_empty())
+        {
+            self.flush_multis(key);
+        }
         self.reply(key, Op::Publish, FLAG_RESPONSE, correlation, |b| {
             let message = message.map(|m| b.create_string(m));
             let results = Some(b.create_vector(&[result]));

@@ -6,7 +6,7 @@ use ringtide_log::wal::EntryMeta;
 use ringtide_schema::batch::Batches;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
-use ringtide_schema::limits::{DEFAULT_INFLATED_BYTES, MAX_CONSUMERS_PER_PARTITION};
+use ringtide_schema::limits::{MAX_CONSUMERS_PER_PARTITION, SEARCH_INFLATED_BYTES};
 use ringtide_schema::record::records;
 use ringtide_schema::store::{CommitOffsetT, CommittedT};
 use ringtide_schema::topic::check_consumer_name;
@@ -382,7 +382,7 @@ fn first_at_or_after(
         if header.max_timestamp_ms < timestamp_ms || header.next_offset() <= offset {
             continue;
         }
-        match records(batch, &mut scratch, DEFAULT_INFLATED_BYTES) {
+        match records(batch, &mut scratch, SEARCH_INFLATED_BYTES) {
             Ok(records) => {
                 let late = |r: &ringtide_schema::record::Record<'_>| {
                     r.offset >= offset && r.timestamp_ms >= timestamp_ms

@@ -12,7 +12,9 @@ use ringtide_session::{Frame, Taken, envelope, negotiate};
 use crate::fault::Fault;
 use crate::mail::Mail;
 use crate::session::SessionKey;
-use crate::settings::{MAX_FORWARDED, MAX_FORWARDED_IN_ALL, MAX_OUT_BYTES};
+use crate::settings::{
+    MAX_FORWARDED, MAX_FORWARDED_IN_ALL, MAX_OUT_BYTES, MAX_PARTIAL_BYTES, SMALL_PARTIAL_BYTES,
+};
 use crate::{Fx, Shard};
 
 /// What became of a request.
@@ -81,10 +83,27 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
+        self.partial_bytes -= std::mem::take(&mut session.partial_bytes);
+        session.partial_bytes = assembler.held_bytes();
+        self.partial_bytes += session.partial_bytes;
         session.assembler = assembler;
+        let is_over =
+            self.partial_bytes > MAX_PARTIAL_BYTES && session.partial_bytes > SMALL_PARTIAL_BYTES;
         if let Err(error) = result {
             tracing::warn!(peer = session.peer, %error, "closing a connection that cannot be trusted");
             let fault = Fault::new(ErrorCode::BadFrame, error.to_string());
+            self.encoder
+                .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
+            self.close(key);
+            return;
+        }
+        if is_over && !is_blocked {
+            let message = format!(
+                "frames that have only begun to arrive hold over {MAX_PARTIAL_BYTES} bytes: send \
+                 smaller requests, or over fewer connections"
+            );
+            tracing::warn!(peer = session.peer, message, "closing a connection");
+            let fault = Fault::new(ErrorCode::Overloaded, message);
             self.encoder
                 .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
             self.close(key);
@@ -321,12 +340,16 @@ impl Shard {
 
     /// A request that was forwarded already and is still not at home.
     pub(crate) fn wrong_shard(&self, shard: u16) -> Fault {
-        let address = self.placement.addresses.get(usize::from(shard));
-        let address = address
+        let address = self.placement.addresses.get(usize::from(shard)).cloned();
+        let at = address
+            .as_ref()
             .map(|(host, port)| format!("{host}:{port}"))
             .unwrap_or_default();
-        let message = format!("the partition is on shard {shard}, at {address}");
-        Fault::new(ErrorCode::WrongShard, message)
+        let message = format!("the partition is on shard {shard}, at {at}");
+        Fault {
+            address,
+            ..Fault::new(ErrorCode::WrongShard, message)
+        }
     }
 
     /// Hands a request to the shard that it is for.

@@ -75,6 +75,8 @@ pub struct Session {
     pub is_greeted: bool,
     /// Cuts the stream.
     pub assembler: Assembler,
+    /// What the assembler holds, as counted by the shard.
+    pub partial_bytes: usize,
     /// Whole frames to send.
     pub out: Vec<u8>,
     /// A buffer to use again.
@@ -123,6 +125,7 @@ impl Session {
             peer,
             is_greeted,
             assembler: Assembler::new(),
+            partial_bytes: 0,
             out: Vec::new(),
             spare: Vec::new(),
             is_sending: false,

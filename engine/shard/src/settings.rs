@@ -68,6 +68,10 @@ pub const MAX_WRITERS: usize = 2;
 pub const KEEP_TAIL_BYTES: usize = 4 << 20;
 /// Answers waiting for a peer that does not read, before its requests are not read any more.
 pub const MAX_OUT_BYTES: usize = 1 << 20;
+/// Memory for frames that have begun to arrive, of all connections together.
+pub const MAX_PARTIAL_BYTES: usize = 128 << 20;
+/// A connection that holds less than this for such a frame is never refused for it.
+pub const SMALL_PARTIAL_BYTES: usize = 64 << 10;
 /// Subscriptions of one connection.
 pub const MAX_SUBSCRIPTIONS: usize = 4096;
 /// Requests of one connection under way on other shards.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
-use ringtide_schema::limits::{MAX_PARTITIONS, MAX_TOPICS};
+use ringtide_schema::limits::{MAX_PARTITIONS, MAX_PARTITIONS_IN_ALL, MAX_TOPICS};
 use ringtide_schema::store::{DeleteTopicT, MetaEntryT, TopicT};
 use ringtide_schema::topic::{TopicConfig, check_topic_name};
 use ringtide_schema::wire::{
@@ -127,6 +127,7 @@ impl Topics {
             return Err(Fault::new(ErrorCode::TooMany, message));
         }
         check_partitions(request.partitions)?;
+        self.check_total(request.partitions)?;
         let config = with_settings(TopicConfig::default(), request.settings.as_deref())?;
         let id = TopicId::new(random, self.next_serial);
         let topic = Topic {
@@ -144,6 +145,18 @@ impl Topics {
         })
     }
 
+    fn check_total(&self, more: u32) -> Result<(), Fault> {
+        let have: u32 = self.by_name.values().map(|t| t.partitions).sum();
+        if have + more <= MAX_PARTITIONS_IN_ALL {
+            return Ok(());
+        }
+        let message = format!(
+            "there are {have} partitions; with {more} more there would be over the limit of \
+             {MAX_PARTITIONS_IN_ALL}"
+        );
+        Err(Fault::new(ErrorCode::TooMany, message))
+    }
+
     /// Checks a request to alter a topic.
     pub fn alter(&self, request: &AlterTopicRequestT) -> Result<Proposal, Fault> {
         let name = request.name.as_deref().unwrap_or_default();
@@ -157,6 +170,7 @@ impl Topics {
                 );
                 return Err(Fault::new(ErrorCode::InvalidSetting, message));
             }
+            self.check_total(partitions - topic.partitions)?;
             topic.partitions = partitions;
         }
         topic.config = with_settings(topic.config, request.settings.as_deref())?;

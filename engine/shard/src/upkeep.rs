@@ -35,6 +35,10 @@ pub(crate) struct Upkeep {
     next_pressure_ns: u64,
     /// A checkpoint may be able to go on.
     pub(crate) checkpoint_moved: bool,
+    /// Snapshots hold everything up to this entry.
+    pub(crate) checkpointed_seq: u64,
+    /// Files can be removed after the next checkpoint.
+    pub(crate) wants_checkpoint: bool,
     /// Slots still to be made, the next one last.
     new_slots: Vec<PathBuf>,
     opening_slots: usize,
@@ -137,10 +141,12 @@ impl Shard {
         }
         while self.upkeep.writers < MAX_WRITERS {
             let Some(i) = self.upkeep.queue.pop_front() else {
-                return;
+                break;
             };
             self.run_writer(i, fx);
         }
+        let Upkeep { queue, short, .. } = &mut self.upkeep;
+        queue.extend(short.drain(..));
     }
 
     fn run_writer(&mut self, i: usize, fx: &mut Fx) {
@@ -222,17 +228,14 @@ impl Shard {
     }
 
     fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {
-        if progress.synced {
-            if let Some(held) = self.held(i) {
-                held.wants_sync = false;
-                held.log.evict(keep);
-            }
-            self.upkeep.checkpoint_moved = true;
+        if let Some(held) = self.held(i) {
+            held.wants_sync &= !progress.synced;
+            held.log.evict(keep);
         }
-        // A flush of a partition's first write-out also lets readers go on.
+        self.upkeep.checkpoint_moved |= progress.synced;
+        // What readers waited for may be there: an index, a file, the first write-out.
         self.wake(i);
         self.step_searches(i, fx);
-        let _ = progress.readable;
     }
 
     /// The end of a turn.
@@ -243,11 +246,11 @@ impl Shard {
         }
         if now.mono_ns >= self.upkeep.next_ns {
             self.upkeep.next_ns = now.mono_ns + UPKEEP_NS;
-            if self.upkeep.disk_full.is_none() {
-                self.retention(now, fx);
-                if now.mono_ns >= self.upkeep.slot_retry_ns && !self.slots_are_coming() {
-                    self.make_slot(fx);
-                }
+            // On a full disk, too: retention is what makes space.
+            self.retention(now, fx);
+            let is_time = now.mono_ns >= self.upkeep.slot_retry_ns;
+            if self.upkeep.disk_full.is_none() && is_time && !self.slots_are_coming() {
+                self.make_slot(fx);
             }
             self.close_readers(now, fx);
         }
@@ -320,21 +323,26 @@ impl Shard {
             }
             held.log.evict(0);
             if held.log.tail_bytes() > 0 {
+                if held.log.waiting_bytes() == 0 {
+                    held.log.flush();
+                }
                 self.queue_writer(i, true);
             }
         }
     }
 
     fn retention(&mut self, now: Now, fx: &mut Fx) {
-        let committed = self.wal.committed();
+        let held_seq = self.upkeep.checkpointed_seq;
+        self.upkeep.wants_checkpoint = false;
         for i in 0..self.partitions.len() {
-            let closed = self.with_log(i, fx, |log, ops| log.remove_files(committed, ops));
+            let closed = self.with_log(i, fx, |log, ops| log.remove_files(held_seq, ops));
             for file in closed.unwrap_or_default() {
                 fx.disk.push((OpId(0), DiskOp::Close { file }));
             }
             let Some(Some(held)) = self.partitions.get_mut(i) else {
                 continue;
             };
+            self.upkeep.wants_checkpoint |= held.log.is_removing();
             let expired = held.log.expired(now.wall_ms);
             if held.log.wants_roll() {
                 self.queue_writer(i, false);

@@ -124,11 +124,21 @@ impl Assembler {
         self.blocked
     }
 
-    /// Offers what was kept once more.
-    pub fn retry(&mut self, each: impl FnMut(Frame<'_>) -> Taken) -> Result<(), SessionError> {
+    /// Offers what was kept once more. What is refused again is not copied again.
+    pub fn retry(&mut self, mut each: impl FnMut(Frame<'_>) -> Taken) -> Result<(), SessionError> {
         let kept = std::mem::take(&mut self.partial);
         self.blocked = false;
         self.want = None;
+        if let Some(header) = FrameHeader::decode(&kept)?
+            && kept.len() >= header.frame_bytes()
+        {
+            if each(split(header, &kept)) == Taken::No {
+                self.partial = kept;
+                self.blocked = true;
+                return Ok(());
+            }
+            return self.feed_until(&kept[header.frame_bytes()..], each);
+        }
         self.feed_until(&kept, each)
     }
 

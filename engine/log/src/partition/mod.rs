@@ -97,7 +97,7 @@ pub struct Partition {
     consumers: BTreeMap<String, CommittedT>,
     /// Of this partition's last entry in the shard's log.
     last_seq: u64,
-    /// Of the newest entry that removed segments, until their files are gone.
+    /// Segments that retention removed, each with its entry, until their files are gone.
     removing: VecDeque<(u64, Segment)>,
 }
 

@@ -37,7 +37,7 @@ impl Partition {
     }
 
     /// Applies a new log start whose entry `seq` was appended. Records before it cannot be read
-    /// any more; their files go once the entry is durable ([`Self::remove_files`]).
+    /// any more; their files go once a snapshot has it ([`Self::remove_files`]).
     pub fn set_log_start(&mut self, log_start: u64, seq: u64) {
         assert!(self.log_start <= log_start && log_start <= self.next_offset);
         self.log_start = log_start;
@@ -58,15 +58,20 @@ impl Partition {
         }
     }
 
-    /// Removes the files of segments whose end is durable. Returns the readers' files to close.
-    pub fn remove_files(&mut self, committed_seq: u64, ops: &mut Ops<'_>) -> Vec<FileId> {
+    /// Whether files wait for a snapshot that does not name them any more.
+    pub fn is_removing(&self) -> bool {
+        !self.removing.is_empty()
+    }
+
+    /// Removes the files of segments whose end is in a snapshot (a start from an older snapshot
+    /// would look for them). Returns the readers' files to close.
+    pub fn remove_files(&mut self, snapshot_seq: u64, ops: &mut Ops<'_>) -> Vec<FileId> {
         let mut paths: Vec<PathBuf> = Vec::new();
         let mut closed = Vec::new();
-        while self
-            .removing
-            .front()
-            .is_some_and(|(seq, _)| *seq <= committed_seq)
-        {
+        let may_go = |(seq, s): &(u64, Segment)| {
+            *seq <= snapshot_seq && !matches!(s.reader, Reader::Opening(_))
+        };
+        while self.removing.front().is_some_and(may_go) {
             let Some((_, segment)) = self.removing.pop_front() else {
                 break;
             };

@@ -83,7 +83,8 @@ pub(super) struct Writer {
     seal_next: bool,
     /// The segment is to be sealed although it is not full.
     seal_asked: bool,
-    errors: usize,
+    /// What a piece of the round under way met on a full disk.
+    full: Option<String>,
     undo: Option<Undo>,
     pub(super) synced: Synced,
     /// What `synced` becomes when the sync under way completes.
@@ -341,7 +342,7 @@ impl Partition {
             pieces += 1;
         }
         w.aligned += whole as u64;
-        w.errors = 0;
+        w.full = None;
         if pieces == 0 {
             w.needs_flush &= !flush;
             if seal {
@@ -376,7 +377,9 @@ impl Partition {
             };
             return false;
         }
-        let readable = if w.flushing { w.assigned } else { w.aligned };
+        let written = if w.flushing { w.assigned } else { w.aligned };
+        // A flush may have gone further than the whole blocks written since.
+        let readable = written.max(w.readable);
         self.writer.syncing = Some((meta, w.carry.clone(), readable));
         self.writer.state = State::Syncing;
         ops.out.push((PartitionOp::Sync, DiskOp::Sync { file }));
@@ -421,6 +424,12 @@ impl Partition {
         self.writer.seal_asked = self.writer.assigned > 0 && self.active().is_some();
     }
 
+    /// Has the partial last block written too, so that its batches need not stay in memory.
+    pub fn flush(&mut self) {
+        self.writer.needs_flush |=
+            !self.writer.carry.is_empty() && self.writer.readable < self.writer.assigned;
+    }
+
     /// Whether the active segment was asked to be sealed.
     pub fn wants_roll(&self) -> bool {
         self.writer.seal_asked
@@ -436,10 +445,9 @@ impl Partition {
         let mut progress = WriteProgress::default();
         match (op, result) {
             (PartitionOp::OpenAppend, Ok(_)) => self.writer.state = State::Ready,
-            (PartitionOp::Write, Ok(_)) => self.piece_written(0)?,
+            (PartitionOp::Write, Ok(_)) => self.piece_written(None)?,
             (PartitionOp::Write, Err(e)) if e.kind == DiskErrorKind::Full => {
-                self.piece_written(1)?;
-                return Err(WriteError::DiskFull(e.message));
+                self.piece_written(Some(e.message))?;
             }
             (PartitionOp::Sync, Ok(_)) => {
                 if let Some((meta, tail, readable)) = self.writer.syncing.take() {
@@ -489,7 +497,8 @@ impl Partition {
         Ok(progress)
     }
 
-    fn piece_written(&mut self, errors: usize) -> Result<(), WriteError> {
+    /// A piece was written, or met a full disk; the round ends with its last piece.
+    fn piece_written(&mut self, full: Option<String>) -> Result<(), WriteError> {
         let State::Writing(left) = self.writer.state else {
             return Err(WriteError::Fatal(format!(
                 "{}: a write nobody asked for",
@@ -497,14 +506,15 @@ impl Partition {
             )));
         };
         let w = &mut self.writer;
-        w.errors += errors;
+        w.full = w.full.take().or(full);
         if left > 1 {
             w.state = State::Writing(left - 1);
             return Ok(());
         }
         w.state = State::Ready;
         let undo = w.undo.take();
-        if w.errors == 0 {
+        let full = w.full.take();
+        if full.is_none() {
             if let Some(undo) = undo {
                 w.unsynced += w.aligned - undo.aligned + u64::from(w.flushing);
             }
@@ -531,7 +541,10 @@ impl Partition {
                 }
             }
         }
-        Ok(())
+        match full {
+            Some(message) => Err(WriteError::DiskFull(message)),
+            None => Ok(()),
+        }
     }
 
     fn sealed(&mut self) {
@@ -598,9 +611,12 @@ impl Partition {
         result: Result<DiskDone, DiskError>,
         turn: u64,
     ) -> Result<(), WriteError> {
+        // A segment that retention removed meanwhile is closed with the rest of it.
+        let removed = self.removing.iter_mut().map(|(_, s)| s);
         let Some(segment) = self
             .segments
             .iter_mut()
+            .chain(removed)
             .find(|s| s.meta.base_offset == base)
         else {
             return Ok(());

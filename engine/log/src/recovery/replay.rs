@@ -55,6 +55,8 @@ pub(super) struct Replay<'a> {
     metadata: Metadata,
     groups: Vec<Group>,
     partitions: HashMap<PartitionId, Partition>,
+    /// Partitions whose segment could not be opened, and why.
+    unopened: HashMap<PartitionId, RecoverError>,
     writers: usize,
     /// Absent for a dry run.
     behind: Option<Behind>,
@@ -85,6 +87,7 @@ impl<'a> Replay<'a> {
             metadata: Metadata::default(),
             groups: Vec::new(),
             partitions: HashMap::new(),
+            unopened: HashMap::new(),
             writers: 0,
             behind: (!mode.dry && !identity.clean).then(|| Behind::start(mode.direct)),
             garbage: BTreeSet::new(),
@@ -287,6 +290,9 @@ impl<'a> Replay<'a> {
         batch: &Header,
         segment_bytes: u32,
     ) -> Result<(), RecoverError> {
+        if self.unopened.contains_key(&id) {
+            return Ok(());
+        }
         let Some(partition) = self.partitions.get_mut(&id) else {
             return Ok(());
         };
@@ -295,13 +301,22 @@ impl<'a> Replay<'a> {
             if self.behind.is_some() {
                 self.new_directories |= files::make_directory(&directory)?;
             }
-            partition.writer = Some(Writer::open(
+            let opened = Writer::open(
                 directory,
                 &mut partition.stored,
                 (self.identity.incarnation + 1, self.mode.direct),
                 self.writers,
                 self.behind.as_mut(),
-            )?);
+            );
+            match opened {
+                Ok(writer) => partition.writer = Some(writer),
+                // Its topic may be deleted further on in the log, and the files gone already;
+                // `finish` knows.
+                Err(error) => {
+                    self.unopened.insert(id, error);
+                    return Ok(());
+                }
+            }
             self.writers += 1;
         }
         let Some(writer) = &mut partition.writer else {
@@ -331,6 +346,11 @@ impl<'a> Replay<'a> {
     /// After the last chain: everything is written and synced but for directories; partitions of
     /// deleted topics go.
     pub(super) fn finish(&mut self) -> Result<(), RecoverError> {
+        for (id, error) in std::mem::take(&mut self.unopened) {
+            if !matches!(self.metadata.standing(id.topic), Standing::Deleted) {
+                return Err(error);
+            }
+        }
         for (&id, partition) in &self.partitions {
             let path = || self.snapshot_path(id.group(self.identity.groups));
             match self.metadata.standing(id.topic) {

@@ -56,7 +56,7 @@ struct Scratch {
 
 impl Scratch {
     fn new(directory: &Path, flags: i32) -> io::Result<Self> {
-        let path = directory.join(format!(".ringtide-probe-{}", std::process::id()));
+        let path = directory.join(format!("probe-{}.tmp", std::process::id()));
         let mut options = OpenOptions::new();
         options
             .read(true)
