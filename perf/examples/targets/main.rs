@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release
-//! cargo run --release -p ringtide-perf --example targets            # everything: about 40 minutes
+//! cargo run --release -p ringtide-perf --example targets            # everything: about 20 minutes
 //! cargo run --release -p ringtide-perf --example targets -- accepted durable --broker-cpu 0
 //! ```
 //!
