@@ -285,6 +285,17 @@ impl Broker {
         Some(status)
     }
 
+    /// Fails the test at once if the broker ended without having been told to.
+    ///
+    /// # Panics
+    /// When it did.
+    #[track_caller]
+    pub fn still_runs(&mut self) {
+        if let Some(status) = self.ended() {
+            panic!("the broker ended by itself ({status})");
+        }
+    }
+
     /// Waits for the end of the process.
     ///
     /// # Panics

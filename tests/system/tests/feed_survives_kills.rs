@@ -258,6 +258,7 @@ fn a_feed_is_all_there_after_kills_and_changes_of_cores() {
             let share = feed.len() / (kills + 1);
             let at = kill * share + random.below(share as u64) as usize;
             wait::for_it("the publisher to come that far", || {
+                broker.still_runs();
                 done.load(Ordering::Relaxed) >= at || publisher.is_finished()
             });
             kill_and_restart(&mut broker, &mut random);
@@ -409,6 +410,7 @@ fn topics_that_come_go_grow_and_shed_are_right_after_kills() {
             let spell = Duration::from_millis(100 + random.below(700));
             let until = Instant::now() + spell;
             while Instant::now() < until && !changer.is_finished() {
+                broker.still_runs();
                 std::thread::sleep(Duration::from_millis(5));
             }
             kill_and_restart(&mut broker, &mut random);

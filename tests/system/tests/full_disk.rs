@@ -74,9 +74,11 @@ fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself() {
         std::thread::sleep(std::time::Duration::from_millis(200));
         free == disk.free_bytes()
     });
-    let file = fs::File::create(&ballast).expect("a writable disk");
     let take = disk.free_bytes() - (24 << 20);
+    let file = fs::File::create(&ballast).expect("a writable disk");
     rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, take).expect("space");
+    // An open file would keep its space after it was removed.
+    drop(file);
 
     let acknowledged = fill(&broker, &topic);
     assert!(
