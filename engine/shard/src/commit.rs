@@ -44,6 +44,13 @@ pub enum Answer {
         result: PublishResult,
         message: Option<String>,
     },
+    /// A log start, which is in force from then on.
+    LogStart {
+        /// Index of the partition.
+        partition: usize,
+        /// The first offset that remains.
+        log_start: u64,
+    },
     /// A consumer's offset.
     CommitOffset { key: SessionKey, correlation: u64 },
 }
@@ -125,6 +132,18 @@ impl Shard {
                         message,
                     },
                 ));
+            }
+            Answer::LogStart {
+                partition: i,
+                log_start,
+            } => {
+                let seq = self.wal.committed();
+                let Some(held) = self.held(i) else { return };
+                held.is_retiring = false;
+                held.log.set_log_start(log_start, seq);
+                let id = held.log.id();
+                tracing::debug!(partition = %id, log_start, "retention removed records");
+                self.wake(i);
             }
             Answer::CommitOffset { key, correlation } => {
                 self.reply(key, Op::CommitOffset, FLAG_RESPONSE, correlation, |b| {

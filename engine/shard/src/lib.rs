@@ -56,6 +56,8 @@ struct Held {
     is_queued: bool,
     /// The next round is to end with a sync.
     wants_sync: bool,
+    /// A new log start is on its way into the log.
+    is_retiring: bool,
     /// One of the writers is at work here.
     is_writing: bool,
 }
@@ -264,6 +266,7 @@ impl Shard {
             log,
             watchers: Vec::new(),
             is_queued: false,
+            is_retiring: false,
             wants_sync: false,
             is_writing: false,
         }));

@@ -223,7 +223,10 @@ impl Shard {
                 Ok(Handled::Done)
             }
             Op::Metadata => self.metadata(key, frame),
-            Op::InitProducer => self.init_producer(key, correlation),
+            Op::InitProducer => {
+                envelope::<wire::InitProducerRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
+                self.init_producer(key, correlation)
+            }
             Op::CreateTopic | Op::AlterTopic | Op::DeleteTopic => {
                 self.change_topic(key, op, frame, now, fx)
             }

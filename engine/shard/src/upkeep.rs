@@ -11,6 +11,7 @@ use ringtide_log::wal::EntryMeta;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::wal::EntryKind;
 
+use crate::commit::Answer;
 use crate::fault::Fault;
 use crate::settings::{
     CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
@@ -270,6 +271,8 @@ impl Shard {
     /// Tries again what met a full disk, while publishes are still refused.
     fn probe_disk(&mut self, fx: &mut Fx) {
         self.upkeep.checkpoint_moved = true;
+        let Upkeep { queue, short, .. } = &mut self.upkeep;
+        queue.extend(short.drain(..));
         if self.upkeep.writers == 0
             && let Some(i) = self.upkeep.queue.pop_front()
         {
@@ -343,8 +346,8 @@ impl Shard {
                 continue;
             };
             self.upkeep.wants_checkpoint |= held.log.is_removing();
-            let expired = held.log.expired(now.wall_ms);
-            if held.log.wants_roll() {
+            let expired = held.log.expired(now.wall_ms).filter(|_| !held.is_retiring);
+            if held.log.wants_roll() || held.log.has_overdue(now.wall_ms) {
                 self.queue_writer(i, false);
             }
             let Some(log_start) = expired else { continue };
@@ -365,9 +368,15 @@ impl Shard {
                 return;
             };
             group.last_index += 1;
-            held.log.set_log_start(log_start, entry.seq);
-            tracing::debug!(partition = %held.log.id(), log_start, "retention removed records");
-            self.wake(i);
+            held.is_retiring = true;
+            self.wal.want(entry.seq);
+            self.wait_for(
+                entry.seq,
+                Answer::LogStart {
+                    partition: i,
+                    log_start,
+                },
+            );
         }
     }
 

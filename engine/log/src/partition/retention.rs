@@ -29,11 +29,27 @@ impl Partition {
             held -= segment.meta.bytes;
             start = segment.meta.next_offset;
         }
-        let all_given = self.given == self.tail.len();
-        if all_given && self.active().is_some_and(is_old) {
+        if !self.has_overdue(now_ms) && self.active().is_some_and(is_old) {
             self.roll();
         }
         (start > self.log_start).then_some(start)
+    }
+
+    /// Whether records that retention may remove wait in memory: only what is in a segment can go.
+    pub fn has_overdue(&self, now_ms: i64) -> bool {
+        let Some(waiting) = self.tail.get(self.given) else {
+            return false;
+        };
+        let oldest = self
+            .config
+            .retention_ms
+            .map(|ms| now_ms.saturating_sub_unsigned(ms));
+        let is_old = oldest.is_some_and(|t| waiting.max_timestamp_ms < t);
+        let is_over = self
+            .config
+            .retention_bytes
+            .is_some_and(|limit| self.size().1 > limit);
+        is_old || is_over
     }
 
     /// Applies a new log start whose entry `seq` was appended. Records before it cannot be read

@@ -237,6 +237,10 @@ impl<'a> Replay<'a> {
                 ..PartitionT::default()
             })
         });
+        if self.unopened.contains_key(&id) {
+            self.skipped += 1;
+            return Ok(());
+        }
         match header.kind {
             EntryKind::Batch => {
                 let next = partition.stored.next_offset;
@@ -290,9 +294,6 @@ impl<'a> Replay<'a> {
         batch: &Header,
         segment_bytes: u32,
     ) -> Result<(), RecoverError> {
-        if self.unopened.contains_key(&id) {
-            return Ok(());
-        }
         let Some(partition) = self.partitions.get_mut(&id) else {
             return Ok(());
         };
