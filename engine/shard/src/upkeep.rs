@@ -192,6 +192,10 @@ impl Shard {
         if is_done {
             held.is_writing = false;
         }
+        if held.log.can_overlap() {
+            self.with_log(i, fx, |log, ops| log.write_out(false, ops));
+        }
+        let Some(held) = self.held(i) else { return };
         let again = held.log.waiting_bytes() >= WRITE_OUT_BYTES
             || held.log.unsynced_bytes() >= SYNC_BYTES
             || held.wants_sync

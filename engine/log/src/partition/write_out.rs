@@ -18,7 +18,9 @@ pub const PIECE_BYTES: usize = 256 << 10;
 /// What a round takes at the most, unless one batch is larger.
 const ROUND_BYTES: usize = 1536 << 10;
 /// A writer that is asked to sync does so before it goes on when this much is unsynced.
-pub const SYNC_BYTES: u64 = 16 << 20;
+pub const SYNC_BYTES: u64 = 32 << 20;
+/// The next round begins when so few pieces of the last are still under way.
+const OVERLAP_PIECES: usize = 4;
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The part of a batch outside its checksum, which the manifest's `prefix_crc` covers.
 const PREFIX_BYTES: usize = 21;
@@ -145,6 +147,21 @@ impl Partition {
         self
     }
 
+    /// Whether a round may begin although pieces of the last are under way. Rounds that overlap
+    /// are undone together; a sync, a seal or a flush waits for all of them.
+    pub fn can_overlap(&self) -> bool {
+        let w = &self.writer;
+        let begun = w.undo.as_ref().map_or(0, |undo| w.aligned - undo.aligned);
+        matches!(w.state, State::Writing(left) if left <= OVERLAP_PIECES)
+            && !(w.seal_next || w.seal_asked || w.needs_flush || w.flushing || w.full.is_some())
+            && w.unsynced + begun < SYNC_BYTES
+            && self.waiting_bytes() >= PIECE_BYTES
+            && self
+                .tail
+                .get(self.given)
+                .is_some_and(|b| b.next_offset <= self.committed)
+    }
+
     /// Whether an operation of the writer is under way.
     pub fn is_writing(&self) -> bool {
         !matches!(self.writer.state, State::Closed | State::Ready)
@@ -175,6 +192,7 @@ impl Partition {
             State::Ready if self.writer.seal_next => self.seal(ops),
             State::Ready if is_sync_due => self.sync(ops),
             State::Ready => self.round(ops) || (sync && self.sync(ops)),
+            State::Writing(_) if self.can_overlap() => self.round(ops),
             _ => false,
         }
     }
@@ -342,17 +360,25 @@ impl Partition {
             pieces += 1;
         }
         w.aligned += whole as u64;
-        w.full = None;
         if pieces == 0 {
             w.needs_flush &= !flush;
+            if matches!(w.state, State::Writing(_)) {
+                // The pieces under way come first; then `seal_next` says what to do.
+                return true;
+            }
             if seal {
                 return self.seal(ops);
             }
             // All of it fits into the carry: a snapshot can hold it, and memory does.
             return false;
         }
-        w.undo = Some(undo);
-        w.state = State::Writing(pieces);
+        let under_way = match w.state {
+            State::Writing(left) => left,
+            _ => 0,
+        };
+        // Rounds that overlap are undone together, from the first.
+        w.undo.get_or_insert(undo);
+        w.state = State::Writing(under_way + pieces);
         true
     }
 
