@@ -484,6 +484,10 @@ impl Drop for Broker {
             for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
                 eprintln!("{line}");
             }
+            if std::env::var_os("RINGTIDE_TEST_KEEP").is_some() {
+                self.home.disable_cleanup(true);
+                eprintln!("kept: {}", self.home.path().display());
+            }
         }
     }
 }

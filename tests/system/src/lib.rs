@@ -9,7 +9,8 @@
 //!
 //! Environment: `RINGTIDE_BIN` names a binary to test instead of the one of this workspace,
 //! `RINGTIDE_FEED` a feed file, `RINGTIDE_TEST_DIR` a folder for data directories,
-//! `RINGTIDE_KILLS` how often the broker is killed, `RINGTIDE_SEED` the seed of what is random.
+//! `RINGTIDE_KILLS` how often the broker is killed, `RINGTIDE_SEED` the seed of what is random;
+//! with `RINGTIDE_TEST_KEEP` the data directory of a failed test stays.
 
 mod binary;
 mod broker;
