@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use ringtide_system_tests::{Broker, MountedDisk, Setup, data_root, exit, is_root, skip};
+use ringtide_system_tests::{Broker, Cli, MountedDisk, Setup, data_root, exit, is_root, skip};
 
 /// A data directory that a broker has used and left.
 fn used() -> (Broker, Vec<u8>) {
@@ -184,6 +184,27 @@ fn a_file_system_without_direct_io_is_refused() {
     refusal.says(&[text(disk.path()), "O_DIRECT"]);
     let codes = [exit::HOST_UNFIT, exit::DIRECTORY_UNUSABLE].map(Some);
     assert!(codes.contains(&refusal.status.code()), "{refusal:?}");
+}
+
+#[test]
+fn doctor_says_the_same_of_a_file_system_without_direct_io() {
+    let disk = match MountedDisk::ramfs() {
+        Ok(disk) => disk,
+        Err(reason) => {
+            return skip(
+                "doctor_says_the_same_of_a_file_system_without_direct_io",
+                &reason,
+            );
+        }
+    };
+    let path = disk.path().join("data");
+    let finished = Cli::without_server().run(&["doctor", "--data-dir", text(&path)]);
+
+    assert_eq!(finished.code(), exit::HOST_UNFIT, "{finished:?}");
+    let said = format!("{}{}", finished.text(), finished.stderr);
+    for word in ["O_DIRECT", text(disk.path())] {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
 }
 
 #[test]

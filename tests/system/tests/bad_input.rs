@@ -949,6 +949,62 @@ fn a_subscriber_that_never_reads_holds_up_nobody() {
 }
 
 #[test]
+fn a_subscriber_at_the_wrong_shard_that_never_reads_holds_up_nobody() {
+    let mut scene = Scene::with(Setup::new().shards(2));
+    let topic = scene.bystander.create_topic("busy", 2);
+    let mut deaf: Vec<Peer> = Vec::new();
+    for shard in [0, 1] {
+        for _ in 0..4 {
+            let mut peer = scene.broker.peer_at(usize::from(shard));
+            let away = topic.on_shard(1 - shard);
+            peer.subscribe(away, -2, MAX_CREDIT_BYTES as u32)
+                .expect("a subscription");
+            deaf.push(peer);
+        }
+    }
+    let block = vec![b'x'; 512 << 10];
+    for _ in 0..40 {
+        scene.bystander.put(topic.on_shard(0), &block);
+        scene.bystander.put(topic.on_shard(1), &block);
+    }
+    scene.is_undisturbed();
+    let resident = resident_bytes(scene.broker.pid());
+    assert!(
+        resident < 384 << 20,
+        "{resident} bytes for eight subscribers that never read"
+    );
+    drop(deaf);
+    scene.is_undisturbed();
+}
+
+#[test]
+fn frames_that_are_never_finished_hold_bounded_memory() {
+    let mut scene = Scene::with(Setup::new().args(&["--memory-bytes", "64MiB"]));
+    let before = resident_bytes(scene.broker.pid());
+    let header = FrameHeader::new(Op::Publish, 0, 77, 0, MAX_PAYLOAD_BYTES).encode();
+    let most = vec![0; MAX_PAYLOAD_BYTES - 1];
+    let stuck: Vec<Peer> = (0..96)
+        .map(|_| {
+            let mut peer = scene.broker.peer();
+            let short = Some(Duration::from_millis(50));
+            peer.socket().set_write_timeout(short).expect("a timeout");
+            peer.send_bytes(&header);
+            // Backpressure is an answer as well: then not all of it can be sent.
+            peer.send_bytes(&most);
+            peer
+        })
+        .collect();
+    scene.is_undisturbed();
+    let held = resident_bytes(scene.broker.pid()).saturating_sub(before);
+    assert!(
+        held < 160 << 20,
+        "{held} bytes are held for 96 frames of which the last byte never comes"
+    );
+    drop(stuck);
+    scene.is_undisturbed();
+}
+
+#[test]
 fn a_requester_that_never_reads_is_not_read_from_without_bound() {
     let mut scene = Scene::new();
     for _ in 0..40 {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use ringtide_client::sync::{Client, Consumer, Producer};
 use ringtide_client::{
-    ConsumerOptions, Delivered, Delivery, Error, ErrorCode, Options, ProducerOptions, Record,
-    Start, TopicSettings,
+    Codec, ConsumerOptions, Delivered, Delivery, Error, ErrorCode, Options, ProducerOptions,
+    Record, Start, TopicSettings,
 };
 use ringtide_schema::murmur2::partition_for_key;
 use ringtide_system_tests::feed::{self, Message};
@@ -37,10 +37,18 @@ fn connect(address: SocketAddr) -> Client {
     })
 }
 
-/// Kills the broker at no particular moment, and has it back, perhaps with other cores.
+/// Ends the broker at no particular moment, mostly as a crash would, and has it back, perhaps with
+/// other cores, perhaps after it crashed once more while it recovered.
 fn kill_and_restart(broker: &mut Broker, random: &mut Random) {
     std::thread::sleep(Duration::from_micros(random.below(3000)));
-    broker.kill();
+    if random.percent(15) {
+        assert_eq!(broker.stop(), 0, "a clean stop in between");
+    } else {
+        broker.kill();
+    }
+    while random.percent(30) {
+        broker.start_and_kill_after(Duration::from_micros(random.below(30_000)));
+    }
     broker.restart_with(1 + random.below(2) as usize);
 }
 
@@ -55,8 +63,10 @@ struct Publisher {
 }
 
 impl Publisher {
-    fn new(client: &Client, topic: &str, partitions: u32) -> Self {
-        let options = ProducerOptions::new().delivery_timeout(DELIVERY_TIMEOUT);
+    fn new(client: &Client, topic: &str, partitions: u32, codec: Codec) -> Self {
+        let options = ProducerOptions::new()
+            .delivery_timeout(DELIVERY_TIMEOUT)
+            .codec(codec);
         let producer = wait::until("a producer", || {
             client.producer(topic, options.clone()).ok()
         });
@@ -117,7 +127,7 @@ impl Publisher {
 /// Publishes the feed, burst by burst: within one without waiting, in the silence after it until
 /// all of it is acknowledged.
 fn publish_feed(client: &Client, feed: &[Message], done: &AtomicUsize) -> Vec<Vec<Option<u64>>> {
-    let mut publisher = Publisher::new(client, "feed", PARTITIONS);
+    let mut publisher = Publisher::new(client, "feed", PARTITIONS, Codec::None);
     for burst in feed::bursts(feed) {
         for message in burst {
             publisher.send(&message.key, &message.value);
@@ -370,7 +380,8 @@ fn change_topics(
             }
             _ => {
                 let partitions = life.records.len() as u32;
-                let mut publisher = Publisher::new(client, &name, partitions);
+                let codec = [Codec::None, Codec::Lz4, Codec::Zstd][random.below(3) as usize];
+                let mut publisher = Publisher::new(client, &name, partitions, codec);
                 let mut sent: Vec<Vec<(String, String)>> = vec![Vec::new(); partitions as usize];
                 for _ in 0..random.below(80) {
                     serial += 1;
