@@ -589,6 +589,21 @@ fn an_unknown_topic_is_refused_by_every_operation_on_a_partition() {
 }
 
 #[test]
+#[ignore = "the shard that refuses knows a forwarded connection by its number only"]
+fn a_request_that_is_forwarded_and_refused_is_logged_with_the_peer() {
+    let mut scene = Scene::with(Setup::new().shards(2));
+    let topic = scene.bystander.create_topic("away", 2);
+    let away = topic.on_shard(1);
+    let mut damaged = single("damaged");
+    *damaged.last_mut().expect("bytes") ^= 1;
+    let mut peer = scene.broker.peer();
+    let fault = peer.publish(away, damaged).unwrap_err();
+    assert_eq!(fault.code(), ErrorCode::BadChecksum);
+    scene.broker.logs(&[&peer.name()]);
+    scene.is_undisturbed();
+}
+
+#[test]
 fn an_unknown_partition_is_refused_by_every_operation_on_a_partition() {
     let mut scene = Scene::new();
     let unknown = scene.topic.partition(1);
