@@ -20,11 +20,9 @@ pub enum IdlePolicy {
 /// How ranges of segment files reach a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CatchUp {
-    /// Copied for peers on this host, by sendfile for all others.
-    Auto,
-    /// Always by sendfile.
+    /// By sendfile where the kernel can tell what is cached (Linux 6.5), copied elsewhere.
     Sendfile,
-    /// Always copied through a buffer.
+    /// Copied through a buffer.
     Copy,
 }
 
@@ -79,7 +77,7 @@ impl ShardConfig {
             recv_buffer_bytes: 64 << 10,
             socket_send_buffer: None,
             max_connections: 10_000,
-            catch_up: CatchUp::Auto,
+            catch_up: CatchUp::Sendfile,
             file_buffers: 16,
             io_wq_workers: [4, 4],
             job_threads: 2,

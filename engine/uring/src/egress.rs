@@ -1,15 +1,16 @@
 //! What leaves a socket: one egress at a time, one operation of it under way.
 //!
 //! ```text
-//! head, memory   send(msg) ──► the rest, if short ──► sent
-//! file, copied   take a buffer ──► read what is cached ──► read the rest on the ring
-//!                  ──► sendmsg(head + buffer) ──► next piece, or sent
-//! file, sendfile cached? ──no──► read ahead on the ring ──┐
-//!                  └────────────────► head, MSG_MORE ◄────┘
-//!                  ──► sendfile ──► wait for room, next piece, or sent
+//! head, memory    send(msg) on the ring ──► the rest, if short ──► sent
+//! head, file      send(head, MSG_MORE) ──► per piece:
+//!      sendfile     cached? ──no──► read ahead on the ring ─┐
+//!                      └──────────► sendfile ◄──────────────┘
+//!      copied       take a buffer ──► read what is cached, or on the ring ──► send ──► give it back
+//!                 ──► wait for room, next piece, or sent
 //! ```
 //!
-//! Nothing here blocks: what is not in the page cache is read by the ring first.
+//! Nothing here blocks: what is not in the page cache is read by the ring first. A buffer is held
+//! while the disk is read, never while a peer makes us wait.
 #![expect(
     unsafe_code,
     reason = "memory given to the ring; the egress owns it until the completion"
@@ -22,17 +23,11 @@ use std::sync::Arc;
 use io_uring::{opcode, types};
 use ringtide_io::{Body, Disconnect, Egress};
 
+use crate::config::CatchUp;
 use crate::files::{Files, OpenFile};
 use crate::memory::{FILE_BUFFER_BYTES, FileBuffer, FileBuffers};
 use crate::ring::Ring;
 use crate::token::{Kind, Token};
-
-/// How ranges of files reach a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FileWay {
-    Copy,
-    Sendfile,
-}
 
 /// What is to happen next with an egress.
 pub(crate) enum Step {
@@ -61,16 +56,15 @@ pub(crate) struct Outgoing {
 
 struct FileRange {
     file: Arc<OpenFile>,
-    way: FileWay,
+    way: CatchUp,
     position: u64,
     /// Bytes of the range that the socket did not take yet.
     left: usize,
+    /// Held from before a piece is read until the socket was offered it.
     buffer: Option<FileBuffer>,
-    /// Bytes in the buffer, and how many of them were sent.
-    filled: usize,
-    sent: usize,
-    /// Sendfile: this far the page cache was seen to hold, or was just filled.
-    cached_to: u64,
+    /// Bytes from `position` on that the ring has just read: into the buffer if copied, into the
+    /// page cache for sendfile.
+    fetched: usize,
 }
 
 impl Default for Outgoing {
@@ -134,7 +128,7 @@ impl Outgoing {
     pub fn begin(
         &mut self,
         egress: Egress,
-        way: FileWay,
+        way: CatchUp,
         files: &Files,
         fd: RawFd,
         token: Token,
@@ -162,13 +156,11 @@ impl Outgoing {
                 position: *position,
                 left: *bytes,
                 buffer: None,
-                filled: 0,
-                sent: 0,
-                cached_to: *position,
+                fetched: 0,
             });
         }
         self.egress = Some(egress);
-        if self.memory_left() == 0 {
+        if self.memory_left() == 0 || self.file.is_some() {
             // What could end at once waits for the next turn, so that nothing ends in here.
             return Step::Again;
         }
@@ -195,38 +187,19 @@ impl Outgoing {
                     _ => return Step::Failed(Disconnect::Error(-result)),
                 }
             }
-            Some((Kind::Send, sent)) => self.took(sent as usize),
+            Some((Kind::Send, sent)) => self.sent += sent as usize,
             Some((Kind::FileRead, 0)) => return Step::Failed(Disconnect::FileTooShort),
-            Some((Kind::FileRead, read)) => self.was_read(read as usize, buffers),
+            Some((Kind::FileRead, read)) => {
+                if let Some(file) = &mut self.file {
+                    file.fetched = read as usize;
+                    if file.way == CatchUp::Sendfile {
+                        file.buffer.take().into_iter().for_each(|b| buffers.give(b));
+                    }
+                }
+            }
             Some(_) => {}
         }
         self.go(fd, token, ring, buffers)
-    }
-
-    /// The socket took bytes: first of head and memory, then of the file's buffer.
-    fn took(&mut self, bytes: usize) {
-        let memory = bytes.min(self.memory_left());
-        self.sent += memory;
-        if bytes > memory {
-            let file = self.file.as_mut().expect("more was sent than there is");
-            file.sent += bytes - memory;
-            file.position += (bytes - memory) as u64;
-            file.left -= bytes - memory;
-            assert!(file.sent <= file.filled, "more was sent than there is");
-        }
-    }
-
-    fn was_read(&mut self, bytes: usize, buffers: &mut FileBuffers) {
-        let file = self.file.as_mut().expect("a read belongs to a file");
-        match file.way {
-            FileWay::Copy => file.filled += bytes,
-            FileWay::Sendfile => {
-                file.cached_to += bytes as u64;
-                if let Some(buffer) = file.buffer.take() {
-                    buffers.give(buffer);
-                }
-            }
-        }
     }
 
     fn memory_bytes(&self) -> usize {
@@ -243,12 +216,12 @@ impl Outgoing {
     }
 
     fn go(&mut self, fd: RawFd, token: Token, ring: &mut Ring, buffers: &mut FileBuffers) -> Step {
-        match self.file.as_ref().map(|file| (file.way, file.left)) {
-            None if self.memory_left() == 0 => self.sent_whole(buffers),
-            None => self.send(fd, token, ring, buffers),
-            Some((_, 0)) => self.sent_whole(buffers),
-            Some((FileWay::Copy, _)) => self.go_copying(fd, token, ring, buffers),
-            Some((FileWay::Sendfile, _)) => self.go_sendfile(fd, token, ring, buffers),
+        if self.file.is_some() {
+            self.go_file(fd, token, ring, buffers)
+        } else if self.memory_left() > 0 {
+            self.send(fd, token, ring)
+        } else {
+            self.sent_whole(buffers)
         }
     }
 
@@ -258,8 +231,8 @@ impl Outgoing {
         Step::Sent(egress)
     }
 
-    /// Sends what is left of head and memory, and what is in the file's buffer.
-    fn send(&mut self, fd: RawFd, token: Token, ring: &mut Ring, buffers: &FileBuffers) -> Step {
+    /// Sends what is left of head and memory.
+    fn send(&mut self, fd: RawFd, token: Token, ring: &mut Ring) -> Step {
         let egress = self.egress.as_ref().expect("an egress is being sent");
         let mut skip = self.sent;
         self.vectors.clear();
@@ -279,41 +252,21 @@ impl Outgoing {
         if let Body::Memory(slices) = &egress.body {
             slices.iter().for_each(|slice| add(slice));
         }
-        let mut flags = SEND_FLAGS;
-        match &self.file {
-            Some(FileRange {
-                way: FileWay::Sendfile,
-                ..
-            }) => flags |= libc::MSG_MORE,
-            Some(FileRange {
-                buffer: Some(buffer),
-                filled,
-                sent,
-                ..
-            }) if filled > sent => {
-                let base = buffers.address(buffer).wrapping_add(*sent).cast();
-                self.vectors.push(libc::iovec {
-                    iov_base: base,
-                    iov_len: filled - sent,
-                });
-            }
-            _ => {}
-        }
         let entry = if let [vector] = self.vectors[..] {
             opcode::Send::new(types::Fd(fd), vector.iov_base.cast_const().cast(), {
                 u32::try_from(vector.iov_len).unwrap_or(u32::MAX)
             })
-            .flags(flags)
+            .flags(SEND_FLAGS)
             .build()
         } else {
             self.message.msg_iov = self.vectors.as_mut_ptr();
             self.message.msg_iovlen = self.vectors.len();
             opcode::SendMsg::new(types::Fd(fd), &raw const self.message)
-                .flags(flags as u32)
+                .flags(SEND_FLAGS as u32)
                 .build()
         };
-        // SAFETY: head, slices, buffer, vectors and message belong to this egress, which neither
-        // moves (it is boxed) nor lets go of them before the completion was collected.
+        // SAFETY: head, slices, vectors and message belong to this egress, which neither moves (it
+        // is boxed) nor lets go of them before the completion was collected.
         unsafe {
             ring.push(
                 entry,
@@ -327,105 +280,64 @@ impl Outgoing {
         Step::Waiting
     }
 
-    fn go_copying(
+    /// Sends the head, then one piece of the file.
+    fn go_file(
         &mut self,
         fd: RawFd,
         token: Token,
         ring: &mut Ring,
         buffers: &mut FileBuffers,
     ) -> Step {
-        let file = self.file.as_mut().expect("a file is being copied");
-        if file.sent == file.filled && file.sent > 0 {
-            // This piece is through.
-            (file.filled, file.sent) = (0, 0);
-        }
-        // While a piece is being sent it is complete: `left` counts what the socket did not take.
-        let piece = (file.sent + file.left).min(FILE_BUFFER_BYTES);
-        if file.filled < piece && file.sent == 0 {
-            if file.buffer.is_none() {
-                file.buffer = buffers.take();
+        // The head goes by a call of its own rather than through the ring: header and piece are one
+        // turn then, not two.
+        if let Some(head) = self.head_left() {
+            match send_now(fd, head, libc::MSG_MORE) {
+                Ok(sent) => self.sent += sent,
+                Err(error) => return self.refused(&error, fd, token, ring),
             }
-            let Some(buffer) = &file.buffer else {
-                return Step::Starved;
-            };
-            let address = buffers.address(buffer).wrapping_add(file.filled);
-            let (missing, from) = (piece - file.filled, file.position + file.filled as u64);
-            // SAFETY: `missing` bytes from `address` lie inside the buffer, which this egress owns.
-            let read = unsafe { read_if_cached(&file.file, address, missing, from) };
-            file.filled += read;
-            if read < missing {
-                let address = address.wrapping_add(read);
-                let rest = (missing - read) as u32;
-                let entry = read_entry(&file.file, address, rest, from + read as u64);
-                // SAFETY: buffer and file belong to this egress until the completion was
-                // collected.
-                unsafe {
-                    ring.push(
-                        entry,
-                        Token {
-                            kind: Kind::FileRead,
-                            ..token
-                        },
-                    )
-                };
-                self.under_way = Some(Kind::FileRead);
-                return Step::Waiting;
+            if self.memory_left() > 0 {
+                return Step::Again;
             }
         }
-        self.send(fd, token, ring, buffers)
-    }
-
-    fn go_sendfile(
-        &mut self,
-        fd: RawFd,
-        token: Token,
-        ring: &mut Ring,
-        buffers: &mut FileBuffers,
-    ) -> Step {
         let file = self.file.as_mut().expect("a file is being sent");
-        let piece = file.left.min(FILE_BUFFER_BYTES);
-        let piece_end = file.position + piece as u64;
-        if file.cached_to < piece_end {
+        let mut piece = file.left.min(FILE_BUFFER_BYTES);
+        if file.fetched > 0 {
+            piece = piece.min(file.fetched);
+        } else if file.way == CatchUp::Sendfile {
             match is_cached(&file.file, file.position, piece) {
-                Some(true) => file.cached_to = piece_end,
-                Some(false) => {
-                    // Reading it through the ring fills the page cache.
-                    if file.buffer.is_none() {
-                        file.buffer = buffers.take();
-                    }
-                    let Some(buffer) = &file.buffer else {
-                        return Step::Starved;
-                    };
-                    let from = file.cached_to.max(file.position);
-                    file.cached_to = from;
-                    let bytes = (piece_end - from) as u32;
-                    let entry = read_entry(&file.file, buffers.address(buffer), bytes, from);
-                    // SAFETY: buffer and file belong to this egress until the completion was
-                    // collected.
-                    unsafe {
-                        ring.push(
-                            entry,
-                            Token {
-                                kind: Kind::FileRead,
-                                ..token
-                            },
-                        )
-                    };
-                    self.under_way = Some(Kind::FileRead);
-                    return Step::Waiting;
-                }
+                Some(true) => {}
+                Some(false) => return self.fetch(piece, token, ring, buffers),
                 // The kernel cannot tell: sendfile could block the core.
-                None => {
-                    file.way = FileWay::Copy;
-                    return self.go_copying(fd, token, ring, buffers);
-                }
+                None => file.way = CatchUp::Copy,
             }
         }
-        if self.memory_left() > 0 {
-            return self.send(fd, token, ring, buffers);
-        }
         let file = self.file.as_mut().expect("a file is being sent");
-        match sendfile(fd, &file.file, file.position, piece) {
+        let result = match file.way {
+            CatchUp::Sendfile => sendfile(fd, &file.file, file.position, piece),
+            CatchUp::Copy => {
+                let Some(buffer) = file.buffer.take().or_else(|| buffers.take()) else {
+                    return Step::Starved;
+                };
+                let address = buffers.address(&buffer);
+                if file.fetched == 0 {
+                    // SAFETY: `piece` bytes from `address` lie inside the buffer, which is ours.
+                    let cached =
+                        unsafe { read_if_cached(&file.file, address, piece, file.position) };
+                    if cached == 0 {
+                        file.buffer = Some(buffer);
+                        return self.fetch(piece, token, ring, buffers);
+                    }
+                    piece = cached;
+                }
+                // SAFETY: that many bytes of the buffer were just read into it.
+                let bytes = unsafe { std::slice::from_raw_parts(address, piece) };
+                let result = send_now(fd, bytes, 0);
+                buffers.give(buffer);
+                result
+            }
+        };
+        file.fetched = 0;
+        match result {
             Ok(0) => Step::Failed(Disconnect::FileTooShort),
             Ok(sent) => {
                 file.position += sent as u64;
@@ -436,35 +348,64 @@ impl Outgoing {
                     Step::Again
                 }
             }
-            Err(error) => match error.raw_os_error().unwrap_or(libc::EIO) {
-                libc::EINTR => Step::Again,
-                libc::EAGAIN => {
-                    // Pages may be evicted while it waits.
-                    file.cached_to = file.position;
-                    let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
-                    // SAFETY: the entry points to no memory.
-                    unsafe {
-                        ring.push(
-                            entry,
-                            Token {
-                                kind: Kind::Writable,
-                                ..token
-                            },
-                        )
-                    };
-                    self.under_way = Some(Kind::Writable);
-                    Step::Waiting
-                }
-                errno => Step::Failed(Disconnect::Error(errno)),
-            },
+            Err(error) => self.refused(&error, fd, token, ring),
         }
     }
-}
 
-fn read_entry(file: &OpenFile, to: *mut u8, bytes: u32, from: u64) -> io_uring::squeue::Entry {
-    opcode::Read::new(types::Fd(file.file.as_raw_fd()), to, bytes)
-        .offset(from)
-        .build()
+    /// Reads a piece on the ring, which fills the page cache as well.
+    fn fetch(
+        &mut self,
+        piece: usize,
+        token: Token,
+        ring: &mut Ring,
+        buffers: &mut FileBuffers,
+    ) -> Step {
+        let file = self.file.as_mut().expect("a file is being sent");
+        if file.buffer.is_none() {
+            file.buffer = buffers.take();
+        }
+        let Some(buffer) = &file.buffer else {
+            return Step::Starved;
+        };
+        let fd = types::Fd(file.file.file.as_raw_fd());
+        let entry = opcode::Read::new(fd, buffers.address(buffer), piece as u32)
+            .offset(file.position)
+            .build();
+        let kind = Kind::FileRead;
+        // SAFETY: buffer and file belong to this egress until the completion was collected.
+        unsafe { ring.push(entry, Token { kind, ..token }) };
+        self.under_way = Some(kind);
+        Step::Waiting
+    }
+
+    /// The head's bytes that a file follows and that were not sent yet.
+    fn head_left(&self) -> Option<&[u8]> {
+        let head = &self.egress.as_ref()?.head;
+        head.get(self.sent..).filter(|left| !left.is_empty())
+    }
+
+    /// The socket did not take what a call gave it: waits for room, or fails.
+    fn refused(&mut self, error: &io::Error, fd: RawFd, token: Token, ring: &mut Ring) -> Step {
+        match error.raw_os_error().unwrap_or(libc::EIO) {
+            libc::EINTR => Step::Again,
+            libc::EAGAIN => {
+                let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLOUT as u32).build();
+                // SAFETY: the entry points to no memory.
+                unsafe {
+                    ring.push(
+                        entry,
+                        Token {
+                            kind: Kind::Writable,
+                            ..token
+                        },
+                    )
+                };
+                self.under_way = Some(Kind::Writable);
+                Step::Waiting
+            }
+            errno => Step::Failed(Disconnect::Error(errno)),
+        }
+    }
 }
 
 /// Reads what the page cache holds at the start of the range; never waits for the disk.
@@ -519,6 +460,14 @@ fn is_cached(file: &OpenFile, from: u64, bytes: usize) -> Option<bool> {
         )
     };
     (result == 0).then_some(pages.cached >= end - first)
+}
+
+/// Sends what the socket takes at once.
+fn send_now(socket: RawFd, bytes: &[u8], flags: i32) -> io::Result<usize> {
+    let flags = flags | libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+    // SAFETY: the bytes outlive the call.
+    let sent = unsafe { libc::send(socket, bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// Sends a cached range to a socket that does not block.

@@ -6,20 +6,20 @@
 #![expect(unsafe_code, reason = "socket calls, and memory given to the ring")]
 
 use std::collections::VecDeque;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use io_uring::{opcode, types};
 use ringtide_io::{ConnId, Disconnect, Effects, Logic, NetOp, Now};
 
 use crate::config::{CatchUp, ShardConfig};
-use crate::egress::{FileWay, Outgoing, Step};
+use crate::egress::{Outgoing, Step};
 use crate::files::Files;
 use crate::memory::{FileBuffers, ReceiveBuffers};
 use crate::ring::{Completion, RECEIVE_GROUP, Ring};
 use crate::token::{Kind, MAX_SLOTS, Token};
 
-/// Hands events to the logic and counts them.
+/// What is needed to hand events to the logic.
 pub(crate) struct Deliver<'a, L: Logic> {
     pub logic: &'a mut L,
     pub fx: &'a mut Effects<L::Mail>,
@@ -36,7 +36,6 @@ enum Receiving {
 struct Conn {
     id: ConnId,
     socket: OwnedFd,
-    way: FileWay,
     receiving: Receiving,
     paused: bool,
     out: Box<Outgoing>,
@@ -169,9 +168,11 @@ impl Net {
         }
     }
 
-    /// No new connections from now on.
+    /// No new connections from now on: who tries is refused by the kernel.
     pub fn close_listener(&mut self, ring: &mut Ring) {
         self.closed = true;
+        // SAFETY: no pointers; the descriptor is open. It stays so until nothing uses it any more.
+        unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
         self.surplus.clear();
         self.pause_accepting(ring);
     }
@@ -230,7 +231,6 @@ impl Net {
         let conn = Conn {
             id,
             socket,
-            way: file_way(self.catch_up, &peer),
             receiving: Receiving::Off,
             paused: false,
             out: Box::default(),
@@ -395,7 +395,7 @@ impl Net {
                 let fd = conn.socket.as_raw_fd();
                 match conn
                     .out
-                    .begin(egress, conn.way, files, fd, token, ring, buffers)
+                    .begin(egress, self.catch_up, files, fd, token, ring, buffers)
                 {
                     Step::Waiting => {}
                     Step::Starved => self.starved.push_back(id),
@@ -476,6 +476,7 @@ impl Net {
             ..
         } = conn;
         out.release(&mut self.file_buffers);
+        self.starved.retain(|starved| *starved != id);
         drop(socket);
         self.feed();
         to.logic
@@ -508,15 +509,6 @@ fn arm(conn: &mut Conn, ring: &mut Ring) {
     // descriptor stays open until this operation's last completion.
     unsafe { ring.push(entry, conn.token(Kind::Recv)) };
     conn.receiving = Receiving::Armed;
-}
-
-fn file_way(catch_up: CatchUp, peer: &SocketAddr) -> FileWay {
-    match catch_up {
-        CatchUp::Copy => FileWay::Copy,
-        CatchUp::Sendfile => FileWay::Sendfile,
-        CatchUp::Auto if peer.ip().to_canonical().is_loopback() => FileWay::Copy,
-        CatchUp::Auto => FileWay::Sendfile,
-    }
 }
 
 fn set_send_buffer(socket: &OwnedFd, bytes: usize) {

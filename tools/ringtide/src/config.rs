@@ -31,11 +31,9 @@ pub(crate) enum Idle {
 /// How records that lie in segments are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CatchUp {
-    /// By the faster of the two for the peer and the size.
-    Auto,
-    /// Always by sendfile.
+    /// By sendfile where the kernel can tell what is cached.
     Sendfile,
-    /// Always through memory.
+    /// Through memory.
     Copy,
 }
 
@@ -178,12 +176,8 @@ impl Config {
                 " milliseconds",
             )?),
             catch_up: given!(catch_up).choice(
-                CatchUp::Auto,
-                &[
-                    ("auto", CatchUp::Auto),
-                    ("sendfile", CatchUp::Sendfile),
-                    ("copy", CatchUp::Copy),
-                ],
+                CatchUp::Sendfile,
+                &[("sendfile", CatchUp::Sendfile), ("copy", CatchUp::Copy)],
             )?,
             log_level: given!(log_level).choice(
                 tracing::Level::INFO,

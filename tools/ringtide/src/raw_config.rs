@@ -117,7 +117,7 @@ settings! {
     log_groups, "log-groups", "N";
     /// How often segments are synced, in milliseconds [default: 1000]
     sync_interval_ms, "sync-interval-ms", "N";
-    /// How stored records are sent: auto, sendfile or copy [default: auto]
+    /// How stored records are sent: sendfile or copy [default: sendfile]
     catch_up, "catch-up", "HOW";
     /// What is logged: error, warn, info, debug or trace [default: info]
     log_level, "log-level", "LEVEL";

@@ -325,7 +325,6 @@ fn starts(
             Idle::Park => IdlePolicy::Park,
         };
         driven.catch_up = match config.catch_up {
-            CatchUp::Auto => ringtide_uring::CatchUp::Auto,
             CatchUp::Sendfile => ringtide_uring::CatchUp::Sendfile,
             CatchUp::Copy => ringtide_uring::CatchUp::Copy,
         };

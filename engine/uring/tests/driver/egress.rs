@@ -169,6 +169,31 @@ fn a_file_closed_while_it_is_sent_arrives_whole() {
 }
 
 #[test]
+fn readers_that_stand_still_do_not_keep_files_from_others() {
+    let directory = tempfile::tempdir().expect("directory");
+    let path = directory.path().join("segment");
+    let contents = pattern(2_000_000);
+    fs::write(&path, &contents).expect("write");
+    for catch_up in [CatchUp::Copy, CatchUp::Sendfile] {
+        let mut shard = Shard::start(|config| {
+            config.catch_up = catch_up;
+            config.file_buffers = 1;
+            config.socket_send_buffer = Some(200 << 10);
+        });
+        shard.open(1, &path, OpenMode::Read).expect("open");
+        let deaf: Vec<_> = (0..4).map(|_| shard.connect()).collect();
+        for (_, conn) in &deaf {
+            shard.send_file(*conn, b"head", 1, 0, contents.len());
+        }
+        shard.settle();
+        let (mut stream, conn) = shard.connect();
+        shard.send_file(conn, b"", 1, 0, contents.len());
+        expect(&mut stream, &contents);
+        shard.sent(conn);
+    }
+}
+
+#[test]
 fn aborting_while_files_are_sent_gives_their_buffers_back() {
     let directory = tempfile::tempdir().expect("directory");
     let path = directory.path().join("segment");
