@@ -28,6 +28,7 @@
 //! Source: Kafka 4.0, `DefaultRecordBatch` and the protocol guide, "Record Batch".
 
 use crate::compress::CodecError;
+use crate::limits::MAX_BATCH_RECORDS;
 use crate::record::{self, RecordFault};
 
 pub use crate::compress::Codec;
@@ -144,6 +145,12 @@ pub enum BatchError {
         count: i32,
         /// The last offset delta as found.
         last_delta: i32,
+    },
+    /// More records than a batch may have, whatever they compress to.
+    #[error("the batch says it has {count} records, the most is {MAX_BATCH_RECORDS}")]
+    TooManyRecords {
+        /// The record count as found.
+        count: u32,
     },
     /// Only a broker or a coordinator writes control batches.
     #[error("a control batch cannot be published")]
@@ -506,6 +513,11 @@ fn check_published_header(header: &Header) -> Result<(), BatchError> {
     // Both are at most `i32::MAX`.
     if header.record_count != header.last_offset_delta + 1 {
         return Err(header.count_mismatch());
+    }
+    if header.record_count > MAX_BATCH_RECORDS {
+        return Err(BatchError::TooManyRecords {
+            count: header.record_count,
+        });
     }
     let half_a_producer =
         header.has_producer() && (header.producer_epoch < 0 || header.base_sequence < 0);

@@ -10,6 +10,8 @@ pub const DEFAULT_PORT: u16 = 7311;
 
 /// The largest record batch that any topic may allow, in bytes.
 pub const MAX_BATCH_BYTES: usize = 1 << 20;
+/// The most records of one batch: the counts of compressed batches are believed up to here.
+pub const MAX_BATCH_RECORDS: u32 = 1 << 20;
 /// The largest FlatBuffers envelope, in bytes.
 pub const MAX_ENVELOPE_BYTES: usize = 4 << 20;
 /// The largest frame payload, in bytes.

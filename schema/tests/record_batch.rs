@@ -12,6 +12,7 @@ use ringtide_schema::batch::{
     check_publish, check_stored,
 };
 use ringtide_schema::compress;
+use ringtide_schema::limits::MAX_BATCH_RECORDS;
 use ringtide_schema::record::{BatchBuilder, RecordFault, Records, records};
 
 const LIMIT: usize = 1 << 20;
@@ -574,7 +575,15 @@ fn a_count_that_lies_is_refused() {
         why: RecordFault::Truncated,
     };
     assert_eq!(refused(&lie(4, 3)), missing);
-    assert_eq!(refused(&lie(i32::MAX, i32::MAX - 1)), missing);
+    let most = MAX_BATCH_RECORDS as i32;
+    assert_eq!(refused(&lie(most, most - 1)), missing);
+    // Past that nothing is walked, so that a compressed batch cannot claim the offsets either.
+    assert_eq!(
+        refused(&lie(most + 1, most)),
+        BatchError::TooManyRecords {
+            count: MAX_BATCH_RECORDS + 1
+        }
+    );
     assert_eq!(
         refused(&lie(2, 1)),
         BatchError::BytesAfterRecords { bytes: 12 }

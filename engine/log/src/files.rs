@@ -290,17 +290,27 @@ pub fn list(path: &Path) -> Result<Option<Vec<Listed>>, FileError> {
 }
 
 /// Makes a directory unless it is there; says whether it was made.
-pub fn make_directory(path: &Path) -> Result<bool, FileError> {
+pub fn make_directory(path: &Path) -> Result<(), FileError> {
     match fs::create_dir(path) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(FileError::new(Action::MakeDirectory, path, false, e)),
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+            Err(FileError::new(Action::MakeDirectory, path, false, e))
+        }
+        _ => Ok(()),
     }
 }
 
-/// Makes a directory and those above it unless they are there.
+/// Makes a directory and those above it unless they are there; what was made is durable.
 pub fn make_directories(path: &Path) -> Result<(), FileError> {
-    fs::create_dir_all(path).map_err(failed(Action::MakeDirectory, path))
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    make_directories(parent)?;
+    make_directory(path)?;
+    sync_directory(parent)
 }
 
 /// Removes a file; that there is none is no failure.

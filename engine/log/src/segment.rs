@@ -216,20 +216,18 @@ impl Segment {
             };
         }
         let first = self.index.get(before - 1);
-        let (stop, next_offset) = if before < self.index.len() {
+        let mut stop = end;
+        if before < self.index.len() {
             let e = self.index.get(before);
-            (
-                u64::from(e.position),
-                self.meta.base_offset + u64::from(e.relative_offset),
-            )
-        } else {
-            end
-        };
+            let offset = self.meta.base_offset + u64::from(e.relative_offset);
+            // The index knows of batches that the file does not have yet.
+            stop = stop.min((u64::from(e.position), offset));
+        }
         let position = u64::from(first.position);
         Range {
             position,
-            bytes: stop.saturating_sub(position),
-            next_offset,
+            bytes: stop.0.saturating_sub(position),
+            next_offset: stop.1,
         }
     }
 }

@@ -119,10 +119,15 @@ pub struct Wal {
     pool: Pool,
     /// Headers of slots on their way to the disk.
     headers: Chunk,
+    /// A block of zeros.
+    blank: Slice,
     chunk: Option<Chunk>,
     open: Option<OpenFrame>,
     in_flight: VecDeque<InFlight>,
     used: VecDeque<UsedSlot>,
+    /// Slots that hold nothing newer than snapshots; the first is being marked free.
+    released: VecDeque<FileId>,
+    marking: Option<OpId>,
     free: Vec<FileId>,
     next_seq: u64,
     written: u64,
@@ -147,22 +152,21 @@ impl Wal {
     /// # Panics
     /// If the pool has no chunk left.
     pub fn new(config: WalConfig, pool: Pool, slots: Vec<FileId>) -> Self {
-        let headers = pool.take();
-        assert!(
-            headers.is_some(),
-            "the log is made before anything else takes memory"
-        );
-        let Some(headers) = headers else {
-            unreachable!()
+        let (Some(headers), Some(mut blank)) = (pool.take(), pool.take()) else {
+            panic!("the log is made before anything else takes memory");
         };
+        blank.append_with(BLOCK_BYTES, |block| block.fill(0));
         Self {
             config,
             pool,
             headers,
+            blank: blank.slice(0..BLOCK_BYTES),
             chunk: None,
             open: None,
             in_flight: VecDeque::new(),
             used: VecDeque::new(),
+            released: VecDeque::new(),
+            marking: None,
             free: slots,
             next_seq: 1,
             written: 0,
@@ -195,7 +199,8 @@ impl Wal {
 
     /// Slots that hold no entry that is still needed, and all slots.
     pub fn free_slots(&self) -> (usize, usize) {
-        (self.free.len(), self.free.len() + self.used.len())
+        let free = self.free.len();
+        (free, free + self.released.len() + self.used.len())
     }
 
     /// Takes another empty slot.
@@ -238,7 +243,7 @@ impl Wal {
     /// Whether the entry can be part of the open frame.
     fn joins(chunk: &Chunk, open: &OpenFrame, entry: usize) -> bool {
         let frame = chunk.len() - open.start + entry;
-        chunk.room() >= entry && (frame <= FRAME_BYTES || open.entries == 0)
+        chunk.room() >= entry && frame <= FRAME_BYTES
     }
 
     /// The position in the current slot and the free slots left after a frame was placed.
@@ -270,7 +275,7 @@ impl Wal {
         if let (Some(chunk), Some(open)) = (&self.chunk, &self.open)
             && !Self::joins(chunk, open, entry_padded(entry))
         {
-            self.write_frame(0, now_ns, ops);
+            self.write_frame(0, ops);
         }
         let alone = FRAME_HEADER_BYTES + entry_padded(entry);
         if self.open.is_none() && self.chunk.as_ref().is_none_or(|c| c.room() < alone) {
@@ -331,7 +336,7 @@ impl Wal {
                 || bytes >= FLUSH_BYTES
                 || now_ns >= open.opened_ns + FLUSH_AFTER_NS;
             if due && self.can_write() {
-                self.write_frame(0, now_ns, ops);
+                self.write_frame(0, ops);
             }
         } else if !self.closed
             && self.in_flight.is_empty()
@@ -377,8 +382,7 @@ impl Wal {
             entries: 0,
             opened_ns: now_ns,
         });
-        self.write_frame(FRAME_CLOSING, now_ns, ops);
-        self.closed = true;
+        self.write_frame(FRAME_CLOSING, ops);
     }
 
     fn op(&mut self) -> OpId {
@@ -387,7 +391,7 @@ impl Wal {
     }
 
     /// Seals the open frame and submits it.
-    fn write_frame(&mut self, flags: u8, _now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
+    fn write_frame(&mut self, flags: u8, ops: &mut Vec<(OpId, DiskOp)>) {
         let Some(open) = self.open.take() else { return };
         let Some(mut chunk) = self.chunk.take() else {
             return;
@@ -497,7 +501,12 @@ impl Wal {
     }
 
     /// A write of this log completed. Returns whether `committed` moved.
-    pub fn completed(&mut self, op: OpId, now_ns: u64) -> bool {
+    pub fn completed(&mut self, op: OpId, now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) -> bool {
+        if self.marking.take_if(|marking| *marking == op).is_some() {
+            self.free.splice(0..0, self.released.pop_front());
+            self.mark_free(ops);
+            return false;
+        }
         if let Some(write) = self.in_flight.iter_mut().find(|w| w.op == op) {
             write.done = true;
         }
@@ -514,17 +523,36 @@ impl Wal {
         self.committed > before
     }
 
-    /// Everything up to `seq` is held by snapshots: slots with nothing newer are free.
-    pub fn release_through(&mut self, seq: u64) {
+    /// Everything up to `seq` is held by snapshots: slots with nothing newer become free.
+    pub fn release_through(&mut self, seq: u64, ops: &mut Vec<(OpId, DiskOp)>) {
         assert!(
             seq <= self.committed,
             "only committed entries can be in snapshots"
         );
         while self.used.len() > 1 && self.used.front().is_some_and(|s| s.last_seq <= seq) {
-            if let Some(slot) = self.used.pop_front() {
-                self.free.insert(0, slot.file);
-            }
+            self.released.extend(self.used.pop_front().map(|s| s.file));
         }
+        self.mark_free(ops);
+    }
+
+    /// Blanks the header of the next released slot. Before that is durable the slot is not used
+    /// again: a slot with a header is one whose entries recovery needs or finds whole. One at a
+    /// time, so that the slots with headers have no gap.
+    fn mark_free(&mut self, ops: &mut Vec<(OpId, DiskOp)>) {
+        let (None, Some(&file)) = (self.marking, self.released.front()) else {
+            return;
+        };
+        let op = self.op();
+        let data = self.blank.clone();
+        ops.push((
+            op,
+            DiskOp::Write {
+                file,
+                position: 0,
+                data,
+            },
+        ));
+        self.marking = Some(op);
     }
 
     /// Whether anything is open or in flight.
@@ -584,7 +612,7 @@ mod tests {
         wal.want(first);
         wal.turn(0, &mut ops);
         for op in std::mem::take(&mut ops) {
-            wal.completed(op.0, 0);
+            wal.completed(op.0, 0, &mut ops);
         }
         let mut last = 0;
         for _ in 0..3 {
@@ -595,11 +623,11 @@ mod tests {
         }
         // Two writes may be in flight; the third entry waits for one of them.
         assert_eq!(ops.len(), 2);
-        assert!(wal.completed(ops[0].0, 0));
+        assert!(wal.completed(ops[0].0, 0, &mut Vec::new()));
         wal.turn(0, &mut ops);
         assert_eq!(ops.len(), 3);
-        wal.completed(ops[1].0, 0);
-        wal.completed(ops[2].0, 0);
+        wal.completed(ops[1].0, 0, &mut Vec::new());
+        wal.completed(ops[2].0, 0, &mut Vec::new());
         assert_eq!(wal.committed(), last);
     }
 
@@ -611,11 +639,11 @@ mod tests {
         wal.turn(0, &mut ops);
         let (header, frame) = (ops[0].0, ops[1].0);
         assert!(
-            !wal.completed(frame, 0),
+            !wal.completed(frame, 0, &mut ops),
             "the slot's header is not durable yet"
         );
         assert_eq!(wal.committed(), 0);
-        assert!(wal.completed(header, 0));
+        assert!(wal.completed(header, 0, &mut ops));
         assert_eq!(wal.committed(), first);
     }
 
@@ -629,7 +657,7 @@ mod tests {
             wal.want(seq);
             wal.turn(0, &mut ops);
             for op in std::mem::take(&mut ops) {
-                wal.completed(op.0, 0);
+                wal.completed(op.0, 0, &mut ops);
             }
         }
         assert_eq!(wal.committed(), accepted);
@@ -637,7 +665,44 @@ mod tests {
             accepted > 60,
             "{accepted} of about 80 entries of 100 kB in 8 MiB"
         );
-        wal.release_through(accepted);
+    }
+
+    #[test]
+    fn a_slot_is_used_again_only_when_its_blank_header_is_durable() {
+        let (mut wal, mut ops) = (wal(3), Vec::new());
+        let mut accepted = 0;
+        while let Ok(seq) = append(&mut wal, 100_000, &mut ops) {
+            accepted = seq;
+            wal.want(seq);
+            wal.turn(0, &mut ops);
+            for op in std::mem::take(&mut ops) {
+                wal.completed(op.0, 0, &mut ops);
+            }
+        }
+        wal.release_through(accepted, &mut ops);
+        let mut blanked = Vec::new();
+        while let Some((op, write)) = ops.pop() {
+            assert!(append(&mut wal, 100_000, &mut Vec::new()).is_err());
+            let DiskOp::Write {
+                file,
+                position,
+                data,
+            } = write
+            else {
+                panic!("{write:?}")
+            };
+            assert_eq!((position, &data[..]), (0, &[0; BLOCK_BYTES][..]));
+            assert!(ops.is_empty(), "one at a time, so that no gap can come up");
+            blanked.push(file);
+            wal.completed(op, 0, &mut ops);
+            if blanked.len() == 1 {
+                assert_eq!(wal.free_slots(), (1, 3));
+                // The second is looked at with the first still free.
+                wal.free.clear();
+            }
+        }
+        assert_eq!(blanked.len(), 2, "the newest slot stays");
+        assert_eq!(wal.free.len(), 1);
         assert!(append(&mut wal, 100_000, &mut ops).is_ok());
     }
 
@@ -648,7 +713,7 @@ mod tests {
         wal.want(seq);
         wal.turn(0, &mut ops);
         for op in std::mem::take(&mut ops) {
-            wal.completed(op.0, 5);
+            wal.completed(op.0, 5, &mut ops);
         }
         assert_eq!(wal.deadline_ns(), Some(5 + CLOSE_AFTER_NS));
         wal.turn(5 + CLOSE_AFTER_NS, &mut ops);
@@ -660,7 +725,7 @@ mod tests {
             (header.flags, header.committed, header.entry_count),
             (FRAME_CLOSING, seq, 0)
         );
-        wal.completed(*op, 6);
+        wal.completed(*op, 6, &mut Vec::new());
         assert_eq!(wal.deadline_ns(), None);
     }
 
@@ -680,7 +745,7 @@ mod tests {
             assert_eq!(header.previous_crc, crc);
             crc = own;
             for op in writes {
-                wal.completed(op.0, 0);
+                wal.completed(op.0, 0, &mut ops);
             }
         }
     }

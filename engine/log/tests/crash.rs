@@ -138,11 +138,12 @@ impl World {
                 let i = self.random.below(self.under_way.len() as u64) as usize;
                 let (op, write) = self.under_way.swap_remove(i);
                 self.write(&write, |_| true);
-                self.wal.completed(op, self.now_ns);
+                self.wal.completed(op, self.now_ns, &mut self.under_way);
             }
             7 if self.random.below(4) == 0 => {
                 self.held = self.wal.committed() as usize;
-                self.wal.release_through(self.held as u64);
+                self.wal
+                    .release_through(self.held as u64, &mut self.under_way);
             }
             _ => self.now_ns += self.random.below(300_000_000),
         }

@@ -442,61 +442,6 @@ fn a_batch_that_straddles_the_synced_position_is_continued() {
 }
 
 #[test]
-fn a_long_tail_is_written_with_what_follows_it() {
-    let mut b = Builder::new(1, 1);
-    let id = PartitionId {
-        topic: b.topic("t", 1, SEGMENT),
-        partition: 0,
-    };
-    for _ in 0..30 {
-        b.publish(id, 1000);
-    }
-    b.frame(0);
-    b.store();
-    let mut recovered = b.recover().expect("nothing is wrong");
-    // The same snapshot with a synced position five blocks earlier and a tail that makes up for it.
-    let all = b.expected[&id].clone();
-    let snapshot = &mut recovered.groups[0];
-    let partition = &mut snapshot.partitions.as_mut().expect("one")[0];
-    let segment = &mut partition.segments.as_mut().expect("one")[0];
-    segment.bytes -= 5 * BLOCK_BYTES as u64;
-    partition.tail = Some(all[segment.bytes as usize..].to_vec());
-    segment.next_offset = {
-        let mut batches = Batches::new(&all[..segment.bytes as usize]);
-        batches
-            .by_ref()
-            .map_while(Result::ok)
-            .map(|(h, _)| h.next_offset())
-            .last()
-            .expect("some")
-    };
-    let snapshot = snapshot.clone();
-    b.store_snapshot(&snapshot);
-    b.next_start(&recovered);
-    b.publish(id, 10);
-    b.frame(0);
-    b.store();
-    let recovered = b.recover().expect("nothing is wrong");
-    b.assert_everything(&recovered);
-    let segment = &stored(&recovered, id)
-        .expect("known")
-        .segments
-        .as_ref()
-        .expect("one")[0];
-    let all = &b.expected[&id];
-    let covered = {
-        let mut batches = Batches::new(&all[..segment.bytes as usize]);
-        batches
-            .by_ref()
-            .map_while(Result::ok)
-            .map(|(h, _)| h.next_offset())
-            .last()
-            .expect("some")
-    };
-    assert_eq!(segment.next_offset, covered);
-}
-
-#[test]
 fn the_producer_window_is_rebuilt_across_snapshot_and_log() {
     let mut b = Builder::new(1, 1);
     let id = PartitionId {

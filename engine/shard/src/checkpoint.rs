@@ -77,7 +77,7 @@ impl Shard {
             c.writing.push((group, index));
         }
         if c.writing.is_empty() {
-            self.wal.release_through(c.cut_seq);
+            self.wal.release_through(c.cut_seq, &mut fx.disk);
             self.upkeep.checkpointed_seq = c.cut_seq;
             return;
         }

@@ -70,7 +70,7 @@ impl Logic for Shard {
     fn disk(&mut self, op: OpId, result: Result<DiskDone, DiskError>, now: Now, fx: &mut Fx) {
         if op.0 & WAL_OP != 0 {
             match result {
-                Ok(_) if self.wal.completed(op, now.mono_ns) => self.committed(fx),
+                Ok(_) if self.wal.completed(op, now.mono_ns, &mut fx.disk) => self.committed(fx),
                 Ok(_) => {}
                 Err(e) => fatal(fx, FatalReason::Wal, e.message),
             }

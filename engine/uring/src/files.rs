@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringtide_io::{DiskError, FileId};
+use ringtide_io::{DiskError, DiskErrorKind, FileId};
 
 /// An open file; whoever works on it holds it, so that it stays open until they are done.
 #[derive(Debug)]
@@ -45,4 +45,14 @@ impl Files {
 pub(crate) fn failed(what: &str, path: &Path, error: &io::Error) -> DiskError {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
     DiskError::from_errno(errno, format!("cannot {what} {}: {error}", path.display()))
+}
+
+/// The typed form of a failed sync: never one that is tried again, because the kernel reports what
+/// it could not write once and forgets it.
+pub(crate) fn failed_to_sync(path: &Path, error: &io::Error) -> DiskError {
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    DiskError {
+        kind: DiskErrorKind::Os(errno),
+        message: format!("cannot sync {}: {error}", path.display()),
+    }
 }

@@ -13,7 +13,7 @@ use ringtide_schema::batch;
 use ringtide_schema::index::{self, IndexEntry, IndexView};
 use ringtide_schema::limits::BLOCK_BYTES;
 
-use crate::files::{OpenFile, failed};
+use crate::files::{OpenFile, failed, failed_to_sync};
 use crate::memory::Blocks;
 use crate::wake::Wake;
 
@@ -234,7 +234,7 @@ fn seal(file: &OpenFile, bytes: u64, index_path: &Path, index: &[u8]) -> Result<
         .map_err(|error| failed_to("cut", error))?;
     file.file
         .sync_all()
-        .map_err(|error| failed_to("sync", error))?;
+        .map_err(|error| failed_to_sync(&file.path, &error))?;
     // Derived data: without it the index is built anew when it is asked for.
     if let Err(error) = write_index(index_path, index) {
         tracing::warn!("cannot write index {}: {error}", index_path.display());
@@ -284,7 +284,8 @@ fn mapped_index(
     fits.then(|| Arc::new(map) as _)
 }
 
-/// Reads the batch headers of a segment up to `bytes`.
+/// Reads the batch headers of a segment up to `bytes`, or to the first that is damaged: what comes
+/// before it can be read, and readers meet the damage where it is.
 fn scan(
     log: &File,
     path: &Path,
@@ -292,19 +293,15 @@ fn scan(
     bytes: u64,
 ) -> Result<(Vec<IndexEntry>, u64), DiskError> {
     const WINDOW_BYTES: usize = 1 << 20;
-    let corrupt = |message: String| DiskError {
-        kind: DiskErrorKind::Corrupt,
-        message,
-    };
     let length = log
         .metadata()
         .map_err(|error| failed("look at", path, &error))?
         .len();
     if length < bytes {
-        return Err(corrupt(format!(
-            "{} has {length} bytes instead of {bytes}",
-            path.display()
-        )));
+        return Err(DiskError {
+            kind: DiskErrorKind::Corrupt,
+            message: format!("{} has {length} bytes instead of {bytes}", path.display()),
+        });
     }
     let mut window = vec![0; WINDOW_BYTES];
     let (mut start, mut filled) = (0u64, 0usize);
@@ -322,16 +319,22 @@ fn scan(
                 .map_err(|error| failed("read", path, &error))?;
         }
         let at = (position - start) as usize;
-        let header = batch::Header::peek(&window[at..filled])
-            .map_err(|error| corrupt(format!("{} at byte {position}: {error}", path.display())))?;
+        let header = match batch::Header::peek(&window[at..filled]) {
+            Ok(header) => header,
+            Err(error) => {
+                tracing::error!("{} is damaged at byte {position}: {error}", path.display());
+                break;
+            }
+        };
         let relative = header.base_offset.checked_sub(base_offset);
         let relative = relative.and_then(|offset| u32::try_from(offset).ok());
         let (Some(relative_offset), Ok(at_u32)) = (relative, u32::try_from(position)) else {
-            return Err(corrupt(format!(
-                "{} at byte {position}: offset {} in the segment of {base_offset}",
+            let offset = header.base_offset;
+            tracing::error!(
+                "{} is damaged at byte {position}: offset {offset} in the segment of {base_offset}",
                 path.display(),
-                header.base_offset
-            )));
+            );
+            break;
         };
         let due = entries
             .last()
@@ -454,5 +457,8 @@ fn create_directory(path: &Path) -> Result<(), DiskError> {
 
 fn sync_directory(path: &Path) -> Result<(), DiskError> {
     let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| failed("sync directory", path, &error))
+    synced.map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => failed("sync", path, &error),
+        _ => failed_to_sync(path, &error),
+    })
 }

@@ -1,6 +1,7 @@
 //! Where a reader finds an offset or a time: in memory, or in a range of a segment's file.
 
 use ringtide_io::{DiskOp, FileId, OpenMode, Slice};
+use ringtide_schema::limits::MAX_PAYLOAD_BYTES;
 
 use super::{Ops, Partition, PartitionOp};
 use crate::segment::{Index, Reader, index_path, log_path};
@@ -88,7 +89,9 @@ impl Partition {
         };
         let end = self.file_end(i);
         let range = self.segments[i].range(offset, max_bytes as u64, end);
-        if range.bytes == 0 || range.next_offset <= offset {
+        // A range that is too long has damage in it, behind which nothing is indexed.
+        let is_whole = range.bytes > 0 && range.bytes <= MAX_PAYLOAD_BYTES as u64;
+        if !is_whole || range.next_offset <= offset {
             return Plan::OutOfRange;
         }
         Plan::File {
@@ -135,15 +138,14 @@ impl Partition {
     fn file_end(&self, i: usize) -> (u64, u64) {
         let segment = &self.segments[i];
         let base = segment.meta.base_offset;
-        match self
-            .tail
-            .iter()
-            .find_map(|b| b.place.map(|place| (b, place)))
-        {
-            Some((batch, (in_segment, end))) if in_segment == base => {
-                (end - batch.bytes.len() as u64, batch.base_offset)
-            }
-            _ => (self.segment_bytes(segment), segment.meta.next_offset),
+        let in_memory = self.tail.iter().find_map(|b| {
+            b.place
+                .filter(|place| place.0 == base)
+                .map(|place| (b, place.1))
+        });
+        match in_memory {
+            Some((batch, end)) => (end - batch.bytes.len() as u64, batch.base_offset),
+            None => (self.segment_bytes(segment), segment.meta.next_offset),
         }
     }
 
@@ -196,6 +198,9 @@ impl Partition {
                 && used < before
             {
                 segment.reader = Reader::Closed;
+                if matches!(segment.index, Index::File(_)) {
+                    segment.index = Index::Unloaded;
+                }
                 closed.push(file);
             }
         }
@@ -234,7 +239,7 @@ impl Partition {
                 return TimePlan::File {
                     file,
                     position: range.position,
-                    bytes: range.bytes as usize,
+                    bytes: range.bytes.min(MAX_PAYLOAD_BYTES as u64) as usize,
                     otherwise: range.next_offset,
                 };
             }

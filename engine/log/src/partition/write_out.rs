@@ -5,7 +5,7 @@
 //! (`synced`) is what was written at the last sync, with the carry of that moment. A round that
 //! meets a full disk is undone and tried again; every other failure is final.
 
-use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes};
+use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId};
 use ringtide_schema::batch::Header;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::SegmentT;
@@ -57,7 +57,8 @@ struct Undo {
     carry: Vec<u8>,
     aligned: u64,
     assigned: u64,
-    given: usize,
+    /// The first batch that the round took.
+    first_offset: u64,
     index_entries: usize,
     meta: SegmentT,
 }
@@ -298,7 +299,7 @@ impl Partition {
             carry: w.carry.clone(),
             aligned: w.aligned,
             assigned: w.assigned,
-            given: self.given,
+            first_offset: active.meta.next_offset,
             index_entries,
             meta: active.meta.clone(),
         };
@@ -555,11 +556,16 @@ impl Partition {
             w.aligned = undo.aligned;
             w.assigned = undo.assigned;
             w.seal_next = false;
-            for batch in self.tail.range_mut(undo.given..self.given) {
+            // A segment without a batch is not sealed.
+            w.seal_asked &= w.assigned > 0;
+            w.flushing = false;
+            let first = undo.first_offset;
+            let kept = self.tail.partition_point(|b| b.base_offset < first);
+            for batch in self.tail.range_mut(kept..self.given) {
                 batch.place = None;
                 self.given_bytes -= batch.bytes.len();
             }
-            self.given = undo.given;
+            self.given = kept;
             if let Some(active) = self.segments.last_mut() {
                 active.meta = undo.meta;
                 if let Index::Memory(entries) = &mut active.index {
@@ -578,11 +584,8 @@ impl Partition {
         if let Some(active) = self.segments.last_mut() {
             active.meta.sealed = true;
             active.meta.bytes = bytes;
-            let entries = active.index.entries();
-            active.index = Index::File(IndexBytes::Built {
-                entries,
-                covered_bytes: bytes,
-            });
+            // From its file when a reader asks; memory holds only the active segment's.
+            active.index = Index::Unloaded;
         }
         // The file stays with its number; the shard closes it.
         self.writer = Writer {
@@ -606,7 +609,7 @@ impl Partition {
         result: Result<DiskDone, DiskError>,
     ) -> Result<(), WriteError> {
         let id = self.id;
-        let opening = self.writer.state == State::Opening;
+        let is_opening = self.writer.state == State::Opening;
         let Some(segment) = self
             .segments
             .iter_mut()
@@ -614,18 +617,19 @@ impl Partition {
         else {
             return Ok(());
         };
+        let is_writers = is_opening && !segment.meta.sealed;
         match result {
             Ok(DiskDone::Index(index)) => segment.set_index(index),
             Ok(_) => return Err(WriteError::Fatal(format!("{id}: no index in the answer"))),
             Err(e) => {
                 segment.index = Index::Unloaded;
-                return Err(match opening {
+                return Err(match is_writers {
                     true => WriteError::Fatal(e.message),
                     false => WriteError::Unreadable(e.message),
                 });
             }
         }
-        if !segment.meta.sealed && opening {
+        if is_writers {
             self.writer.state = State::Closed;
         }
         Ok(())

@@ -15,7 +15,7 @@ use ringtide_schema::wal::{
 };
 
 use super::error::{CorruptFrame, Lost, RecoverError, Shown};
-use super::slots::{LiveSlot, MAX_FRAMES_IN_FLIGHT};
+use super::slots::LiveSlot;
 use super::stream::Stream;
 use super::table::{Decision, Evidence, Found, Place, Refusal, decide};
 use crate::files::{self, AlignedBuf, FileError};
@@ -44,12 +44,6 @@ pub(super) trait Sink {
     /// A snapshot that holds more of a group of this shard than the chain, which has just ended,
     /// although the chain has newer entries of the group than none.
     fn beyond_chain(&self, shard: u16) -> Option<Shown>;
-
-    /// Entries applied so far: those that no snapshot holds.
-    fn applied(&self) -> u64;
-
-    /// Forgets what was seen, but not applied, of the chain of this shard: it begins anew.
-    fn restart(&mut self, shard: u16);
 
     /// The log was followed this many bytes further.
     fn progress(&mut self, bytes: u64);
@@ -112,15 +106,6 @@ enum Examined {
     Broken(Found, Option<FrameHeader>, String),
 }
 
-/// The slot in which a chain broke.
-fn broken_slot(error: &RecoverError) -> Option<&Path> {
-    match error {
-        RecoverError::Lost(lost) => Some(&lost.path),
-        RecoverError::CorruptFrame(corrupt) => Some(&corrupt.path),
-        _ => None,
-    }
-}
-
 fn corrupt(what: String) -> Examined {
     Examined::Broken(Found::Corrupt, None, what)
 }
@@ -148,65 +133,10 @@ impl Later {
 
 impl Chain<'_> {
     /// Follows the chain and hands its entries on.
-    ///
-    /// A slot that was about to be used again may still have its old header, because header and
-    /// first frames are in flight together: then what it holds of its earlier use is broken. It is
-    /// left out if nothing that was read of it was needed, and the newest slot is so full that the
-    /// next one was being begun.
     pub(super) fn follow(
         &self,
         sink: &mut impl Sink,
     ) -> Result<(LogEnd, ChainCounts), RecoverError> {
-        let applied = sink.applied();
-        let mut first_error: Option<RecoverError> = None;
-        let last = (self.slots.len() - 1).min(MAX_FRAMES_IN_FLIGHT as usize);
-        for begin in 0..=last {
-            let left_out = self.slots[..begin]
-                .iter()
-                .map(|slot| (slot.path.clone(), slot.bytes));
-            let unclaimed: Vec<_> = self.unclaimed.iter().cloned().chain(left_out).collect();
-            let chain = Chain {
-                slots: &self.slots[begin..],
-                unclaimed: &unclaimed,
-                ..*self
-            };
-            match chain.follow_once(sink) {
-                Ok((end, counts)) if begin == 0 || self.next_was_begun(&end) => {
-                    return Ok((end, counts));
-                }
-                Ok((end, _)) => {
-                    let what = "the slots after it show that it was not being used again";
-                    let path = self.slots[0].path.clone();
-                    let error = CorruptFrame {
-                        path,
-                        position: end.position,
-                        what: what.into(),
-                    };
-                    return Err(first_error.unwrap_or_else(|| error.into()));
-                }
-                Err(error) => {
-                    let recycled = broken_slot(&error) == Some(&*self.slots[begin].path)
-                        && sink.applied() == applied;
-                    let error = first_error.take().unwrap_or(error);
-                    if !recycled || begin == last {
-                        return Err(error);
-                    }
-                    first_error = Some(error);
-                    sink.restart(self.shard);
-                }
-            }
-        }
-        unreachable!("the last round returns, and there is one: a chain has a slot")
-    }
-
-    fn next_was_begun(&self, end: &LogEnd) -> bool {
-        let in_flight = (MAX_FRAMES_IN_FLIGHT + 1) * MAX_FRAME_BYTES as u64;
-        self.slots.last().is_some_and(|newest| {
-            newest.path == end.path && end.position + in_flight > newest.bytes
-        })
-    }
-
-    fn follow_once(&self, sink: &mut impl Sink) -> Result<(LogEnd, ChainCounts), RecoverError> {
         let slots = self
             .slots
             .iter()

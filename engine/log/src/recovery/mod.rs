@@ -172,9 +172,6 @@ fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError>
         files::make_directory(&dir.join(folder))?;
     }
     files::sync_directory(dir)?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        files::sync_directory(parent)?;
-    }
     let identity = Identity {
         data_directory: TopicId {
             hi: options.random[0],
@@ -251,6 +248,10 @@ fn take_over(
     let topics = replay.metadata().topics().cloned().collect();
     let next_topic_serial = replay.metadata().next_serial();
     let groups = write_snapshots(dir, replay.into_groups())?;
+    // Even if nothing was written now: what a killed run made may not be durable yet, and from here
+    // on the log is not needed for it.
+    files::sync_directory(&dir.join("partitions"))?;
+    files::sync_directory(&dir.join("groups"))?;
     write_identity(dir, &identity)?;
 
     let (fit, unfit): (Vec<_>, Vec<_>) = slot_files
@@ -321,27 +322,23 @@ fn replay_logs(
     Ok(())
 }
 
-/// Makes the snapshots of changed groups durable, the metadata group's after all others: until it
-/// is there, an interrupted recovery replays into the same topics again.
+/// Writes the snapshots of changed groups, the metadata group's when all others are durable: until
+/// it is there, an interrupted recovery replays into the same topics again.
 fn write_snapshots(
     dir: &Path,
     groups: Vec<(GroupSnapshotT, bool)>,
 ) -> Result<Vec<GroupSnapshotT>, RecoverError> {
     let folder = dir.join("groups");
-    let mut wrote = false;
     let last = groups.len().saturating_sub(1);
     for (number, (snapshot, changed)) in groups.iter().enumerate() {
-        if number == last && wrote {
+        if !changed {
+            continue;
+        }
+        if number == last {
             files::sync_directory(&folder)?;
         }
-        if *changed {
-            let path = folder.join(GroupId(snapshot.group).snapshot_name());
-            files::replace(&path, &snapshot::encode(snapshot))?;
-            wrote = true;
-        }
-    }
-    if wrote {
-        files::sync_directory(&folder)?;
+        let path = folder.join(GroupId(snapshot.group).snapshot_name());
+        files::replace(&path, &snapshot::encode(snapshot))?;
     }
     Ok(groups.into_iter().map(|(snapshot, _)| snapshot).collect())
 }

@@ -62,9 +62,7 @@ pub(super) struct Replay<'a> {
     behind: Option<Behind>,
     /// Files that the new snapshots no longer name.
     pub(super) garbage: BTreeSet<PathBuf>,
-    new_directories: bool,
     pub(super) batches: u64,
-    applied: u64,
     pub(super) skipped: u64,
     wal_bytes: u64,
     pub(super) wal_bytes_total: u64,
@@ -91,9 +89,7 @@ impl<'a> Replay<'a> {
             writers: 0,
             behind: (!mode.dry && !identity.clean).then(|| Behind::start(mode.direct)),
             garbage: BTreeSet::new(),
-            new_directories: false,
             batches: 0,
-            applied: 0,
             skipped: 0,
             wal_bytes: 0,
             wal_bytes_total: 0,
@@ -106,13 +102,6 @@ impl<'a> Replay<'a> {
                 .map_err(|what| Contradiction { path, what })?;
         }
         Ok(replay)
-    }
-
-    /// Shards of the last start.
-    fn shards(&self) -> u16 {
-        u16::try_from(self.identity.shards)
-            .unwrap_or(u16::MAX)
-            .max(1)
     }
 
     fn snapshot_path(&self, group: GroupId) -> PathBuf {
@@ -180,7 +169,6 @@ impl<'a> Replay<'a> {
             return Ok(false);
         }
         group.applied = index;
-        self.applied += 1;
         group.term = group.term.max(header.term);
         group.changed = true;
         Ok(true)
@@ -300,7 +288,7 @@ impl<'a> Replay<'a> {
         if partition.writer.is_none() {
             let directory = self.directory.join("partitions").join(id.dir_name());
             if self.behind.is_some() {
-                self.new_directories |= files::make_directory(&directory)?;
+                files::make_directory(&directory)?;
             }
             let opened = Writer::open(
                 directory,
@@ -376,9 +364,6 @@ impl<'a> Replay<'a> {
             if let Some(writer) = partition.writer.take() {
                 directories.push(writer.finish(&mut partition.stored, self.behind.as_mut())?);
             }
-        }
-        if self.new_directories {
-            directories.push(self.directory.join("partitions"));
         }
         if let Some(behind) = &mut self.behind {
             let progress = &mut self.progress;
@@ -487,19 +472,6 @@ impl Sink for Replay<'_> {
         None
     }
 
-    fn applied(&self) -> u64 {
-        self.applied
-    }
-
-    fn restart(&mut self, shard: u16) {
-        let shards = self.shards();
-        for (number, group) in (0..=self.identity.groups).zip(&mut self.groups) {
-            if GroupId(number).shard(self.identity.groups, shards) == shard {
-                group.seen = None;
-            }
-        }
-    }
-
     fn progress(&mut self, bytes: u64) {
         self.wal_bytes += bytes;
         let (done, total) = (self.wal_bytes, self.wal_bytes_total);
@@ -569,7 +541,7 @@ fn check_partition(stored: &PartitionT) -> Result<PartitionId, String> {
         }
         None => tail == 0,
     };
-    if !fits {
+    if !fits || tail >= BLOCK_BYTES {
         return Err(format!("the last segment of {id} and its tail do not fit"));
     }
     Ok(id)

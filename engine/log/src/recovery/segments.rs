@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ringtide_schema::batch::{CRC_START, check_stored};
+use ringtide_schema::batch::CRC_START;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::{PartitionT, SegmentT};
 
@@ -114,9 +114,9 @@ impl Writer {
             let (bytes, covered) = (last.bytes, last.next_offset);
             writer.take(path, bytes, covered, out.is_none())?;
             let tail = stored.tail.take().unwrap_or_default();
-            let ends = tail_ends(&tail, bytes, stored.next_offset);
             writer.put(&tail, &mut out)?;
-            writer.note_ends(ends);
+            // Only the last batch of a tail, which is less than a block, can matter.
+            writer.note_ends([(bytes + tail.len() as u64, stored.next_offset)]);
         }
         Ok(writer)
     }
@@ -171,7 +171,10 @@ impl Writer {
         mut out: Out<'_>,
     ) -> Result<(), RecoverError> {
         let size = self.size();
-        if size > 0 && size + batch.bytes.len() as u64 > u64::from(segment_bytes) {
+        let too_large = size + batch.bytes.len() as u64 > u64::from(segment_bytes);
+        let last = stored.segments.iter().flatten().next_back();
+        let too_far = last.is_some_and(|s| batch.next_offset - s.base_offset > u64::from(u32::MAX));
+        if size > 0 && (too_large || too_far) {
             self.seal(stored, &mut out)?;
         }
         let segments = stored.segments.get_or_insert_default();
@@ -297,48 +300,6 @@ impl Writer {
         }
         Ok(self.directory)
     }
-}
-
-/// Where the batches of a tail end, given that it begins at `position` of the segment, maybe within
-/// a batch, and ends just before `next_offset`: end and next offset of each, as far as they can be
-/// told.
-fn tail_ends(tail: &[u8], position: u64, next_offset: u64) -> VecDeque<(u64, u64)> {
-    let mut last = VecDeque::from([(position + tail.len() as u64, next_offset)]);
-    if tail.len() < BLOCK_BYTES {
-        // All of them end before the next block does, so that only the last one matters.
-        return last;
-    }
-    for start in 0..tail.len() {
-        if let Some((base_offset, mut ends)) = ends_from(tail, start, next_offset) {
-            if start > 0 {
-                ends.push_front((start as u64, base_offset));
-            }
-            return ends
-                .into_iter()
-                .map(|(end, next)| (position + end, next))
-                .collect();
-        }
-    }
-    last.retain(|_| !tail.is_empty());
-    last
-}
-
-/// The ends of the batches from `start` on if they fill the tail up to `next_offset`, with the base
-/// offset of the first.
-fn ends_from(tail: &[u8], start: usize, next_offset: u64) -> Option<(u64, VecDeque<(u64, u64)>)> {
-    let mut ends = VecDeque::new();
-    let first = check_stored(&tail[start..]).ok()?.base_offset;
-    let (mut at, mut next) = (start, first);
-    while at < tail.len() {
-        let header = check_stored(&tail[at..]).ok()?;
-        if header.base_offset != next {
-            return None;
-        }
-        at += header.batch_bytes;
-        next = header.next_offset();
-        ends.push_back((at as u64, next));
-    }
-    (next == next_offset).then_some((first, ends))
 }
 
 #[cfg(test)]

@@ -1,9 +1,11 @@
 //! Which slots of the write-ahead log are live, and in which order.
 //!
-//! Every slot file is looked at once: its header and the header of its first frame. A slot whose
-//! own header is unreadable is still placed by the frame that it begins with, because frames name
-//! their slot's generation themselves. What is neither headed nor begins with a frame of the newest
-//! start is *unclaimed*: free, unless the search for later frames finds some in it.
+//! Every slot file is looked at once: its header and the header of its first frame. A slot with a
+//! header of the newest start is live: before it is used again its header is durably blank. A slot
+//! without one is placed by the frame that it begins with, because frames name their slot's
+//! generation themselves: a free one that was being begun comes behind the headed ones, one whose
+//! header rotted wherever it joins them. All others are *unclaimed*: free, unless the search for
+//! later frames finds some in them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -124,13 +126,18 @@ impl Slot {
         Ok(Some((header.shard, header.generation)))
     }
 
-    /// What the first frame says, if it is of the newest start and of a later use than the header.
-    fn begun(&self, identity: &Identity, headed: Option<(u16, u64)>) -> Option<(u16, u64)> {
+    /// What the first frame says, if it is of the newest start.
+    fn begun(&self, identity: &Identity) -> Option<(u16, u64)> {
         let (first, _) = self.first.as_ref()?;
         let whole_blocks = self.bytes.is_multiple_of(BLOCK_BYTES as u64);
-        let later = headed.is_none_or(|(_, generation)| generation < first.generation);
-        (later && whole_blocks && first.incarnation == identity.incarnation)
+        (whole_blocks && first.incarnation == identity.incarnation)
             .then_some((first.shard, first.generation))
+    }
+
+    /// Whether the slot was free: its header is blank, or of an earlier start. A header is written
+    /// whole or not at all (it lies in one sector), so that anything else is damage.
+    fn was_free(&self) -> bool {
+        matches!(self.header, Ok(_) | Err(SlotError::Blank))
     }
 
     fn live(&self, generation: u64) -> LiveSlot {
@@ -147,25 +154,24 @@ impl Slot {
 /// Sorts out the slots of the newest start.
 pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, RecoverError> {
     let mut live = LiveSlots::default();
-    let mut begun: BTreeMap<u16, Vec<LiveSlot>> = BTreeMap::new();
+    let mut begun: BTreeMap<u16, Vec<Begun>> = BTreeMap::new();
     for slot in slots {
-        let headed = slot.headed(identity)?;
-        if let Some((shard, generation)) = slot.begun(identity, headed) {
-            begun.entry(shard).or_default().push(slot.live(generation));
-        } else if let Some((shard, generation)) = headed {
+        if let Some((shard, generation)) = slot.headed(identity)? {
             live.shards
                 .entry(shard)
                 .or_default()
                 .push(slot.live(generation));
+        } else if let Some((shard, generation)) = slot.begun(identity) {
+            begun.entry(shard).or_default().push(Begun {
+                slot: slot.live(generation),
+                was_free: slot.was_free(),
+            });
         } else {
-            match slot.header {
-                Ok(_) => {}
-                Err(SlotError::Blank) => {
-                    live.unclaimed
-                        .push((slot.path.clone(), slot.bytes.min(BLANK_SEARCH_BYTES)));
-                }
-                Err(_) => live.unclaimed.push((slot.path.clone(), slot.bytes)),
-            }
+            let searched = match slot.was_free() {
+                true => slot.bytes.min(BLANK_SEARCH_BYTES),
+                false => slot.bytes,
+            };
+            live.unclaimed.push((slot.path.clone(), searched));
         }
     }
     for (shard, begun) in begun {
@@ -192,26 +198,35 @@ pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots,
     Ok(live)
 }
 
-/// Puts slots without a readable header where their frames say, as far as they join the run of the
-/// headed ones: one that does not join may be the earlier use of a slot whose new header was torn.
-/// Gives back the others.
-fn adopt(chain: &mut Vec<LiveSlot>, mut begun: Vec<LiveSlot>) -> Vec<LiveSlot> {
-    begun.sort_by_key(|slot| slot.generation);
+/// A slot without a header, placed by the frame that it begins with.
+struct Begun {
+    slot: LiveSlot,
+    was_free: bool,
+}
+
+/// Puts slots without a header where their first frames say, as far as they join the run of the
+/// headed ones. One that was free joins only behind them: what it begins with may be of its earlier
+/// use. Gives back the others.
+fn adopt(chain: &mut Vec<LiveSlot>, mut begun: Vec<Begun>) -> Vec<LiveSlot> {
+    begun.sort_by_key(|begun| begun.slot.generation);
     if chain.is_empty() {
-        chain.extend(begun.pop());
+        chain.extend(begun.pop().map(|begun| begun.slot));
     }
     loop {
         let low = chain.iter().map(|slot| slot.generation).min().unwrap_or(0);
         let high = chain.iter().map(|slot| slot.generation).max().unwrap_or(0);
-        let joins = |slot: &LiveSlot| {
-            (low.saturating_sub(1)..=high + 1).contains(&slot.generation)
-                && chain
-                    .iter()
-                    .all(|other| other.generation != slot.generation)
+        let joins = |begun: &Begun| {
+            let lowest = match begun.was_free {
+                true => high + 1,
+                false => low.saturating_sub(1),
+            };
+            let generation = begun.slot.generation;
+            (lowest..=high + 1).contains(&generation)
+                && chain.iter().all(|other| other.generation != generation)
         };
         match begun.iter().position(joins) {
-            Some(i) => chain.push(begun.remove(i)),
-            None => return begun,
+            Some(i) => chain.push(begun.remove(i).slot),
+            None => return begun.into_iter().map(|begun| begun.slot).collect(),
         }
     }
 }
@@ -229,17 +244,26 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_slot_without_header_joins_only_next_to_its_neighbours() {
+    fn adopted(was_free: bool) -> (Vec<u64>, usize) {
         let mut chain = vec![slot(4), slot(6)];
-        let left = adopt(
-            &mut chain,
-            vec![slot(1), slot(3), slot(5), slot(7), slot(9)],
-        );
+        let begun = [1, 3, 5, 7, 9].map(|generation| Begun {
+            slot: slot(generation),
+            was_free,
+        });
+        let left = adopt(&mut chain, begun.into());
         let mut generations: Vec<u64> = chain.iter().map(|s| s.generation).collect();
         generations.sort_unstable();
-        assert_eq!(generations, [3, 4, 5, 6, 7]);
-        assert_eq!(left.len(), 2);
+        (generations, left.len())
+    }
+
+    #[test]
+    fn a_slot_with_a_damaged_header_joins_only_next_to_its_neighbours() {
+        assert_eq!(adopted(false), (vec![3, 4, 5, 6, 7], 2));
+    }
+
+    #[test]
+    fn a_slot_that_was_free_joins_only_behind_the_newest() {
+        assert_eq!(adopted(true), (vec![4, 6, 7], 4));
     }
 
     #[test]
