@@ -5,9 +5,13 @@ use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, WIPOffset};
 use ringtide_schema::frame::{FLAG_RESPONSE, FrameHeader, HEADER_BYTES, Op};
 use ringtide_schema::ids::PartitionId;
-use ringtide_schema::limits::{MAX_BATCH_BYTES, MAX_PAYLOAD_BYTES, PROTOCOL_MAX, PROTOCOL_MIN};
+use ringtide_schema::limits::{
+    MAX_BATCH_BYTES, MAX_PAYLOAD_BYTES, MAX_TOPIC_NAME_BYTES, MAX_TOPICS, PROTOCOL_MAX,
+    PROTOCOL_MIN,
+};
 use ringtide_schema::wire;
 use ringtide_session::{Frame, Taken, envelope, negotiate};
+use rustc_hash::FxHashSet;
 
 use crate::fault::Fault;
 use crate::mail::Mail;
@@ -267,24 +271,13 @@ impl Shard {
     fn metadata(&mut self, key: SessionKey, frame: &Frame<'_>) -> Result<Handled, Fault> {
         let request =
             envelope::<wire::MetadataRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
-        let named = request.topics().filter(|t| !t.is_empty());
-        let topics = match named {
+        let topics = match request.topics().filter(|t| !t.is_empty()) {
             None => self
                 .topics
                 .all()
                 .map(|t| self.placement.describe(t))
                 .collect(),
-            Some(names) => names
-                .iter()
-                .map(|name| match self.topics.named(name) {
-                    Ok(topic) => self.placement.describe(topic),
-                    Err(fault) => wire::TopicMetadataT {
-                        error: fault.code as u16,
-                        name: Some(name.to_owned()),
-                        ..wire::TopicMetadataT::default()
-                    },
-                })
-                .collect(),
+            Some(names) => self.describe_named(names.iter(), names.len())?,
         };
         let answer = wire::MetadataResponseT {
             shards: Some(self.placement.to_wire()),
@@ -295,6 +288,43 @@ impl Shard {
             answer.pack(b)
         });
         Ok(Handled::Done)
+    }
+
+    /// Each topic once, however often its name is there. A few bytes of a request can name a topic
+    /// again and again, or name more than the request is long: the names are bounded by what can
+    /// exist, and so the answer by the largest envelope.
+    fn describe_named<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+        count: usize,
+    ) -> Result<Vec<wire::TopicMetadataT>, Fault> {
+        if count > MAX_TOPICS {
+            let message = format!("{count} topics are named, there are at most {MAX_TOPICS}");
+            return Err(Fault::new(ErrorCode::TooMany, message));
+        }
+        let mut seen = FxHashSet::default();
+        let mut topics = Vec::new();
+        for name in names {
+            if name.len() > MAX_TOPIC_NAME_BYTES {
+                let message = format!(
+                    "a topic name of {} bytes is over the limit of {MAX_TOPIC_NAME_BYTES}",
+                    name.len()
+                );
+                return Err(Fault::new(ErrorCode::InvalidTopicName, message));
+            }
+            if !seen.insert(name) {
+                continue;
+            }
+            topics.push(match self.topics.named(name) {
+                Ok(topic) => self.placement.describe(topic),
+                Err(fault) => wire::TopicMetadataT {
+                    error: fault.code as u16,
+                    name: Some(name.to_owned()),
+                    ..wire::TopicMetadataT::default()
+                },
+            });
+        }
+        Ok(topics)
     }
 
     /// A producer identity that this data directory never gave before: the incarnation is durable,

@@ -1,0 +1,235 @@
+//! Files in memory. An operation is carried out when the world moves on, unless it is held back;
+//! then it may be made to fail.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
+use ringtide_schema::batch::Batches;
+use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
+
+type Contents = Rc<RefCell<Vec<u8>>>;
+type Ended = (OpId, Result<DiskDone, DiskError>);
+
+#[derive(Clone)]
+struct File {
+    path: PathBuf,
+    contents: Contents,
+}
+
+struct Waiting {
+    id: OpId,
+    op: DiskOp,
+    /// Of an operation on an open file: it goes on when the file is closed.
+    file: Option<File>,
+}
+
+/// The files of one shard.
+pub struct Disk {
+    paths: BTreeMap<PathBuf, Contents>,
+    open: BTreeMap<FileId, File>,
+    waiting: Vec<Waiting>,
+    released: usize,
+    /// Whether an operation is held back.
+    pub holds: Box<dyn Fn(&Path, &DiskOp) -> bool>,
+    /// How an operation fails, if it does.
+    pub fails: Box<dyn Fn(&Path, &DiskOp) -> Option<DiskErrorKind>>,
+}
+
+impl Disk {
+    pub fn new() -> Self {
+        Self {
+            paths: BTreeMap::new(),
+            open: BTreeMap::new(),
+            waiting: Vec::new(),
+            released: 0,
+            holds: Box::new(|_, _| false),
+            fails: Box::new(|_, _| None),
+        }
+    }
+
+    /// Writes a file that is there from the start.
+    pub fn put(&mut self, path: PathBuf, contents: Vec<u8>) {
+        self.paths.insert(path, Rc::new(RefCell::new(contents)));
+    }
+
+    /// Operations that are held back.
+    pub fn held(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Lets the first of the held operations go.
+    pub fn release_one(&mut self) {
+        self.released += 1;
+    }
+
+    /// A range of an open file, as a socket sends it.
+    pub fn range(&self, file: FileId, position: u64, bytes: usize) -> Vec<u8> {
+        let contents = self.open[&file].contents.borrow();
+        contents[position as usize..position as usize + bytes].to_vec()
+    }
+
+    pub fn submit(&mut self, id: OpId, op: DiskOp) {
+        let file = match &op {
+            DiskOp::Close { file } => {
+                self.open.remove(file);
+                return;
+            }
+            DiskOp::Write { file, .. }
+            | DiskOp::Sync { file }
+            | DiskOp::Read { file, .. }
+            | DiskOp::Seal { file, .. } => Some(self.open[file].clone()),
+            _ => None,
+        };
+        self.waiting.push(Waiting { id, op, file });
+    }
+
+    /// Carries out what is not held back.
+    pub fn complete(&mut self) -> Vec<Ended> {
+        let mut ended = Vec::new();
+        for waiting in std::mem::take(&mut self.waiting) {
+            let path = waiting.path();
+            let mut is_held = (self.holds)(&path, &waiting.op);
+            if is_held && self.released > 0 {
+                self.released -= 1;
+                is_held = false;
+            }
+            if is_held {
+                self.waiting.push(waiting);
+                continue;
+            }
+            let result = match (self.fails)(&path, &waiting.op) {
+                Some(kind) => Err(failure(kind, &path)),
+                None => self.carry_out(waiting.op, waiting.file),
+            };
+            ended.push((waiting.id, result));
+        }
+        ended
+    }
+
+    fn carry_out(&mut self, op: DiskOp, open: Option<File>) -> Result<DiskDone, DiskError> {
+        let contents = open.map(|file| file.contents).unwrap_or_default();
+        match op {
+            DiskOp::Open { file, path, mode } => {
+                if let OpenMode::Append { .. } = mode {
+                    self.paths.entry(path.clone()).or_default();
+                }
+                let contents = self.find(&path)?;
+                if let OpenMode::Append { keep_bytes } = mode {
+                    contents.borrow_mut().truncate(keep_bytes as usize);
+                }
+                let bytes = contents.borrow().len() as u64;
+                self.open.insert(file, File { path, contents });
+                return Ok(DiskDone::Opened { bytes });
+            }
+            DiskOp::Write { position, data, .. } => {
+                let mut contents = contents.borrow_mut();
+                let (start, end) = (position as usize, position as usize + data.len());
+                if contents.len() < end {
+                    contents.resize(end, 0);
+                }
+                contents[start..end].copy_from_slice(&data);
+            }
+            DiskOp::Read {
+                position,
+                bytes,
+                mut into,
+                ..
+            } => {
+                let contents = contents.borrow();
+                let start = (position as usize).min(contents.len());
+                let end = (start + bytes).min(contents.len());
+                into.append(&contents[start..end]);
+                return Ok(DiskDone::Read {
+                    chunk: into,
+                    bytes: end - start,
+                });
+            }
+            DiskOp::Seal {
+                bytes,
+                index_path,
+                index,
+                ..
+            } => {
+                contents.borrow_mut().truncate(bytes as usize);
+                self.put(index_path, index);
+            }
+            DiskOp::LoadIndex {
+                log_path, bytes, ..
+            } => {
+                let contents = self.find(&log_path)?;
+                let index = index_of(&contents.borrow()[..bytes as usize]);
+                return Ok(DiskDone::Index(index));
+            }
+            DiskOp::Replace { path, contents } => self.put(path, contents),
+            DiskOp::Remove {
+                paths,
+                and_directory,
+            } => {
+                let is_gone = |path: &Path| {
+                    paths.iter().any(|gone| gone == path)
+                        || and_directory.as_ref().is_some_and(|d| path.starts_with(d))
+                };
+                self.paths.retain(|path, _| !is_gone(path));
+            }
+            DiskOp::CreateSlot { path, .. } => self.put(path, Vec::new()),
+            DiskOp::Sync { .. } | DiskOp::Close { .. } => {}
+        }
+        Ok(DiskDone::Done)
+    }
+
+    fn find(&self, path: &Path) -> Result<Contents, DiskError> {
+        let contents = self.paths.get(path).cloned();
+        contents.ok_or_else(|| failure(DiskErrorKind::NotFound, path))
+    }
+}
+
+impl Waiting {
+    fn path(&self) -> PathBuf {
+        match (&self.file, &self.op) {
+            (Some(file), _) => file.path.clone(),
+            (
+                None,
+                DiskOp::Open { path, .. }
+                | DiskOp::Replace { path, .. }
+                | DiskOp::CreateSlot { path, .. },
+            ) => path.clone(),
+            (None, DiskOp::LoadIndex { index_path, .. }) => index_path.clone(),
+            (None, DiskOp::Remove { and_directory, .. }) => {
+                and_directory.clone().unwrap_or_default()
+            }
+            (None, _) => PathBuf::new(),
+        }
+    }
+}
+
+fn failure(kind: DiskErrorKind, path: &Path) -> DiskError {
+    let message = format!("{}: {kind:?}, as the test asked for", path.display());
+    DiskError { kind, message }
+}
+
+fn index_of(segment: &[u8]) -> IndexBytes {
+    let mut entries: Vec<IndexEntry> = Vec::new();
+    let (mut base, mut position, mut max_before_ms) = (None, 0, i64::MIN);
+    for batch in Batches::new(segment) {
+        let (header, bytes) = batch.expect("whole batches");
+        let base = *base.get_or_insert(header.base_offset);
+        let is_near = |last: &IndexEntry| position < last.position + INTERVAL_BYTES;
+        if !entries.last().is_some_and(is_near) {
+            entries.push(IndexEntry {
+                relative_offset: (header.base_offset - base) as u32,
+                position,
+                timestamp_ms: header.base_timestamp_ms,
+                max_timestamp_before_ms: max_before_ms,
+            });
+        }
+        max_before_ms = max_before_ms.max(header.max_timestamp_ms);
+        position += bytes.len() as u32;
+    }
+    IndexBytes::Built {
+        entries,
+        covered_bytes: segment.len() as u64,
+    }
+}

@@ -1,0 +1,7 @@
+//! Shards driven through the seam to their driver, against disks, sockets and mailboxes in memory.
+
+mod disk;
+mod peer;
+mod world;
+
+mod requests;

@@ -1,0 +1,103 @@
+//! Requests that no honest client makes, and their bounds.
+
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
+use ringtide_schema::ids::TopicId;
+use ringtide_schema::limits::{MAX_ENVELOPE_BYTES, MAX_TOPICS};
+use ringtide_schema::wire;
+use ringtide_shard::Topic;
+
+use crate::peer::{DURABLE, batch};
+use crate::world::{Peer, Setup, World};
+
+/// Asks for the metadata of topics by name; a name that follows itself is sent once only.
+fn metadata(world: &mut World, peer: Peer, names: &[&str]) -> u64 {
+    world.say(peer, Op::Metadata, |b| {
+        let mut strings = Vec::new();
+        let mut last = None;
+        for name in names {
+            let string = match last {
+                Some((same, string)) if same == name => string,
+                _ => b.create_string(name),
+            };
+            last = Some((name, string));
+            strings.push(string);
+        }
+        let topics = Some(b.create_vector(&strings));
+        wire::MetadataRequest::create(b, &wire::MetadataRequestArgs { topics })
+    })
+}
+
+#[test]
+fn a_record_that_was_published_is_delivered() {
+    let setup = Setup::new(2).topic("ticks", 2);
+    let (here, away) = (setup.on_shard("ticks", 0), setup.on_shard("ticks", 1));
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    for partition in [here, away] {
+        let subscription = world.subscribe(peer, partition, -2, 4096);
+        world.run();
+        let publish = world.publish(peer, DURABLE, &[(partition, batch(b"one"))]);
+        world.run();
+        let heard = world.hear(peer);
+        let answer = heard.iter().find(|f| f.correlation == publish);
+        assert_eq!(answer.expect("an answer").results(), [(0, 0, 0)]);
+        let is_push = |f: &&crate::peer::Heard| f.op == Op::Push && f.correlation == subscription;
+        let push = heard.iter().find(is_push).expect("a push");
+        assert!(push.payload.windows(3).any(|w| w == b"one"));
+    }
+}
+
+#[test]
+fn a_topic_that_is_named_often_is_described_once() {
+    let setup = Setup::new(1).topic("ticks", 4096);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let mut names = vec!["ticks"; MAX_TOPICS - 1];
+    names.push("nothing");
+    let asked = metadata(&mut world, peer, &names);
+    let answer = world.answer(peer, asked);
+    let answer = answer.table::<wire::MetadataResponse<'_>>();
+    let topics = answer.topics().into_iter().flatten();
+    let described: Vec<_> = topics.map(|t| (t.name(), t.error())).collect();
+    let unknown = ErrorCode::UnknownTopic as u16;
+    assert_eq!(described, [(Some("ticks"), 0), (Some("nothing"), unknown)]);
+}
+
+#[test]
+fn metadata_is_refused_for_more_names_than_there_can_be_topics() {
+    let mut world = World::new(&Setup::new(1).topic("ticks", 4096));
+    let peer = world.connect(0);
+    let asked = metadata(&mut world, peer, &["ticks"; MAX_TOPICS + 1]);
+    let answer = world.answer(peer, asked);
+    assert_eq!(answer.error(), Some(ErrorCode::TooMany));
+}
+
+#[test]
+fn metadata_is_refused_for_a_name_that_no_topic_can_have() {
+    let mut world = World::new(&Setup::new(1));
+    let peer = world.connect(0);
+    let asked = metadata(&mut world, peer, &[&"x".repeat(3 << 20)]);
+    let answer = world.answer(peer, asked);
+    assert_eq!(answer.error(), Some(ErrorCode::InvalidTopicName));
+}
+
+#[test]
+fn the_metadata_of_as_many_topics_as_there_can_be_fits_into_an_envelope() {
+    let mut setup = Setup::new(1);
+    for serial in 1..=MAX_TOPICS as u64 {
+        setup.topics.push(Topic {
+            id: TopicId::new(serial, serial),
+            name: format!("{serial:0>249}"),
+            partitions: 12,
+            config: Default::default(),
+        });
+    }
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let asked = metadata(&mut world, peer, &[]);
+    let answer = world.answer(peer, asked);
+    assert!(answer.envelope.len() <= MAX_ENVELOPE_BYTES);
+    let answer = answer.table::<wire::MetadataResponse<'_>>();
+    assert_eq!(answer.topics().map(|t| t.len()), Some(MAX_TOPICS));
+}
