@@ -1,6 +1,8 @@
 //! What leaves a shard: answers first, then fetches, then subscriptions in turn. Batches are taken
 //! from the log only when the session's one egress is free, so a slow peer holds no memory.
 
+use std::ops::Range;
+
 use ringtide_io::net::Body;
 use ringtide_io::{Egress, NetOp, Now, Slice};
 use ringtide_log::partition::Plan;
@@ -568,14 +570,19 @@ impl Shard {
         }
     }
 
-    /// The partition is gone, or a segment of it cannot be read: everybody who waits is told.
-    pub(crate) fn fail_watchers(&mut self, i: usize, watchers: Vec<SessionKey>, fault: &Fault) {
+    /// These offsets cannot be had any more: everybody who is there is told.
+    pub(crate) fn fail_watchers(
+        &mut self,
+        i: usize,
+        watchers: Vec<SessionKey>,
+        offsets: Range<u64>,
+        fault: &Fault,
+    ) {
         for key in watchers {
-            while let Some(at) = self
-                .sessions
-                .get(&key)
-                .and_then(|s| s.fetches.iter().position(|f| f.partition == i))
-            {
+            while let Some(at) = self.sessions.get(&key).and_then(|s| {
+                let is_there = |f: &PendingFetch| f.partition == i && offsets.contains(&f.offset);
+                s.fetches.iter().position(is_there)
+            }) {
                 let correlation = self.sessions[&key].fetches[at].correlation;
                 self.end_fetch(key, at);
                 if let Some(session) = self.sessions.get_mut(&key) {
@@ -584,11 +591,11 @@ impl Shard {
                         .error(&mut session.out, Op::Fetch, correlation, &error);
                 }
             }
-            while let Some(at) = self
-                .sessions
-                .get(&key)
-                .and_then(|s| s.subscriptions.iter().position(|s| s.partition == i))
-            {
+            while let Some(at) = self.sessions.get(&key).and_then(|s| {
+                let is_there =
+                    |s: &Subscription| s.partition == i && offsets.contains(&s.next_offset);
+                s.subscriptions.iter().position(is_there)
+            }) {
                 let mut out = Vec::new();
                 self.end_subscription(key, at, &mut out, fault);
                 if let Some(session) = self.sessions.get_mut(&key) {

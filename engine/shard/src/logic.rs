@@ -276,6 +276,9 @@ impl Shard {
             self.unwatch(subscription.partition, key);
         }
         self.blocked.retain(|k| *k != key);
+        // A search that reads ends when it has read: the read's memory counts as its own.
+        self.searches
+            .retain(|_, s| s.key != key || s.reading.is_some());
     }
 
     /// The way to the end: the log is written, everything is in segments and snapshots, then the

@@ -24,14 +24,14 @@ use crate::{Fx, Pending, Shard};
 /// A search for the first record at or after a time.
 #[derive(Debug)]
 pub(crate) struct Search {
-    key: SessionKey,
+    pub(crate) key: SessionKey,
     correlation: u64,
     partition: usize,
     timestamp_ms: i64,
     /// Nothing before this offset is late enough.
     offset: u64,
     /// A read is under way; where to go on if it finds nothing.
-    reading: Option<u64>,
+    pub(crate) reading: Option<u64>,
 }
 
 impl Shard {
@@ -143,21 +143,33 @@ impl Shard {
 
     /// Searches that wait for the partition go on.
     pub(crate) fn step_searches(&mut self, i: usize, fx: &mut Fx) {
-        let waiting: Vec<u64> = self
-            .searches
-            .iter()
-            .filter(|(_, s)| s.partition == i && s.reading.is_none())
-            .map(|(&n, _)| n)
-            .collect();
-        for number in waiting {
+        for number in self.waiting_searches(i) {
             self.step_search(number, fx);
         }
+    }
+
+    /// Searches that wait for the partition are given up.
+    pub(crate) fn refuse_searches(&mut self, i: usize, fault: &Fault) {
+        for number in self.waiting_searches(i) {
+            self.end_search(number, Err(fault.clone()));
+        }
+    }
+
+    fn waiting_searches(&self, i: usize) -> Vec<u64> {
+        let is_waiting = |s: &Search| s.partition == i && s.reading.is_none();
+        let searches = self.searches.iter();
+        let waiting = searches.filter(|(_, s)| is_waiting(s));
+        waiting.map(|(&number, _)| number).collect()
     }
 
     fn step_search(&mut self, number: u64, fx: &mut Fx) {
         let Some(s) = self.searches.get(&number) else {
             return;
         };
+        if !self.sessions.contains_key(&s.key) {
+            self.searches.remove(&number);
+            return;
+        }
         let (i, timestamp_ms, offset, turn) = (s.partition, s.timestamp_ms, s.offset, self.turn);
         let plan = self.with_log(i, fx, |log, ops| {
             log.plan_time(timestamp_ms, offset, turn, ops)
@@ -364,7 +376,8 @@ pub(crate) fn pack<T>(
     builder.finished_data().to_vec()
 }
 
-/// The first record from `offset` on at or after a time: its offset and timestamp.
+/// The first record from `offset` on at or after a time: its offset and timestamp. The batches of
+/// the range are inflated to so much together: headers can lie, and then none of them has it.
 fn first_at_or_after(
     bytes: &[u8],
     timestamp_ms: i64,
@@ -377,29 +390,22 @@ fn first_at_or_after(
         )
     };
     let mut scratch = Vec::new();
+    let mut budget = SEARCH_INFLATED_BYTES;
     for batch in Batches::new(bytes) {
         let (header, batch) = batch.map_err(unreadable)?;
         if header.max_timestamp_ms < timestamp_ms || header.next_offset() <= offset {
             continue;
         }
-        match records(batch, &mut scratch, SEARCH_INFLATED_BYTES) {
-            Ok(records) => {
-                let late = |r: &ringtide_schema::record::Record<'_>| {
-                    r.offset >= offset && r.timestamp_ms >= timestamp_ms
-                };
-                let mut records = records;
-                if let Some(record) = records.find(late) {
-                    return Ok(Some((record.offset, record.timestamp_ms)));
-                }
-            }
+        scratch.clear();
+        let Ok(mut records) = records(batch, &mut scratch, budget) else {
             // A batch that cannot be inflated here begins where its records may.
-            Err(_) => {
-                return Ok(Some((
-                    header.base_offset.max(offset),
-                    header.max_timestamp_ms,
-                )));
-            }
+            let begin = header.base_offset.max(offset);
+            return Ok(Some((begin, header.max_timestamp_ms)));
+        };
+        if let Some(r) = records.find(|r| r.offset >= offset && r.timestamp_ms >= timestamp_ms) {
+            return Ok(Some((r.offset, r.timestamp_ms)));
         }
+        budget -= scratch.len();
     }
     Ok(None)
 }

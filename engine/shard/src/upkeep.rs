@@ -224,12 +224,26 @@ impl Shard {
             }
             Err(WriteError::Unreadable(message)) => {
                 tracing::error!(message, "a segment cannot be read");
-                let watchers = self.held(i).map(|h| h.watchers.clone()).unwrap_or_default();
                 let fault = Fault::new(ErrorCode::DataUnreadable, message);
-                self.fail_watchers(i, watchers, &fault);
+                self.segment_failed(i, op, &fault);
             }
             Err(WriteError::Fatal(message)) => fatal(fx, FatalReason::Segment, message),
         }
+    }
+
+    /// A segment cannot be read: what reads there is refused, everybody else goes on.
+    fn segment_failed(&mut self, i: usize, op: PartitionOp, fault: &Fault) {
+        let (PartitionOp::OpenRead(base) | PartitionOp::LoadIndex(base)) = op else {
+            return;
+        };
+        let Some(held) = self.held(i) else { return };
+        let segments = held.log.store().segments.unwrap_or_default();
+        let mut bases = segments.iter().map(|s| s.base_offset);
+        let end = bases.find(|&b| b > base);
+        let end = end.unwrap_or_else(|| held.log.visible());
+        let watchers = held.watchers.clone();
+        self.fail_watchers(i, watchers, base..end, fault);
+        self.refuse_searches(i, fault);
     }
 
     fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {
@@ -277,13 +291,19 @@ impl Shard {
         self.upkeep.checkpoint_moved = true;
         let Upkeep { queue, short, .. } = &mut self.upkeep;
         queue.extend(short.drain(..));
-        if self.upkeep.writers == 0
+        while self.upkeep.writers == 0
             && let Some(i) = self.upkeep.queue.pop_front()
         {
             self.run_writer(i, fx);
         }
-        if self.wal.free_slots().1 == 0 && !self.slots_are_coming() {
+        let needs_slot = self.wal.free_slots().1 == 0;
+        if needs_slot && !self.slots_are_coming() {
             self.make_slot(fx);
+        }
+        let is_idle = self.upkeep.writers == 0 && self.upkeep.short.is_empty();
+        if is_idle && self.checkpoint.is_none() && !needs_slot {
+            // What met the full disk is gone, and nothing else wants to write.
+            self.disk_has_space();
         }
     }
 

@@ -4,4 +4,5 @@ mod disk;
 mod peer;
 mod world;
 
+mod files;
 mod requests;

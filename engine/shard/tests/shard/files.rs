@@ -1,0 +1,159 @@
+//! Operations on files that fail.
+
+use ringtide_io::{DiskErrorKind, DiskOp};
+use ringtide_schema::batch::Codec;
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
+use ringtide_schema::ids::PartitionId;
+use ringtide_schema::wire;
+
+use crate::peer::{DURABLE, batch, batch_of};
+use crate::world::{MS, SECOND, START_MS, Setup, World};
+
+/// Two segments of two records each, from disk.
+fn two_segments() -> (Setup, PartitionId) {
+    let setup = Setup::new(1).topic("old", 1);
+    let old = setup.on_shard("old", 0);
+    let segment = [batch(b"first"), batch(b"second")];
+    let setup = setup.segment(old, &segment).segment(old, &segment);
+    (setup, old)
+}
+
+/// Segment files with this base offset cannot be read.
+fn fail_reads(world: &mut World, base_offset: u64) {
+    let name = format!("{base_offset:020}");
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let is_read = matches!(op, DiskOp::Open { .. } | DiskOp::LoadIndex { .. });
+        let is_named = path.file_stem().is_some_and(|stem| *stem == *name);
+        (is_read && is_named).then_some(DiskErrorKind::Os(5))
+    });
+}
+
+#[test]
+fn publishes_go_on_when_the_topic_that_filled_the_disk_is_deleted() {
+    let setup = Setup::new(1).topic("large", 1).topic("small", 1);
+    let (large, small) = (setup.on_shard("large", 0), setup.on_shard("small", 0));
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let is_write = matches!(op, DiskOp::Write { .. } | DiskOp::Open { .. });
+        let is_large = path.starts_with(format!("data/partitions/{}", large.dir_name()));
+        (is_write && is_large).then_some(DiskErrorKind::Full)
+    });
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    world.pass(100 * MS);
+    let refused = world.publish(peer, DURABLE, &[(small, batch(b"refused"))]);
+    let code = ErrorCode::DiskFull as u16;
+    assert_eq!(world.answer(peer, refused).results()[0].1, code);
+
+    let deleted = world.delete_topic(peer, "large");
+    assert_eq!(world.answer(peer, deleted).error(), None);
+    world.pass(2 * SECOND);
+    let taken = world.publish(peer, DURABLE, &[(small, batch(b"taken"))]);
+    assert_eq!(world.answer(peer, taken).results(), [(0, 0, 0)]);
+}
+
+#[test]
+fn a_search_by_time_is_refused_when_its_segment_cannot_be_read() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    fail_reads(&mut world, 0);
+    let asked = world.list_offsets(peer, old, START_MS);
+    let answer = world.answer(peer, asked);
+    assert_eq!(answer.error(), Some(ErrorCode::DataUnreadable));
+}
+
+#[test]
+fn searches_of_peers_that_are_gone_leave_room_for_others() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    world.nodes[0].disk.holds = Box::new(|_, op| matches!(op, DiskOp::LoadIndex { .. }));
+    for _ in 0..2 {
+        let peer = world.connect(0);
+        for _ in 0..50 {
+            world.list_offsets(peer, old, START_MS);
+        }
+        world.run();
+        world.hang_up(peer);
+    }
+    let peer = world.connect(0);
+    let asked = world.list_offsets(peer, old, START_MS);
+    world.run();
+    assert!(!world.socket(peer).is_paused, "the search found no room");
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    let answer = world.answer(peer, asked);
+    let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
+    assert_eq!((answer.offset(), answer.timestamp_ms()), (0, START_MS));
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_ends_only_what_reads_there() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    fail_reads(&mut world, 0);
+    let peer = world.connect(0);
+    let tail = world.subscribe(peer, old, -1, 4096);
+    let second = world.subscribe(peer, old, 2, 0);
+    world.run();
+    let first = world.subscribe(peer, old, 0, 4096);
+    let fetch = world.fetch(peer, old, 1, 1000);
+    world.run();
+    let heard = world.hear(peer);
+    let mut refused: Vec<_> = heard.iter().filter(|f| f.error().is_some()).collect();
+    refused.sort_by_key(|f| f.correlation);
+    let refused: Vec<_> = refused
+        .iter()
+        .map(|f| (f.op, f.correlation, f.error()))
+        .collect();
+    let unreadable = Some(ErrorCode::DataUnreadable);
+    assert_eq!(
+        refused,
+        [
+            (Op::Push, first, unreadable),
+            (Op::Fetch, fetch, unreadable)
+        ]
+    );
+
+    let credit = wire::CreditT {
+        subscription: second,
+        bytes: 4096,
+    };
+    world.say(peer, Op::Credit, |b| credit.pack(b));
+    world.publish(peer, DURABLE, &[(old, batch(b"new"))]);
+    world.run();
+    let heard = world.hear(peer);
+    for number in [tail, second] {
+        let is_push = |f: &&crate::peer::Heard| f.op == Op::Push && f.correlation == number;
+        let push = heard.iter().find(is_push).expect("a push");
+        assert_eq!(push.error(), None);
+    }
+}
+
+#[test]
+fn a_search_by_time_inflates_little_of_a_range() {
+    let setup = Setup::new(1).topic("old", 1);
+    let old = setup.on_shard("old", 0);
+    // Every batch claims a record that is later than those in it.
+    let lying: Vec<_> = (0..16)
+        .map(|_| {
+            let mut bytes = batch_of(Codec::Zstd, START_MS, &vec![0; 3 << 20], (-1, -1, -1));
+            claim_time(&mut bytes, START_MS + 10);
+            bytes
+        })
+        .collect();
+    let setup = setup.segment(old, &lying);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let asked = world.list_offsets(peer, old, START_MS + 5);
+    let answer = world.answer(peer, asked);
+    let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
+    assert_eq!((answer.offset(), answer.timestamp_ms()), (1, START_MS + 10));
+}
+
+/// Says in a batch's header that its last record is from another time.
+fn claim_time(bytes: &mut [u8], max_timestamp_ms: i64) {
+    bytes[35..43].copy_from_slice(&max_timestamp_ms.to_be_bytes());
+    let crc = crc32c::crc32c(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+}
