@@ -1,11 +1,9 @@
 //! What follows a completed write of the log: watermarks move, answers leave.
 
-use ringtide_io::ConnId;
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
 use ringtide_schema::topic::Visibility;
 use ringtide_schema::wire::{CommitOffsetResponse, CommitOffsetResponseArgs, PublishResult};
 
-use crate::mail::Mail;
 use crate::session::SessionKey;
 use crate::settings::WRITE_OUT_BYTES;
 use crate::{Fx, Shard};
@@ -32,14 +30,6 @@ pub enum Answer {
     /// A part of a publish request of several.
     Part {
         key: SessionKey,
-        publish: u64,
-        result: PublishResult,
-        message: Option<String>,
-    },
-    /// A part that another shard sent.
-    RemotePart {
-        shard: u16,
-        conn: ConnId,
         publish: u64,
         result: PublishResult,
         message: Option<String>,
@@ -91,14 +81,14 @@ impl Shard {
                     waiter.seq <= self.wal.committed(),
                     "answered before it is durable"
                 );
-                self.answer(waiter.answer, fx);
+                self.answer(waiter.answer);
             }
         }
         self.control_committed(fx);
     }
 
     /// Sends an answer whose time has come.
-    pub(crate) fn answer(&mut self, answer: Answer, fx: &mut Fx) {
+    pub(crate) fn answer(&mut self, answer: Answer) {
         match answer {
             Answer::Publish {
                 key,
@@ -116,23 +106,6 @@ impl Shard {
             } => {
                 self.part_done(key, publish, result, message);
             }
-            Answer::RemotePart {
-                shard,
-                conn,
-                publish,
-                result,
-                message,
-            } => {
-                fx.mail.push((
-                    shard,
-                    Mail::PartDone {
-                        conn,
-                        publish,
-                        result,
-                        message,
-                    },
-                ));
-            }
             Answer::LogStart {
                 partition: i,
                 log_start,
@@ -149,7 +122,7 @@ impl Shard {
                 self.reply(key, Op::CommitOffset, FLAG_RESPONSE, correlation, |b| {
                     CommitOffsetResponse::create(b, &CommitOffsetResponseArgs {})
                 });
-                self.finish(key);
+                self.finish(key, Op::CommitOffset);
             }
         }
     }

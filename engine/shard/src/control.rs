@@ -61,7 +61,7 @@ impl Shard {
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
         if self.settings.shard != 0 {
-            return self.forward(key, 0, frame, fx);
+            return self.forward(key, 0, op, frame, fx);
         }
         if self.is_stopping {
             return Err(Fault::new(
@@ -190,7 +190,7 @@ impl Shard {
                 wire::DeleteTopicResponse::create(b, &wire::DeleteTopicResponseArgs {})
             }),
         }
-        self.finish(key);
+        self.finish(key, op);
     }
 
     /// Brings a change into force on this shard.

@@ -1,24 +1,17 @@
 //! What leaves a shard: answers first, then fetches, then subscriptions in turn. Batches are taken
-//! from the log only when the session's one egress is free, so a slow peer holds no memory.
-
-use std::ops::Range;
+//! from the log only when the session's one egress is free, so a slow peer holds one delivery.
 
 use ringtide_io::net::Body;
-use ringtide_io::{Egress, NetOp, Now, Slice};
+use ringtide_io::{DiskOp, Egress, FileId, NetOp, Now, Slice};
 use ringtide_log::partition::Plan;
-use ringtide_schema::error_code::ErrorCode;
-use ringtide_schema::frame::{FLAG_ERROR, FLAG_RESPONSE, Op};
-use ringtide_schema::limits::{
-    MAX_CREDIT_BYTES, MAX_DELIVERY_BYTES, MAX_FETCH_WAIT_MS, MAX_PAYLOAD_BYTES,
-};
+use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
+use ringtide_schema::frame::{FLAG_RESPONSE, Op};
+use ringtide_schema::limits::{MAX_DELIVERY_BYTES, MAX_PAYLOAD_BYTES};
 use ringtide_schema::wire;
-use ringtide_session::{Frame, envelope};
 
 use crate::fault::Fault;
-use crate::mail::Mail;
-use crate::requests::{Handled, Place, bad_envelope, partition_of};
-use crate::session::{PendingFetch, SessionKey, Subscription};
-use crate::settings::MAX_SUBSCRIPTIONS;
+use crate::mail::{Mail, Reply};
+use crate::session::SessionKey;
 use crate::{Fx, Pending, Shard};
 
 /// Payloads up to this size are copied behind their header instead of being sent from where they
@@ -37,218 +30,23 @@ enum Next {
     Body(Body),
 }
 
+/// What there is for a reader at an offset.
+enum Supply {
+    /// Nothing yet.
+    AtEnd,
+    /// Something, once an index, a file or memory for it is there.
+    Later,
+    /// Batches up to the next offset.
+    Batches {
+        body: Body,
+        bytes: usize,
+        next_offset: u64,
+    },
+    /// Nothing any more.
+    Lost(Fault),
+}
+
 impl Shard {
-    pub(crate) fn fetch(
-        &mut self,
-        key: SessionKey,
-        frame: &Frame<'_>,
-        now: Now,
-        fx: &mut Fx,
-    ) -> Result<Handled, Fault> {
-        let request = envelope::<wire::FetchRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
-        let id = partition_of(request.partition())?;
-        let i = match self.locate(id)? {
-            Place::Here(i) => i,
-            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
-        };
-        self.check_offset(i, request.offset())?;
-        let wait_ms = request.max_wait_ms();
-        if wait_ms > MAX_FETCH_WAIT_MS {
-            let message = format!("max_wait_ms {wait_ms} is over the limit of {MAX_FETCH_WAIT_MS}");
-            return Err(Fault::new(ErrorCode::InvalidRequest, message));
-        }
-        let max_bytes = (request.max_bytes() as usize).min(MAX_DELIVERY_BYTES);
-        let deadline_ns = now.mono_ns + u64::from(wait_ms) * 1_000_000;
-        let correlation = frame.header.correlation;
-        let fetch = PendingFetch {
-            correlation,
-            partition: i,
-            offset: request.offset(),
-            max_bytes,
-            min_bytes: (request.min_bytes() as usize).min(max_bytes),
-            deadline_ns,
-        };
-        if let Some(session) = self.sessions.get_mut(&key) {
-            session.fetches.push(fetch);
-        }
-        if wait_ms > 0 {
-            self.timers.insert((deadline_ns, key, correlation));
-        }
-        self.watch(i, key);
-        self.mark_ready(key);
-        Ok(Handled::Later)
-    }
-
-    pub(crate) fn subscribe(
-        &mut self,
-        key: SessionKey,
-        frame: &Frame<'_>,
-        fx: &mut Fx,
-    ) -> Result<Handled, Fault> {
-        let request =
-            envelope::<wire::SubscribeRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
-        let id = partition_of(request.partition())?;
-        let number = frame.header.correlation;
-        let credit = u64::from(request.credit_bytes());
-        check_credit(credit)?;
-        let i = match self.locate(id)? {
-            Place::Here(i) => i,
-            Place::Shard(shard) => {
-                let many =
-                    |s: &crate::session::Session| s.remote_subscriptions.len() >= MAX_SUBSCRIPTIONS;
-                if self.sessions.get(&key).is_some_and(many) {
-                    return Err(too_many_subscriptions());
-                }
-                let handled = self.forward(key, shard, frame, fx)?;
-                if handled == Handled::Later
-                    && let Some(session) = self.sessions.get_mut(&key)
-                {
-                    session.remote_subscriptions.insert(number, shard);
-                }
-                return Ok(handled);
-            }
-        };
-        let next_offset = match request.offset() {
-            -1 => self.held(i).map_or(0, |h| h.log.visible()),
-            -2 => self.held(i).map_or(0, |h| h.log.earliest()),
-            offset if offset < 0 => {
-                let message =
-                    format!("offset {offset} is not -1 (latest), -2 (earliest) or from 0");
-                return Err(Fault::new(ErrorCode::InvalidRequest, message));
-            }
-            offset => offset as u64,
-        };
-        self.check_offset(i, next_offset)?;
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return Ok(Handled::Done);
-        };
-        if session.subscriptions.len() >= MAX_SUBSCRIPTIONS {
-            return Err(too_many_subscriptions());
-        }
-        if session.subscriptions.iter().any(|s| s.number == number) {
-            let message = format!("subscription {number} exists on this connection");
-            return Err(Fault::new(ErrorCode::InvalidRequest, message));
-        }
-        let credit = credit as i64;
-        session.subscriptions.push(Subscription {
-            number,
-            partition: i,
-            next_offset,
-            credit,
-        });
-        self.watch(i, key);
-        self.reply(key, Op::Subscribe, FLAG_RESPONSE, number, |b| {
-            wire::SubscribeResponseT {
-                offset: next_offset,
-            }
-            .pack(b)
-        });
-        Ok(Handled::Done)
-    }
-
-    pub(crate) fn credit(
-        &mut self,
-        key: SessionKey,
-        frame: &Frame<'_>,
-        fx: &mut Fx,
-    ) -> Result<Handled, Fault> {
-        let request = envelope::<wire::Credit<'_>>(frame.envelope).map_err(bad_envelope)?;
-        let (number, bytes) = (request.subscription(), u64::from(request.bytes()));
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return Ok(Handled::Done);
-        };
-        if let Some(&shard) = session.remote_subscriptions.get(&number) {
-            return self.forward(key, shard, frame, fx);
-        }
-        // A credit may cross the end of its subscription on the way: that is no fault.
-        let Some(s) = session
-            .subscriptions
-            .iter_mut()
-            .find(|s| s.number == number)
-        else {
-            return Ok(Handled::Done);
-        };
-        check_credit(bytes + s.credit.max(0) as u64)?;
-        s.credit += bytes as i64;
-        self.mark_ready(key);
-        Ok(Handled::Done)
-    }
-
-    pub(crate) fn unsubscribe(
-        &mut self,
-        key: SessionKey,
-        frame: &Frame<'_>,
-        fx: &mut Fx,
-    ) -> Result<Handled, Fault> {
-        let request =
-            envelope::<wire::UnsubscribeRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
-        let number = request.subscription();
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return Ok(Handled::Done);
-        };
-        if let Some(&shard) = session.remote_subscriptions.get(&number) {
-            let handled = self.forward(key, shard, frame, fx)?;
-            if handled == Handled::Later
-                && let Some(session) = self.sessions.get_mut(&key)
-            {
-                session.remote_subscriptions.remove(&number);
-            }
-            return Ok(handled);
-        }
-        let Some(at) = session
-            .subscriptions
-            .iter()
-            .position(|s| s.number == number)
-        else {
-            let message = format!("there is no subscription {number} on this connection");
-            return Err(Fault::new(ErrorCode::UnknownSubscription, message));
-        };
-        let partition = session.subscriptions.remove(at).partition;
-        self.unwatch(partition, key);
-        self.reply(
-            key,
-            Op::Unsubscribe,
-            FLAG_RESPONSE,
-            frame.header.correlation,
-            |b| wire::UnsubscribeResponse::create(b, &wire::UnsubscribeResponseArgs {}),
-        );
-        Ok(Handled::Done)
-    }
-
-    fn check_offset(&mut self, i: usize, offset: u64) -> Result<(), Fault> {
-        let Some(held) = self.held(i) else {
-            return Ok(());
-        };
-        let (earliest, latest) = (held.log.earliest(), held.log.latest());
-        if (earliest..=latest).contains(&offset) {
-            return Ok(());
-        }
-        Err(Fault {
-            range: Some((earliest, latest)),
-            ..Fault::new(
-                ErrorCode::OffsetOutOfRange,
-                format!(
-                    "offset {offset} of {} is outside {earliest} to {latest}",
-                    held.log.id()
-                ),
-            )
-        })
-    }
-
-    pub(crate) fn watch(&mut self, i: usize, key: SessionKey) {
-        if let Some(held) = self.held(i) {
-            held.watchers.push(key);
-        }
-    }
-
-    pub(crate) fn unwatch(&mut self, i: usize, key: SessionKey) {
-        if let Some(held) = self.held(i)
-            && let Some(at) = held.watchers.iter().position(|k| *k == key)
-        {
-            held.watchers.swap_remove(at);
-        }
-    }
-
     /// Sends what the session has to send, if its egress is free.
     pub(crate) fn pump(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
         self.flush_multis(key);
@@ -276,39 +74,45 @@ impl Shard {
             return;
         };
         let finished = std::mem::take(&mut session.finished);
-        if head.is_empty() && (finished == 0 || matches!(key, SessionKey::Local(_))) {
-            session.spare = head;
-            if let (true, SessionKey::Local(conn)) = (is_closing, key) {
-                fx.net.push(NetOp::Close(conn));
-                session.is_sending = true;
-            }
+        let SessionKey::Remote(shard, conn) = key else {
+            return self.send(key, Egress { head, body }, fx);
+        };
+        let mut reply = Reply {
+            bytes: head,
+            parts: std::mem::take(&mut session.parts),
+            finished,
+        };
+        if reply.bytes.is_empty() && reply.parts.is_empty() && reply.finished.all() == 0 {
             return;
         }
-        session.is_sending = true;
-        match key {
-            SessionKey::Local(conn) => fx.net.push(NetOp::Send(conn, Egress { head, body })),
-            SessionKey::Remote(shard, conn) => {
-                session.is_sending = !head.is_empty();
-                match body {
-                    Body::Nothing => {}
-                    Body::Memory(slices) => slices.iter().for_each(|s| head.extend_from_slice(s)),
-                    Body::File {
-                        file,
-                        position,
-                        bytes,
-                    } => {
-                        session.finished = finished;
-                        return self.read_for_remote(key, head, file, position, bytes, fx);
-                    }
-                }
-                fx.mail.push((
-                    shard,
-                    Mail::Reply {
-                        conn,
-                        bytes: head,
-                        finished,
-                    },
-                ));
+        session.is_sending = !reply.bytes.is_empty();
+        match body {
+            Body::Nothing => {}
+            Body::Memory(slices) => {
+                slices.iter().for_each(|s| reply.bytes.extend_from_slice(s));
+            }
+            Body::File {
+                file,
+                position,
+                bytes,
+            } => return self.read_for_remote(key, reply, file, position, bytes, fx),
+        }
+        fx.mail.push((shard, Mail::Reply { conn, reply }));
+    }
+
+    /// Sends to a peer of this shard; with nothing to send, a session that is closing ends.
+    fn send(&mut self, key: SessionKey, egress: Egress, fx: &mut Fx) {
+        let (Some(session), SessionKey::Local(conn)) = (self.sessions.get_mut(&key), key) else {
+            return;
+        };
+        if !egress.head.is_empty() {
+            session.is_sending = true;
+            fx.net.push(NetOp::Send(conn, egress));
+        } else {
+            session.spare = egress.head;
+            if session.is_closing {
+                session.is_sending = true;
+                fx.net.push(NetOp::Close(conn));
             }
         }
     }
@@ -317,20 +121,19 @@ impl Shard {
     fn read_for_remote(
         &mut self,
         key: SessionKey,
-        head: Vec<u8>,
-        file: ringtide_io::FileId,
+        reply: Reply,
+        file: FileId,
         position: u64,
         bytes: usize,
         fx: &mut Fx,
     ) {
-        let Some(into) = self.pool.take().filter(|c| c.room() >= bytes) else {
-            self.break_remote(key, fx);
-            return;
+        let Some(into) = self.pool.take() else {
+            unreachable!("`supply` has looked for a chunk");
         };
-        let op = self.op(Pending::RemoteRead { key, head, bytes });
+        let op = self.op(Pending::RemoteRead { key, reply, bytes });
         fx.disk.push((
             op,
-            ringtide_io::DiskOp::Read {
+            DiskOp::Read {
                 file,
                 position,
                 bytes,
@@ -339,40 +142,26 @@ impl Shard {
         ));
     }
 
-    /// The read for a connection of another shard ended.
+    /// The read for a connection of another shard ended. Without the bytes that its peer was
+    /// promised, the connection is closed.
     pub(crate) fn remote_read_done(
         &mut self,
         key: SessionKey,
-        mut head: Vec<u8>,
+        mut reply: Reply,
         read: Option<&[u8]>,
         fx: &mut Fx,
     ) {
-        let Some(read) = read else {
-            return self.break_remote(key, fx);
-        };
         let SessionKey::Remote(shard, conn) = key else {
             return;
         };
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return;
+        let mail = match read {
+            Some(read) => {
+                reply.bytes.extend_from_slice(read);
+                Mail::Reply { conn, reply }
+            }
+            None => Mail::Broken { conn },
         };
-        let finished = std::mem::take(&mut session.finished);
-        head.extend_from_slice(read);
-        fx.mail.push((
-            shard,
-            Mail::Reply {
-                conn,
-                bytes: head,
-                finished,
-            },
-        ));
-    }
-
-    /// The peer was promised bytes that cannot be had: its connection is closed.
-    fn break_remote(&mut self, key: SessionKey, fx: &mut Fx) {
-        if let SessionKey::Remote(shard, conn) = key {
-            fx.mail.push((shard, Mail::Broken { conn }));
-        }
+        fx.mail.push((shard, mail));
     }
 
     fn next_delivery(
@@ -397,39 +186,26 @@ impl Shard {
             let (i, offset, max_bytes) = (f.partition, f.offset, f.max_bytes);
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);
             let is_due = now.mono_ns >= f.deadline_ns;
-            let turn = self.turn;
             let visible = self.held(i).map_or(0, |h| h.log.visible());
-            let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
-            let body = match plan {
-                Some(Plan::Wait) => {
-                    self.want_readable(i);
-                    at += 1;
-                    continue;
-                }
-                Some(Plan::AtEnd) if !is_due && min_bytes > 0 => {
-                    at += 1;
-                    continue;
-                }
-                Some(Plan::Memory {
-                    bytes, next_offset, ..
-                }) if bytes < min_bytes && next_offset >= visible && !is_due => {
-                    at += 1;
-                    continue;
-                }
-                Some(Plan::AtEnd) => Body::Nothing,
-                Some(Plan::Memory { slices, .. }) => Body::Memory(slices),
-                Some(Plan::File {
-                    file,
-                    position,
+            let (body, bytes) = match self.supply(key, i, offset, max_bytes, fx) {
+                Supply::AtEnd if is_due || min_bytes == 0 => (Body::Nothing, 0),
+                Supply::Batches {
+                    body,
                     bytes,
-                    ..
-                }) => Body::File {
-                    file,
-                    position,
-                    bytes,
-                },
-                Some(Plan::OutOfRange) | None => {
-                    let fault = self.out_of_range(i, offset);
+                    next_offset,
+                } => {
+                    let is_growing = matches!(body, Body::Memory(_)) && next_offset >= visible;
+                    if is_growing && bytes < min_bytes && !is_due {
+                        at += 1;
+                        continue;
+                    }
+                    (body, bytes)
+                }
+                Supply::AtEnd | Supply::Later => {
+                    at += 1;
+                    continue;
+                }
+                Supply::Lost(fault) => {
                     self.end_fetch(key, at);
                     self.encoder
                         .error(head, Op::Fetch, correlation, &fault.to_wire());
@@ -444,27 +220,11 @@ impl Shard {
                 visible: held.log.visible(),
                 leader_epoch: held.log.leader_epoch(),
             };
-            let bytes = body_bytes(&body);
             self.end_fetch(key, at);
-            self.encoder
-                .frame(head, Op::Fetch, FLAG_RESPONSE, correlation, bytes, |b| {
-                    answer.pack(b)
-                });
-            let is_plenty = self.pool.free_chunks() * 2 > self.pool.chunks();
-            return inline_or_body(head, body, is_plenty);
+            return self.deliver(head, Op::Fetch, correlation, body, bytes, |b| {
+                answer.pack(b)
+            });
         }
-    }
-
-    /// Takes an answered fetch out.
-    fn end_fetch(&mut self, key: SessionKey, at: usize) {
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        let fetch = session.fetches.remove(at);
-        session.finish();
-        self.timers
-            .remove(&(fetch.deadline_ns, key, fetch.correlation));
-        self.unwatch(fetch.partition, key);
     }
 
     fn next_push(&mut self, key: SessionKey, head: &mut Vec<u8>, fx: &mut Fx) -> Next {
@@ -481,167 +241,108 @@ impl Shard {
             }
             let (i, offset, number) = (s.partition, s.next_offset, s.number);
             let max_bytes = MAX_DELIVERY_BYTES.min(s.credit as usize);
-            let turn = self.turn;
-            let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
-            let (body, next_offset) = match plan {
-                Some(Plan::AtEnd) => continue,
-                Some(Plan::Wait) => {
-                    self.want_readable(i);
-                    continue;
-                }
-                Some(Plan::Memory {
-                    slices,
-                    next_offset,
-                    ..
-                }) => (Body::Memory(slices), next_offset),
-                Some(Plan::File {
-                    file,
-                    position,
+            let (body, bytes, next_offset) = match self.supply(key, i, offset, max_bytes, fx) {
+                Supply::AtEnd | Supply::Later => continue,
+                Supply::Batches {
+                    body,
                     bytes,
                     next_offset,
-                }) => (
-                    Body::File {
-                        file,
-                        position,
-                        bytes,
-                    },
-                    next_offset,
-                ),
-                Some(Plan::OutOfRange) | None => {
-                    let fault = self.out_of_range(i, offset);
+                } => (body, bytes, next_offset),
+                Supply::Lost(fault) => {
                     self.end_subscription(key, at, head, &fault);
                     return Next::Inline;
                 }
             };
-            let visible = self.partitions[i].as_ref().map_or(0, |h| h.log.visible());
+            let visible = self.held(i).map_or(0, |h| h.log.visible());
             assert!(
                 next_offset <= visible,
                 "delivering {next_offset} past the visible {visible}"
             );
-            let bytes = body_bytes(&body);
-            if let Some(s) = self
-                .sessions
-                .get_mut(&key)
-                .map(|s| &mut s.subscriptions[at])
-            {
+            if let Some(session) = self.sessions.get_mut(&key) {
+                let s = &mut session.subscriptions[at];
                 s.next_offset = next_offset;
                 s.credit -= bytes as i64;
             }
-            self.encoder
-                .frame(head, Op::Push, FLAG_RESPONSE, number, bytes, |b| {
-                    wire::Push::create(b, &wire::PushArgs { visible })
-                });
-            let is_plenty = self.pool.free_chunks() * 2 > self.pool.chunks();
-            return inline_or_body(head, body, is_plenty);
+            return self.deliver(head, Op::Push, number, body, bytes, |b| {
+                wire::Push::create(b, &wire::PushArgs { visible })
+            });
         }
         Next::Nothing
     }
 
-    /// Ends a subscription with an error in a push frame.
-    fn end_subscription(&mut self, key: SessionKey, at: usize, head: &mut Vec<u8>, fault: &Fault) {
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return;
-        };
-        let ended = session.subscriptions.remove(at);
-        self.unwatch(ended.partition, key);
-        let flags = FLAG_RESPONSE | FLAG_ERROR;
-        let error = fault.to_wire();
-        self.encoder
-            .frame(head, Op::Push, flags, ended.number, 0, |b| error.pack(b));
-    }
-
-    fn out_of_range(&mut self, i: usize, offset: u64) -> Fault {
-        match self.check_offset(i, offset) {
-            Err(fault) => fault,
-            Ok(()) if self.held(i).is_none() => {
-                Fault::new(ErrorCode::UnknownTopic, "the topic was deleted")
-            }
-            Ok(()) => Fault::new(
-                ErrorCode::DataUnreadable,
-                format!("offset {offset} could not be found in its segment; see the broker's log"),
-            ),
-        }
-    }
-
-    /// A reader waits for a partition's index, file, or first write-out.
-    pub(crate) fn want_readable(&mut self, i: usize) {
-        if self.held(i).is_some_and(|h| h.log.needs_flush()) {
-            self.queue_writer(i, false);
-        }
-    }
-
-    /// These offsets cannot be had any more: everybody who is there is told.
-    pub(crate) fn fail_watchers(
+    /// Looks for what a reader is due at an offset; asks for what it waits for.
+    fn supply(
         &mut self,
+        key: SessionKey,
         i: usize,
-        watchers: Vec<SessionKey>,
-        offsets: Range<u64>,
-        fault: &Fault,
-    ) {
-        for key in watchers {
-            while let Some(at) = self.sessions.get(&key).and_then(|s| {
-                let is_there = |f: &PendingFetch| f.partition == i && offsets.contains(&f.offset);
-                s.fetches.iter().position(is_there)
-            }) {
-                let correlation = self.sessions[&key].fetches[at].correlation;
-                self.end_fetch(key, at);
-                if let Some(session) = self.sessions.get_mut(&key) {
-                    let error = fault.to_wire();
-                    self.encoder
-                        .error(&mut session.out, Op::Fetch, correlation, &error);
-                }
+        offset: u64,
+        max_bytes: usize,
+        fx: &mut Fx,
+    ) -> Supply {
+        let turn = self.turn;
+        let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
+        let (body, bytes, next_offset) = match plan {
+            Some(Plan::AtEnd) => return Supply::AtEnd,
+            Some(Plan::Wait) => {
+                self.want_readable(i);
+                return Supply::Later;
             }
-            while let Some(at) = self.sessions.get(&key).and_then(|s| {
-                let is_there =
-                    |s: &Subscription| s.partition == i && offsets.contains(&s.next_offset);
-                s.subscriptions.iter().position(is_there)
-            }) {
-                let mut out = Vec::new();
-                self.end_subscription(key, at, &mut out, fault);
-                if let Some(session) = self.sessions.get_mut(&key) {
-                    session.out.extend_from_slice(&out);
+            Some(Plan::Memory {
+                slices,
+                bytes,
+                next_offset,
+            }) => (Body::Memory(slices), bytes, next_offset),
+            Some(Plan::File {
+                file,
+                position,
+                bytes,
+                next_offset,
+            }) => {
+                if matches!(key, SessionKey::Remote(..)) && self.pool.free_chunks() == 0 {
+                    self.short_of_memory.insert(key);
+                    return Supply::Later;
                 }
+                let body = Body::File {
+                    file,
+                    position,
+                    bytes,
+                };
+                (body, bytes, next_offset)
             }
-            self.mark_ready(key);
+            Some(Plan::OutOfRange) | None => return Supply::Lost(self.out_of_range(i, offset)),
+        };
+        assert!(bytes <= MAX_PAYLOAD_BYTES, "a delivery of {bytes} bytes");
+        Supply::Batches {
+            body,
+            bytes,
+            next_offset,
         }
     }
-}
 
-fn too_many_subscriptions() -> Fault {
-    let message = format!("a connection has at most {MAX_SUBSCRIPTIONS} subscriptions");
-    Fault::new(ErrorCode::TooMany, message)
-}
-
-fn check_credit(bytes: u64) -> Result<(), Fault> {
-    if bytes <= MAX_CREDIT_BYTES {
-        return Ok(());
-    }
-    let message = format!("credit of {bytes} bytes is over the limit of {MAX_CREDIT_BYTES}");
-    Err(Fault::new(ErrorCode::TooMany, message))
-}
-
-fn body_bytes(body: &Body) -> usize {
-    let bytes = match body {
-        Body::Nothing => 0,
-        Body::Memory(slices) => slices.iter().map(|s| s.len()).sum(),
-        Body::File { bytes, .. } => *bytes,
-    };
-    assert!(bytes <= MAX_PAYLOAD_BYTES, "a delivery of {bytes} bytes");
-    bytes
-}
-
-/// A peer that does not read holds what it is sent: past half of the shard's memory it is sent a
-/// copy, so that batches are not kept by the slowest.
-fn inline_or_body(head: &mut Vec<u8>, body: Body, is_plenty: bool) -> Next {
-    match body {
-        Body::Nothing => Next::Inline,
-        Body::Memory(slices)
-            if !is_plenty
-                || slices.iter().map(|s: &Slice| s.len()).sum::<usize>() <= INLINE_BYTES =>
-        {
-            slices.iter().for_each(|s| head.extend_from_slice(s));
-            Next::Inline
+    /// Puts the header of a delivery into the head, and the body if it is small. A peer that does
+    /// not read holds what it is sent: past half of the shard's memory it is sent a copy, so that
+    /// batches are not kept by the slowest.
+    fn deliver<T>(
+        &mut self,
+        head: &mut Vec<u8>,
+        op: Op,
+        correlation: u64,
+        body: Body,
+        bytes: usize,
+        build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<T>,
+    ) -> Next {
+        self.encoder
+            .frame(head, op, FLAG_RESPONSE, correlation, bytes, build);
+        let is_plenty = self.pool.free_chunks() * 2 > self.pool.chunks();
+        match body {
+            Body::Nothing => Next::Inline,
+            Body::Memory(slices) if !is_plenty || bytes <= INLINE_BYTES => {
+                slices
+                    .iter()
+                    .for_each(|s: &Slice| head.extend_from_slice(s));
+                Next::Inline
+            }
+            body => Next::Body(body),
         }
-        body => Next::Body(body),
     }
 }

@@ -1,9 +1,10 @@
 //! The loop of one core: partitions, sessions, delivery, backpressure. No I/O.
 //!
-//! A request comes in through `requests`, a publish goes on to `publish`, reads and subscriptions to
-//! `deliver`, questions to `query`, topic changes to `control`. `commit` is what follows a completed
-//! WAL write; `upkeep` moves data into segments and snapshots, off the path of a message. All of
-//! them are methods of [`Shard`], which a driver calls through [`ringtide_io::Logic`].
+//! A request comes in through `requests`. From there a publish goes to `publish`, a fetch or
+//! subscription to `read`, a question to `query`, a change of topics to `control`, and what is
+//! another shard's to `forward`. `commit` is what follows a completed WAL write, `deliver` what
+//! leaves; `upkeep` moves data into segments and snapshots, off the path of a message. All of them
+//! are methods of [`Shard`], which a driver calls through [`ringtide_io::Logic`].
 //!
 //! Invariants asserted here: an answer to a durable publish leaves only after the commit of its
 //! entry and all before it; nothing past the visible watermark is delivered; a WAL slot is released
@@ -14,10 +15,12 @@ mod commit;
 mod control;
 mod deliver;
 mod fault;
+mod forward;
 mod logic;
 mod mail;
 mod publish;
 mod query;
+mod read;
 mod requests;
 mod session;
 pub mod settings;
@@ -33,7 +36,8 @@ use ringtide_schema::ids::{GroupId, PartitionId};
 use ringtide_session::Encoder;
 use rustc_hash::FxHashMap;
 
-pub use mail::Mail;
+pub use mail::{Forwarded, Mail, Part, PartDone, Reply};
+pub use session::Tally;
 pub use settings::{Inventory, Settings};
 pub use topics::{Change, Placement, Topic};
 
@@ -82,7 +86,7 @@ enum Pending {
     Search(u64),
     RemoteRead {
         key: SessionKey,
-        head: Vec<u8>,
+        reply: Reply,
         bytes: usize,
     },
 }
@@ -103,8 +107,8 @@ pub struct Shard {
     encoder: Encoder,
     ready: Vec<SessionKey>,
     blocked: Vec<SessionKey>,
-    /// Publishes of other shards' connections that wait for room, and what came after them.
-    waiting_mail: VecDeque<(u16, Mail)>,
+    /// Sessions with a range of a file to read for another shard, and no memory for it.
+    short_of_memory: BTreeSet<SessionKey>,
     /// Answers that wait for the log, by entry.
     waiters: VecDeque<Waiter>,
     /// Appended batches by entry: partition and the offset after them.
@@ -116,7 +120,7 @@ pub struct Shard {
     ops: FxHashMap<OpId, Pending>,
     next_op: u64,
     files: u64,
-    /// Requests under way on other shards.
+    /// Requests under way on other shards, but for fetches.
     forwarded: u32,
     /// Bytes of frames that have begun to arrive.
     partial_bytes: usize,
@@ -166,7 +170,7 @@ impl Shard {
             encoder: Encoder::new(),
             ready: Vec::new(),
             blocked: Vec::new(),
-            waiting_mail: VecDeque::new(),
+            short_of_memory: BTreeSet::new(),
             waiters: VecDeque::new(),
             appended: VecDeque::new(),
             timers: BTreeSet::new(),

@@ -8,7 +8,6 @@ use ringtide_io::{
 use ringtide_log::wal::WAL_OP;
 
 use crate::mail::Mail;
-use crate::requests::Handled;
 use crate::session::{Session, SessionKey};
 use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
@@ -24,7 +23,7 @@ impl Logic for Shard {
     fn accepted(&mut self, conn: ConnId, peer: SocketAddr, _now: Now, _fx: &mut Fx) {
         self.sessions.insert(
             SessionKey::Local(conn),
-            Session::new(peer.to_string(), false),
+            Session::new(peer.to_string().into(), false),
         );
     }
 
@@ -57,9 +56,9 @@ impl Logic for Shard {
         match why {
             // A reset is how many clients end.
             Disconnect::Peer | Disconnect::Asked | Disconnect::Error(ECONNRESET) => {
-                tracing::debug!(peer = session.peer, ?why, "disconnected");
+                tracing::debug!(peer = &*session.peer, ?why, "disconnected");
             }
-            _ => tracing::warn!(peer = session.peer, ?why, "disconnected"),
+            _ => tracing::warn!(peer = &*session.peer, ?why, "disconnected"),
         }
         for shard in session.known_to.clone() {
             fx.mail.push((shard, Mail::Gone { conn }));
@@ -96,96 +95,35 @@ impl Logic for Shard {
             },
             Some(Pending::RemoteRead {
                 key,
-                head,
+                reply,
                 bytes: want,
             }) => match result {
                 Ok(DiskDone::Read { chunk, bytes }) if bytes == want => {
                     let read = chunk.slice(chunk.len() - bytes..chunk.len());
-                    self.remote_read_done(key, head, Some(&read), fx);
+                    self.remote_read_done(key, reply, Some(&read), fx);
                 }
-                _ => self.remote_read_done(key, head, None, fx),
+                _ => self.remote_read_done(key, reply, None, fx),
             },
             None => {}
         }
     }
 
     fn mail(&mut self, from: u16, mail: Mail, now: Now, fx: &mut Fx) {
-        // What waits for room keeps its place: nothing of the same sender overtakes it.
-        let waits = matches!(mail, Mail::Request { .. } | Mail::Part { .. });
-        if waits && self.waiting_mail.iter().any(|(sender, _)| *sender == from) {
-            self.waiting_mail.push_back((from, mail));
-            return;
-        }
         match mail {
-            Mail::Request { conn, frame } => {
-                let key = self.remote_session(from, conn);
-                self.feed(key, &frame, now, fx);
-            }
-            Mail::Reply {
-                conn,
-                bytes,
-                finished,
-            } => {
-                let key = SessionKey::Local(conn);
-                let Some(session) = self.sessions.get_mut(&key) else {
-                    return;
-                };
-                for _ in 0..finished {
-                    session.finish();
-                }
-                if !bytes.is_empty() {
-                    session.out.extend_from_slice(&bytes);
-                    session.drained_to.push(from);
-                }
-                self.forwarded_done(key, finished);
-                self.mark_ready(key);
-            }
-            Mail::Drained { conn } => {
+            Mail::Came { conn, peer } => {
                 let key = SessionKey::Remote(from, conn);
-                if let Some(session) = self.sessions.get_mut(&key) {
-                    session.is_sending = false;
-                }
-                self.mark_ready(key);
+                self.sessions.insert(key, Session::new(peer, true));
             }
+            Mail::Forwarded { conn, request } => self.forwarded(from, conn, request, now, fx),
+            Mail::Reply { conn, reply } => self.replied(from, conn, reply),
+            Mail::Drained { conn } => self.drained(from, conn),
             Mail::Gone { conn } => self.forget(SessionKey::Remote(from, conn)),
             Mail::Broken { conn } => {
-                tracing::error!(
-                    connection = conn.0,
-                    "closing a connection: a segment could not be read for it"
-                );
-                fx.net.push(NetOp::Abort(conn));
-            }
-            Mail::Part {
-                conn,
-                publish,
-                part,
-                acks,
-                partition,
-                batch,
-            } => {
-                let handled = self.publish_remote_part(
-                    from, conn, publish, part, acks, partition, &batch, now, fx,
-                );
-                if handled == Handled::Blocked {
-                    let mail = Mail::Part {
-                        conn,
-                        publish,
-                        part,
-                        acks,
-                        partition,
-                        batch,
-                    };
-                    self.waiting_mail.push_back((from, mail));
+                if let Some(session) = self.sessions.get(&SessionKey::Local(conn)) {
+                    let peer = &*session.peer;
+                    tracing::error!(peer, "disconnecting: a segment could not be read for it");
                 }
-            }
-            Mail::PartDone {
-                conn,
-                publish,
-                result,
-                message,
-            } => {
-                self.forwarded_done(SessionKey::Local(conn), 1);
-                self.part_done(SessionKey::Local(conn), publish, result, message);
+                fx.net.push(NetOp::Abort(conn));
             }
             Mail::Change { number, change } => {
                 self.apply(&change, fx);
@@ -201,11 +139,13 @@ impl Logic for Shard {
             self.started = true;
             self.start(now, fx);
         }
-        for (from, mail) in std::mem::take(&mut self.waiting_mail) {
-            self.mail(from, mail, now, fx);
-        }
         for key in std::mem::take(&mut self.blocked) {
             self.retry(key, now, fx);
+        }
+        if self.pool.free_chunks() > 0 {
+            for key in std::mem::take(&mut self.short_of_memory) {
+                self.mark_ready(key);
+            }
         }
         self.wal.turn(now.mono_ns, &mut fx.disk);
         while let Some(&(deadline, key, _)) = self.timers.first() {
@@ -265,7 +205,7 @@ impl Shard {
         let Some(session) = self.sessions.remove(&key) else {
             return;
         };
-        self.forwarded -= session.forwarded;
+        self.forwarded -= session.forwarded.others;
         self.partial_bytes -= session.partial_bytes;
         for fetch in session.fetches {
             self.timers
@@ -275,7 +215,10 @@ impl Shard {
         for subscription in session.subscriptions {
             self.unwatch(subscription.partition, key);
         }
-        self.blocked.retain(|k| *k != key);
+        if session.is_blocked {
+            self.blocked.retain(|k| *k != key);
+        }
+        self.short_of_memory.remove(&key);
         // A search that reads ends when it has read: the read's memory counts as its own.
         self.searches
             .retain(|_, s| s.key != key || s.reading.is_some());
@@ -302,6 +245,13 @@ impl Shard {
             return;
         }
         let give_up = *self.give_up_ns.get_or_insert(now.mono_ns + CLOSE_WITHIN_NS);
+        let is_answered = |(key, s): (&SessionKey, &Session)| match key {
+            SessionKey::Local(_) => s.forwarded.others == 0,
+            SessionKey::Remote(..) => s.out.is_empty() && s.parts.is_empty(),
+        };
+        if now.mono_ns < give_up && !self.sessions.iter().all(is_answered) {
+            return;
+        }
         let open: Vec<SessionKey> = self
             .sessions
             .keys()

@@ -1,31 +1,40 @@
-//! What shards say to each other.
+//! What shards say to each other. Memory in a message belongs to it.
+
+use std::sync::Arc;
 
 use ringtide_io::ConnId;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::wire::PublishResult;
 
+use crate::session::Tally;
 use crate::topics::Change;
 
-/// A message between shards. Memory in it belongs to the message.
+/// A message between shards.
 #[derive(Clone, Debug)]
 pub enum Mail {
-    /// A frame for the shard that owns the partition.
-    Request {
+    /// A connection will forward requests.
+    Came {
         /// The sender's connection.
         conn: ConnId,
-        /// The whole frame.
-        frame: Vec<u8>,
+        /// Its peer, for log lines.
+        peer: Arc<str>,
     },
-    /// Frames for the peer of a connection.
+    /// Something for the shard that owns the partition.
+    Forwarded {
+        /// The sender's connection.
+        conn: ConnId,
+        /// What its peer asks for.
+        request: Forwarded,
+    },
+    /// Answers for the peer of a connection.
     Reply {
         /// The receiver's connection.
         conn: ConnId,
-        /// Whole frames.
-        bytes: Vec<u8>,
-        /// Requests that are done with this.
-        finished: u32,
+        /// The answers.
+        reply: Reply,
     },
-    /// The frames of the last reply were sent: more may follow.
+    /// The frames of a reply were sent, or go with what is being sent: another may follow. So the
+    /// receiver of replies holds at most two of each shard for a connection.
     Drained {
         /// The sender's connection.
         conn: ConnId,
@@ -40,32 +49,6 @@ pub enum Mail {
         /// The receiver's connection.
         conn: ConnId,
     },
-    /// One part of a publish request of several parts.
-    Part {
-        /// The sender's connection.
-        conn: ConnId,
-        /// The sender's number of the request.
-        publish: u64,
-        /// The part.
-        part: u32,
-        /// As in the request.
-        acks: u8,
-        /// Where to.
-        partition: PartitionId,
-        /// The batch.
-        batch: Vec<u8>,
-    },
-    /// The answer to a part.
-    PartDone {
-        /// The receiver's connection.
-        conn: ConnId,
-        /// The receiver's number of the request.
-        publish: u64,
-        /// The answer.
-        result: PublishResult,
-        /// Describes the error.
-        message: Option<String>,
-    },
     /// The metadata changed (from shard 0 to every other).
     Change {
         /// Counts the changes.
@@ -78,4 +61,52 @@ pub enum Mail {
         /// Which.
         number: u64,
     },
+}
+
+/// What a shard is asked for by a connection of another.
+#[derive(Clone, Debug)]
+pub enum Forwarded {
+    /// A whole frame.
+    Request(Vec<u8>),
+    /// A part of a publish.
+    Part(Part),
+}
+
+/// One part of a publish request of several parts.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The sender's number of the request.
+    pub publish: u64,
+    /// The part.
+    pub part: u32,
+    /// As in the request.
+    pub acks: u8,
+    /// Where to.
+    pub partition: PartitionId,
+    /// The batch.
+    pub batch: Vec<u8>,
+}
+
+/// Answers to what was forwarded.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    /// Whole frames for the peer.
+    pub bytes: Vec<u8>,
+    /// Answers to parts, in order.
+    pub parts: Vec<PartDone>,
+    /// Requests that are done with this.
+    pub finished: Tally,
+}
+
+/// The answer to a part.
+#[derive(Clone, Debug)]
+pub struct PartDone {
+    /// Its place among the reply's bytes.
+    pub at: usize,
+    /// The receiver's number of the request.
+    pub publish: u64,
+    /// The answer.
+    pub result: PublishResult,
+    /// Describes the error.
+    pub message: Option<String>,
 }

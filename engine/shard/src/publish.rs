@@ -1,6 +1,6 @@
 //! From a publish request to entries in the log: the checks, the offset, the one copy.
 
-use ringtide_io::{ConnId, Now};
+use ringtide_io::Now;
 use ringtide_log::producers::Verdict;
 use ringtide_log::wal::{EntryMeta, RESERVED_CHUNKS};
 use ringtide_schema::batch;
@@ -15,7 +15,7 @@ use ringtide_session::{Frame, envelope};
 
 use crate::commit::Answer;
 use crate::fault::Fault;
-use crate::mail::Mail;
+use crate::mail::{Part, PartDone};
 use crate::requests::{Handled, Place, bad_envelope};
 use crate::session::{Multi, SessionKey};
 use crate::settings::SMALL_BATCH_BYTES;
@@ -42,19 +42,8 @@ enum Outcome {
 /// Where the answer to a part goes.
 #[derive(Clone, Copy)]
 enum Asker {
-    Single {
-        key: SessionKey,
-        correlation: u64,
-    },
-    Part {
-        key: SessionKey,
-        publish: u64,
-    },
-    Remote {
-        shard: u16,
-        conn: ConnId,
-        publish: u64,
-    },
+    Single { key: SessionKey, correlation: u64 },
+    Part { key: SessionKey, publish: u64 },
 }
 
 impl Shard {
@@ -95,7 +84,7 @@ impl Shard {
             };
             return match self.locate(id)? {
                 Place::Here(i) => Ok(self.publish_part(asker, 0, i, acks, frame.payload, now, fx)),
-                Place::Shard(shard) => self.forward(key, shard, frame, fx),
+                Place::Shard(shard) => self.forward(key, shard, Op::Publish, frame, fx),
             };
         }
         let (done, publish) = self.begin_multi(key, frame.header.correlation, count, acks);
@@ -112,43 +101,22 @@ impl Shard {
                 Ok(Place::Here(i)) => {
                     let asker = Asker::Part { key, publish };
                     let handled = self.publish_part(asker, part, i, acks, bytes, now, fx);
-                    if matches!(handled, Handled::Blocked) {
-                        if let Some(session) = self.sessions.get_mut(&key) {
-                            session.resume = Some((part, publish));
-                        }
-                        return Ok(Handled::Blocked);
+                    if handled == Handled::Blocked {
+                        return Ok(self.pause_multi(key, part, publish));
                     }
                 }
-                Ok(Place::Shard(shard)) => match key {
-                    SessionKey::Local(conn) => {
-                        if !self.may_forward(key) {
-                            if let Some(session) = self.sessions.get_mut(&key) {
-                                session.resume = Some((part, publish));
-                            }
-                            return Ok(Handled::Blocked);
-                        }
-                        let batch = bytes.to_vec();
-                        let partition = id;
-                        let mail = Mail::Part {
-                            conn,
-                            publish,
-                            part,
-                            acks,
-                            partition,
-                            batch,
-                        };
-                        fx.mail.push((shard, mail));
+                Ok(Place::Shard(shard)) => {
+                    let mail = || Part {
+                        publish,
+                        part,
+                        acks,
+                        partition: id,
+                        batch: bytes.to_vec(),
+                    };
+                    if !self.forward_part(key, shard, mail, fx) {
+                        return Ok(self.pause_multi(key, part, publish));
                     }
-                    SessionKey::Remote(..) => {
-                        let fault = self.wrong_shard(shard);
-                        self.part_done(
-                            key,
-                            publish,
-                            refused(part, fault.code),
-                            Some(fault.message),
-                        );
-                    }
-                },
+                }
                 Err(fault) => {
                     self.part_done(key, publish, refused(part, fault.code), Some(fault.message));
                 }
@@ -188,48 +156,34 @@ impl Shard {
         (0, self.next_publish)
     }
 
+    /// A part of a request of several found no room: the request goes on there.
+    fn pause_multi(&mut self, key: SessionKey, part: u32, publish: u64) -> Handled {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.resume = Some((part, publish));
+        }
+        Handled::Blocked
+    }
+
     /// A part that another shard sent for one of its connections.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
-    pub(crate) fn publish_remote_part(
+    pub(crate) fn publish_forwarded(
         &mut self,
-        shard: u16,
-        conn: ConnId,
-        publish: u64,
-        part: u32,
-        acks: u8,
-        id: PartitionId,
-        batch: &[u8],
+        key: SessionKey,
+        part: &Part,
         now: Now,
         fx: &mut Fx,
     ) -> Handled {
-        let asker = Asker::Remote {
-            shard,
-            conn,
-            publish,
-        };
-        // The order of its answers is kept with its session.
-        self.remote_session(shard, conn);
-        match self.locate(id) {
-            Ok(Place::Here(i)) => self.publish_part(asker, part, i, acks, batch, now, fx),
-            Ok(Place::Shard(owner)) => {
-                let fault = self.wrong_shard(owner);
-                self.give(
-                    asker,
-                    refused(part, fault.code),
-                    Some(fault.message),
-                    None,
-                    fx,
-                );
-                Handled::Later
+        let &Part { publish, acks, .. } = part;
+        let asker = Asker::Part { key, publish };
+        match self.locate(part.partition) {
+            Ok(Place::Here(i)) => {
+                self.publish_part(asker, part.part, i, acks, &part.batch, now, fx)
+            }
+            Ok(Place::Shard(_)) => {
+                unreachable!("{key:?} sent a part that is not for this shard: all place alike")
             }
             Err(fault) => {
-                self.give(
-                    asker,
-                    refused(part, fault.code),
-                    Some(fault.message),
-                    None,
-                    fx,
-                );
+                let result = refused(part.part, fault.code);
+                self.part_done(key, publish, result, Some(fault.message));
                 Handled::Later
             }
         }
@@ -265,25 +219,18 @@ impl Shard {
                 message,
             } => (result, wait, message),
         };
-        if let (Some(message), Asker::Single { key, .. } | Asker::Part { key, .. }) =
-            (&message, asker)
+        let (Asker::Single { key, .. } | Asker::Part { key, .. }) = asker;
+        if let Some(message) = &message
             && let Some(session) = self.sessions.get_mut(&key)
         {
             session.log_refusal(Op::Publish, result.error(), message);
         }
         if acks == ACKS_NONE {
-            return match asker {
-                Asker::Single { .. } => Handled::Done,
-                _ => {
-                    self.give(asker, result, message, None, fx);
-                    Handled::Done
-                }
-            };
+            if let Asker::Part { publish, .. } = asker {
+                self.part_done(key, publish, result, message);
+            }
+            return Handled::Done;
         }
-        let key = match asker {
-            Asker::Single { key, .. } | Asker::Part { key, .. } => key,
-            Asker::Remote { shard, conn, .. } => SessionKey::Remote(shard, conn),
-        };
         let id = self.partitions[i]
             .as_ref()
             .map(|h| h.log.id())
@@ -296,7 +243,8 @@ impl Shard {
                 if session.durable.len() >= PRUNE_DURABLE {
                     session.durable.retain(|_, seq| *seq > committed);
                 }
-                session.durable.insert(id, seq);
+                let last = session.durable.entry(id).or_insert(seq);
+                *last = seq.max(*last);
                 Some(seq)
             } else {
                 wait.or_else(|| self.durable_before(key, id, committed))
@@ -308,7 +256,7 @@ impl Shard {
         if let Some(seq) = wait {
             self.wal.want(seq);
         }
-        self.give(asker, result, message, wait, fx);
+        self.give(asker, result, message, wait);
         Handled::Later
     }
 
@@ -327,7 +275,6 @@ impl Shard {
         result: PublishResult,
         message: Option<String>,
         wait: Option<u64>,
-        fx: &mut Fx,
     ) {
         let answer = match asker {
             Asker::Single { key, correlation } => Answer::Publish {
@@ -342,21 +289,10 @@ impl Shard {
                 result,
                 message,
             },
-            Asker::Remote {
-                shard,
-                conn,
-                publish,
-            } => Answer::RemotePart {
-                shard,
-                conn,
-                publish,
-                result,
-                message,
-            },
         };
         match wait {
             Some(seq) => self.wait_for(seq, answer),
-            None => self.answer(answer, fx),
+            None => self.answer(answer),
         }
     }
 
@@ -516,10 +452,11 @@ impl Shard {
             let results = Some(b.create_vector(&[result]));
             PublishResponse::create(b, &PublishResponseArgs { results, message })
         });
-        self.finish(key);
+        self.finish(key, Op::Publish);
     }
 
-    /// A part of a request of several has its answer, which leaves at the end of the turn.
+    /// A part of a request of several has its answer, which leaves at the end of the turn: to the
+    /// peer, or to the shard that sent the part.
     pub(crate) fn part_done(
         &mut self,
         key: SessionKey,
@@ -530,6 +467,15 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
+        if let SessionKey::Remote(..) = key {
+            session.parts.push(PartDone {
+                at: session.out.len(),
+                publish,
+                result,
+                message,
+            });
+            return self.mark_ready(key);
+        }
         let Some(multi) = session.multis.get_mut(&publish) else {
             return;
         };
@@ -569,7 +515,7 @@ impl Shard {
             multi.remaining > 0
         });
         for _ in 0..finished {
-            session.finish();
+            session.finish(Op::Publish);
         }
     }
 }

@@ -45,7 +45,9 @@ impl Shard {
             envelope::<wire::DescribePartitionRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
         let i = match self.locate(partition_of(request.partition())?)? {
             Place::Here(i) => i,
-            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+            Place::Shard(shard) => {
+                return self.forward(key, shard, Op::DescribePartition, frame, fx);
+            }
         };
         let shard = self.settings.shard;
         let leader_epoch = self.settings.leader_epoch;
@@ -85,7 +87,7 @@ impl Shard {
             envelope::<wire::ListOffsetsRequest<'_>>(frame.envelope).map_err(bad_envelope)?;
         let i = match self.locate(partition_of(request.partition())?)? {
             Place::Here(i) => i,
-            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+            Place::Shard(shard) => return self.forward(key, shard, Op::ListOffsets, frame, fx),
         };
         let Some(held) = self.held(i) else {
             return Ok(Handled::Done);
@@ -138,7 +140,7 @@ impl Shard {
             }
             .pack(b)
         });
-        self.finish(key);
+        self.finish(key, Op::ListOffsets);
     }
 
     /// Searches that wait for the partition go on.
@@ -260,7 +262,7 @@ impl Shard {
         let consumer = consumer_name(request.consumer())?;
         let i = match self.locate(partition_of(request.partition())?)? {
             Place::Here(i) => i,
-            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+            Place::Shard(shard) => return self.forward(key, shard, Op::CommitOffset, frame, fx),
         };
         if self.is_stopping {
             return Err(Fault::new(
@@ -338,7 +340,7 @@ impl Shard {
         let consumer = consumer_name(request.consumer())?;
         let i = match self.locate(partition_of(request.partition())?)? {
             Place::Here(i) => i,
-            Place::Shard(shard) => return self.forward(key, shard, frame, fx),
+            Place::Shard(shard) => return self.forward(key, shard, Op::ReadOffset, frame, fx),
         };
         let committed = self.held(i).and_then(|h| h.log.consumer(consumer));
         let answer = wire::ReadOffsetResponseT {

@@ -1,9 +1,9 @@
 //! From a frame to the operation that handles it; to another shard if the partition lives there.
 
-use ringtide_io::{ConnId, NetOp, Now};
+use ringtide_io::{NetOp, Now};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::flatbuffers::{FlatBufferBuilder, InvalidFlatbuffer, WIPOffset};
-use ringtide_schema::frame::{FLAG_RESPONSE, FrameHeader, HEADER_BYTES, Op};
+use ringtide_schema::frame::{FLAG_RESPONSE, Op};
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::limits::{
     MAX_BATCH_BYTES, MAX_PAYLOAD_BYTES, MAX_TOPIC_NAME_BYTES, MAX_TOPICS, PROTOCOL_MAX,
@@ -14,11 +14,8 @@ use ringtide_session::{Frame, Taken, envelope, negotiate};
 use rustc_hash::FxHashSet;
 
 use crate::fault::Fault;
-use crate::mail::Mail;
 use crate::session::SessionKey;
-use crate::settings::{
-    MAX_FORWARDED, MAX_FORWARDED_IN_ALL, MAX_OUT_BYTES, MAX_PARTIAL_BYTES, SMALL_PARTIAL_BYTES,
-};
+use crate::settings::{MAX_OUT_BYTES, MAX_PARTIAL_BYTES, SMALL_PARTIAL_BYTES};
 use crate::{Fx, Shard};
 
 /// What became of a request.
@@ -71,9 +68,23 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
+        session.is_blocked = false;
         let mut assembler = std::mem::take(&mut session.assembler);
         let result = assembler.retry(|frame| self.frame(key, &frame, now, fx));
         self.fed(key, assembler, result, fx);
+        if matches!(key, SessionKey::Remote(..)) {
+            self.serve_forwarded(key, now, fx);
+        }
+    }
+
+    /// Something of the session found no room: it is offered again in each turn.
+    pub(crate) fn mark_blocked(&mut self, key: SessionKey) {
+        if let Some(session) = self.sessions.get_mut(&key)
+            && !session.is_blocked
+        {
+            session.is_blocked = true;
+            self.blocked.push(key);
+        }
     }
 
     fn fed(
@@ -94,7 +105,7 @@ impl Shard {
         let is_over =
             self.partial_bytes > MAX_PARTIAL_BYTES && session.partial_bytes > SMALL_PARTIAL_BYTES;
         if let Err(error) = result {
-            tracing::warn!(peer = session.peer, %error, "closing a connection that cannot be trusted");
+            tracing::warn!(peer = &*session.peer, %error, "closing a connection that cannot be trusted");
             let fault = Fault::new(ErrorCode::BadFrame, error.to_string());
             self.encoder
                 .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
@@ -106,28 +117,24 @@ impl Shard {
                 "frames that have only begun to arrive hold over {MAX_PARTIAL_BYTES} bytes: send \
                  smaller requests, or over fewer connections"
             );
-            tracing::warn!(peer = session.peer, message, "closing a connection");
+            tracing::warn!(peer = &*session.peer, message, "closing a connection");
             let fault = Fault::new(ErrorCode::Overloaded, message);
             self.encoder
                 .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
             self.close(key);
             return;
         }
-        let SessionKey::Local(conn) = key else {
-            if is_blocked {
-                self.blocked.push(key);
-            }
-            return;
-        };
+        if let SessionKey::Local(conn) = key
+            && session.is_paused != is_blocked
+        {
+            session.is_paused = is_blocked;
+            fx.net.push(match is_blocked {
+                true => NetOp::Pause(conn),
+                false => NetOp::Resume(conn),
+            });
+        }
         if is_blocked {
-            self.blocked.push(key);
-            if !session.is_paused {
-                session.is_paused = true;
-                fx.net.push(NetOp::Pause(conn));
-            }
-        } else if session.is_paused {
-            session.is_paused = false;
-            fx.net.push(NetOp::Resume(conn));
+            self.mark_blocked(key);
         }
     }
 
@@ -168,7 +175,7 @@ impl Shard {
                 ),
                 false => "the first request of a connection must be hello".into(),
             };
-            tracing::warn!(peer = session.peer, message, "closing a connection");
+            tracing::warn!(peer = &*session.peer, message, "closing a connection");
             session.in_flight += 1;
             let fault = Fault::new(ErrorCode::UnsupportedVersion, message);
             self.refuse(key, op, correlation, &fault);
@@ -177,7 +184,7 @@ impl Shard {
         }
         session.in_flight += 1;
         match self.dispatch(key, op, frame, now, fx) {
-            Ok(Handled::Done) => self.finish(key),
+            Ok(Handled::Done) => self.finish(key, op),
             Ok(Handled::Later) => {}
             Ok(Handled::Blocked) => {
                 if let Some(session) = self.sessions.get_mut(&key) {
@@ -248,7 +255,7 @@ impl Shard {
         if let Some(session) = self.sessions.get_mut(&key) {
             session.is_greeted = true;
             let client = hello.client_name().unwrap_or("unnamed");
-            tracing::debug!(peer = session.peer, client, "hello");
+            tracing::debug!(peer = &*session.peer, client, "hello");
         }
         let answer = wire::HelloResponseT {
             version,
@@ -371,74 +378,6 @@ impl Shard {
         Ok(Place::Shard(shard))
     }
 
-    /// A request that was forwarded already and is still not at home.
-    pub(crate) fn wrong_shard(&self, shard: u16) -> Fault {
-        let address = self.placement.addresses.get(usize::from(shard)).cloned();
-        let at = address
-            .as_ref()
-            .map(|(host, port)| format!("{host}:{port}"))
-            .unwrap_or_default();
-        let message = format!("the partition is on shard {shard}, at {at}");
-        Fault {
-            address,
-            ..Fault::new(ErrorCode::WrongShard, message)
-        }
-    }
-
-    /// Hands a request to the shard that it is for.
-    pub(crate) fn forward(
-        &mut self,
-        key: SessionKey,
-        shard: u16,
-        frame: &Frame<'_>,
-        fx: &mut Fx,
-    ) -> Result<Handled, Fault> {
-        let SessionKey::Local(conn) = key else {
-            return Err(self.wrong_shard(shard));
-        };
-        if !self.may_forward(key) {
-            return Ok(Handled::Blocked);
-        }
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return Ok(Handled::Done);
-        };
-        if !session.known_to.contains(&shard) {
-            session.known_to.push(shard);
-        }
-        let mut bytes = Vec::with_capacity(frame.header.frame_bytes());
-        bytes.extend_from_slice(&FrameHeader::encode(&frame.header));
-        bytes.extend_from_slice(frame.envelope);
-        bytes.extend_from_slice(frame.payload);
-        debug_assert_eq!(
-            bytes.len(),
-            HEADER_BYTES + frame.envelope.len() + frame.payload.len()
-        );
-        fx.mail.push((shard, Mail::Request { conn, frame: bytes }));
-        Ok(Handled::Later)
-    }
-
-    /// Whether one more request may be handed to another shard; it is counted then.
-    pub(crate) fn may_forward(&mut self, key: SessionKey) -> bool {
-        let Some(session) = self.sessions.get_mut(&key) else {
-            return false;
-        };
-        if session.forwarded >= MAX_FORWARDED || self.forwarded >= MAX_FORWARDED_IN_ALL {
-            return false;
-        }
-        session.forwarded += 1;
-        self.forwarded += 1;
-        true
-    }
-
-    /// Requests that were handed to another shard are done.
-    pub(crate) fn forwarded_done(&mut self, key: SessionKey, count: u32) {
-        if let Some(session) = self.sessions.get_mut(&key) {
-            let count = count.min(session.forwarded);
-            session.forwarded -= count;
-            self.forwarded -= count;
-        }
-    }
-
     /// Puts a frame without payload into the session's `out`.
     pub(crate) fn reply<T>(
         &mut self,
@@ -460,9 +399,9 @@ impl Shard {
     }
 
     /// A request was answered for the last time.
-    pub(crate) fn finish(&mut self, key: SessionKey) {
+    pub(crate) fn finish(&mut self, key: SessionKey, op: Op) {
         if let Some(session) = self.sessions.get_mut(&key) {
-            session.finish();
+            session.finish(op);
             if matches!(key, SessionKey::Remote(..)) {
                 self.mark_ready(key);
             }
@@ -475,17 +414,8 @@ impl Shard {
             session.log_refusal(op, fault.code as u16, &fault.message);
             self.encoder
                 .error(&mut session.out, op, correlation, &fault.to_wire());
-            session.finish();
+            session.finish(op);
         }
         self.mark_ready(key);
-    }
-
-    /// The connection that another shard's mail is about.
-    pub(crate) fn remote_session(&mut self, shard: u16, conn: ConnId) -> SessionKey {
-        let key = SessionKey::Remote(shard, conn);
-        self.sessions.entry(key).or_insert_with(|| {
-            crate::session::Session::new(format!("shard {shard}, connection {}", conn.0), true)
-        });
-        key
     }
 }

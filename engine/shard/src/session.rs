@@ -4,13 +4,17 @@
 //! time. What the peer can make grow here has a bound: `out`, requests in flight, subscriptions,
 //! fetches; past it the session is blocked, which stops reading its socket.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use ringtide_io::ConnId;
+use ringtide_schema::frame::Op;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::wire::PublishResult;
 use ringtide_session::Assembler;
 use rustc_hash::FxHashMap;
+
+use crate::mail::{Forwarded, PartDone};
 
 /// Who a session belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,11 +70,45 @@ pub struct Multi {
     pub answered: bool,
 }
 
+/// A number of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Fetches: they may wait for records, and hold next to nothing meanwhile.
+    pub fetches: u32,
+    /// All others.
+    pub others: u32,
+}
+
+impl Tally {
+    /// One more.
+    pub fn add(&mut self, op: Op) {
+        match op {
+            Op::Fetch => self.fetches += 1,
+            _ => self.others += 1,
+        }
+    }
+
+    /// So many fewer.
+    pub fn remove(&mut self, other: Self) {
+        assert!(
+            self.fetches >= other.fetches && self.others >= other.others,
+            "answers without requests"
+        );
+        self.fetches -= other.fetches;
+        self.others -= other.others;
+    }
+
+    /// Of either kind.
+    pub fn all(self) -> u32 {
+        self.fetches + self.others
+    }
+}
+
 /// A peer.
 #[derive(Debug)]
 pub struct Session {
     /// For log lines.
-    pub peer: String,
+    pub peer: Arc<str>,
     /// Hello was answered.
     pub is_greeted: bool,
     /// Cuts the stream.
@@ -83,14 +121,20 @@ pub struct Session {
     pub spare: Vec<u8>,
     /// An egress is under way, or a reply that was not drained.
     pub is_sending: bool,
-    /// The last egress was a reply of another shard's, which waits to hear of it.
+    /// Shards whose replies went into `out`; told when the next egress was sent.
     pub drained_to: Vec<u16>,
     /// Requests refused so far; the first few are worth a line in the log.
     pub refusals: u32,
     /// Requests not answered.
     pub in_flight: u32,
     /// Requests finished since the last reply (of a forwarded session).
-    pub finished: u32,
+    pub finished: Tally,
+    /// Answers to parts since the last reply (of a forwarded session).
+    pub parts: Vec<PartDone>,
+    /// What another shard sent and found no room, and all after it.
+    pub waiting: VecDeque<Forwarded>,
+    /// In the shard's list of sessions with something that found no room.
+    pub is_blocked: bool,
     /// Receiving was stopped.
     pub is_paused: bool,
     /// Nothing more is handled; closed once `out` is sent.
@@ -106,7 +150,7 @@ pub struct Session {
     /// Subscriptions that live on other shards.
     pub remote_subscriptions: FxHashMap<u64, u16>,
     /// Requests under way on other shards.
-    pub forwarded: u32,
+    pub forwarded: Tally,
     /// Shards that know of this connection.
     pub known_to: Vec<u16>,
     /// Publish requests of several parts.
@@ -120,7 +164,7 @@ pub struct Session {
 
 impl Session {
     /// A session at its start.
-    pub fn new(peer: String, is_greeted: bool) -> Self {
+    pub fn new(peer: Arc<str>, is_greeted: bool) -> Self {
         Self {
             peer,
             is_greeted,
@@ -132,7 +176,10 @@ impl Session {
             drained_to: Vec::new(),
             refusals: 0,
             in_flight: 0,
-            finished: 0,
+            finished: Tally::default(),
+            parts: Vec::new(),
+            waiting: VecDeque::new(),
+            is_blocked: false,
             is_paused: false,
             is_closing: false,
             is_ready: false,
@@ -140,7 +187,7 @@ impl Session {
             next_subscription: 0,
             fetches: Vec::new(),
             remote_subscriptions: FxHashMap::default(),
-            forwarded: 0,
+            forwarded: Tally::default(),
             known_to: Vec::new(),
             multis: BTreeMap::new(),
             resume: None,
@@ -149,10 +196,10 @@ impl Session {
     }
 
     /// Says in the log that a request was refused; a peer that goes on and on is not heeded.
-    pub fn log_refusal(&mut self, op: ringtide_schema::frame::Op, code: u16, message: &str) {
+    pub fn log_refusal(&mut self, op: Op, code: u16, message: &str) {
         const LOGGED: u32 = 20;
         self.refusals = self.refusals.saturating_add(1);
-        let peer = &self.peer;
+        let peer = &*self.peer;
         if self.refusals <= LOGGED {
             tracing::warn!(peer, ?op, code, message, "refused a request");
         } else {
@@ -161,9 +208,9 @@ impl Session {
     }
 
     /// A request was answered for the last time.
-    pub fn finish(&mut self) {
+    pub fn finish(&mut self, op: Op) {
         debug_assert!(self.in_flight > 0, "an answer without a request");
         self.in_flight = self.in_flight.saturating_sub(1);
-        self.finished += 1;
+        self.finished.add(op);
     }
 }

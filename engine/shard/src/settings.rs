@@ -76,7 +76,8 @@ pub const SMALL_PARTIAL_BYTES: usize = 64 << 10;
 pub const MAX_SUBSCRIPTIONS: usize = 4096;
 /// Requests of one connection under way on other shards.
 pub const MAX_FORWARDED: u32 = 32;
-/// Requests of all connections under way on other shards: each holds a copy of its batch.
+/// Requests of all connections under way on other shards, but for fetches: each may hold a copy of
+/// its batch.
 pub const MAX_FORWARDED_IN_ALL: u32 = 256;
 /// Searches by time under way.
 pub const MAX_SEARCHES: usize = 64;

@@ -11,6 +11,8 @@ use ringtide_schema::batch::Batches;
 use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
 
 type Contents = Rc<RefCell<Vec<u8>>>;
+type Holds = dyn Fn(&Path, &DiskOp) -> bool;
+type Fails = dyn Fn(&Path, &DiskOp) -> Option<DiskErrorKind>;
 type Ended = (OpId, Result<DiskDone, DiskError>);
 
 #[derive(Clone)]
@@ -33,9 +35,9 @@ pub struct Disk {
     waiting: Vec<Waiting>,
     released: usize,
     /// Whether an operation is held back.
-    pub holds: Box<dyn Fn(&Path, &DiskOp) -> bool>,
+    pub holds: Box<Holds>,
     /// How an operation fails, if it does.
-    pub fails: Box<dyn Fn(&Path, &DiskOp) -> Option<DiskErrorKind>>,
+    pub fails: Box<Fails>,
 }
 
 impl Disk {

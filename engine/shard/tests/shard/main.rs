@@ -5,4 +5,6 @@ mod peer;
 mod world;
 
 mod files;
+mod forwarding;
+mod publishing;
 mod requests;

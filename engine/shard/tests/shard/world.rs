@@ -200,7 +200,7 @@ pub struct Node {
     fx: Effects<Mail>,
     pub disk: Disk,
     pub sockets: BTreeMap<ConnId, Socket>,
-    mail: VecDeque<(u16, Mail)>,
+    pub mail: VecDeque<(u16, Mail)>,
     /// Mail for this shard stays where it is.
     pub holds_mail: bool,
 }
@@ -268,6 +268,17 @@ impl World {
     /// The peer closes the connection.
     pub fn hang_up(&mut self, peer: Peer) {
         self.nodes[peer.shard].end(peer.conn, Disconnect::Peer, self.now);
+    }
+
+    /// Asks every shard to end.
+    pub fn stop(&mut self) {
+        for node in &mut self.nodes {
+            node.shard.stop(self.now, &mut node.fx);
+        }
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.nodes.iter().all(|node| node.shard.is_stopped())
     }
 
     /// Moves on until nothing happens any more.
