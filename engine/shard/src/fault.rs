@@ -4,6 +4,9 @@ use ringtide_schema::batch::BatchError;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::wire::ErrorResponseT;
 
+/// A message has at most this many bytes: it may quote what a peer sent.
+const MAX_MESSAGE_BYTES: usize = 512;
+
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
@@ -13,18 +16,17 @@ pub struct Fault {
     pub message: String,
     /// For offsets out of range: what can be read.
     pub range: Option<(u64, u64)>,
-    /// For a wrong shard: where to go.
-    pub address: Option<(String, u16)>,
 }
 
 impl Fault {
     /// A refusal.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        let mut message = message.into();
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
         Self {
             code,
-            message: message.into(),
+            message,
             range: None,
-            address: None,
         }
     }
 
@@ -36,8 +38,7 @@ impl Fault {
             message: Some(self.message.clone()),
             earliest,
             latest,
-            host: self.address.as_ref().map(|(host, _)| host.clone()),
-            port: self.address.as_ref().map_or(0, |(_, port)| *port),
+            ..ErrorResponseT::default()
         }
     }
 }

@@ -45,7 +45,7 @@ use checkpoint::Checkpoint;
 use commit::Waiter;
 use control::Control;
 use query::Search;
-use session::{Session, SessionKey};
+use session::{Session, SessionKey, Timer};
 use topics::Topics;
 use upkeep::Upkeep;
 
@@ -113,8 +113,8 @@ pub struct Shard {
     waiters: VecDeque<Waiter>,
     /// Appended batches by entry: partition and the offset after them.
     appended: VecDeque<(u64, usize, u64)>,
-    /// Fetches by deadline.
-    timers: BTreeSet<(u64, SessionKey, u64)>,
+    /// By when they are due.
+    timers: BTreeSet<(u64, SessionKey, Timer)>,
     /// Small batches, packed.
     arena: Option<Chunk>,
     ops: FxHashMap<OpId, Pending>,

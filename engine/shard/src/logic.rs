@@ -8,7 +8,7 @@ use ringtide_io::{
 use ringtide_log::wal::WAL_OP;
 
 use crate::mail::Mail;
-use crate::session::{Session, SessionKey};
+use crate::session::{Session, SessionKey, Timer};
 use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
 
@@ -148,12 +148,15 @@ impl Logic for Shard {
             }
         }
         self.wal.turn(now.mono_ns, &mut fx.disk);
-        while let Some(&(deadline, key, _)) = self.timers.first() {
+        while let Some(&(deadline, key, timer)) = self.timers.first() {
             if deadline > now.mono_ns {
                 break;
             }
             self.timers.pop_first();
-            self.mark_ready(key);
+            match timer {
+                Timer::Fetch(_) => self.mark_ready(key),
+                Timer::Frame => self.frame_due(key, now),
+            }
         }
         self.pump_ready(now, fx);
         self.upkeep(now, fx);
@@ -208,12 +211,15 @@ impl Shard {
         self.forwarded -= session.forwarded.others;
         self.partial_bytes -= session.partial_bytes;
         for fetch in session.fetches {
-            self.timers
-                .remove(&(fetch.deadline_ns, key, fetch.correlation));
+            let timer = Timer::Fetch(fetch.correlation);
+            self.timers.remove(&(fetch.deadline_ns, key, timer));
             self.unwatch(fetch.partition, key);
         }
         for subscription in session.subscriptions {
             self.unwatch(subscription.partition, key);
+        }
+        if let Some(due_ns) = session.frame_timer_ns {
+            self.timers.remove(&(due_ns, key, Timer::Frame));
         }
         if session.is_blocked {
             self.blocked.retain(|k| *k != key);

@@ -12,7 +12,7 @@ use ringtide_session::{Frame, envelope};
 
 use crate::fault::Fault;
 use crate::requests::{Handled, Place, bad_envelope, partition_of};
-use crate::session::{PendingFetch, SessionKey, Subscription};
+use crate::session::{PendingFetch, SessionKey, Subscription, Timer};
 use crate::settings::MAX_SUBSCRIPTIONS;
 use crate::{Fx, Shard};
 
@@ -51,7 +51,8 @@ impl Shard {
             session.fetches.push(fetch);
         }
         if wait_ms > 0 {
-            self.timers.insert((deadline_ns, key, correlation));
+            self.timers
+                .insert((deadline_ns, key, Timer::Fetch(correlation)));
         }
         self.watch(i, key);
         self.mark_ready(key);
@@ -241,8 +242,8 @@ impl Shard {
         };
         let fetch = session.fetches.remove(at);
         session.finish(Op::Fetch);
-        self.timers
-            .remove(&(fetch.deadline_ns, key, fetch.correlation));
+        let timer = Timer::Fetch(fetch.correlation);
+        self.timers.remove(&(fetch.deadline_ns, key, timer));
         self.unwatch(fetch.partition, key);
     }
 

@@ -10,12 +10,12 @@ use ringtide_schema::limits::{
     PROTOCOL_MIN,
 };
 use ringtide_schema::wire;
-use ringtide_session::{Frame, Taken, envelope, negotiate};
+use ringtide_session::{Assembler, Frame, SessionError, Taken, envelope, negotiate};
 use rustc_hash::FxHashSet;
 
 use crate::fault::Fault;
-use crate::session::SessionKey;
-use crate::settings::{MAX_OUT_BYTES, MAX_PARTIAL_BYTES, SMALL_PARTIAL_BYTES};
+use crate::session::{SessionKey, Timer};
+use crate::settings::{FRAME_TIMEOUT_NS, MAX_OUT_BYTES, MAX_PARTIAL_BYTES, SMALL_PARTIAL_BYTES};
 use crate::{Fx, Shard};
 
 /// What became of a request.
@@ -60,7 +60,7 @@ impl Shard {
         };
         let mut assembler = std::mem::take(&mut session.assembler);
         let result = assembler.feed_until(bytes, |frame| self.frame(key, &frame, now, fx));
-        self.fed(key, assembler, result, fx);
+        self.fed(key, assembler, result, now, fx);
     }
 
     /// Offers a blocked session's requests again.
@@ -71,7 +71,7 @@ impl Shard {
         session.is_blocked = false;
         let mut assembler = std::mem::take(&mut session.assembler);
         let result = assembler.retry(|frame| self.frame(key, &frame, now, fx));
-        self.fed(key, assembler, result, fx);
+        self.fed(key, assembler, result, now, fx);
         if matches!(key, SessionKey::Remote(..)) {
             self.serve_forwarded(key, now, fx);
         }
@@ -90,8 +90,9 @@ impl Shard {
     fn fed(
         &mut self,
         key: SessionKey,
-        assembler: ringtide_session::Assembler,
-        result: Result<(), ringtide_session::SessionError>,
+        assembler: Assembler,
+        result: Result<(), SessionError>,
+        now: Now,
         fx: &mut Fx,
     ) {
         let is_blocked = assembler.is_blocked();
@@ -102,6 +103,13 @@ impl Shard {
         session.partial_bytes = assembler.held_bytes();
         self.partial_bytes += session.partial_bytes;
         session.assembler = assembler;
+        let is_begun = session.assembler.is_mid_frame() && !is_blocked;
+        session.begun_ns = is_begun.then_some(now.mono_ns);
+        if is_begun && session.frame_timer_ns.is_none() {
+            let due_ns = now.mono_ns + FRAME_TIMEOUT_NS;
+            session.frame_timer_ns = Some(due_ns);
+            self.timers.insert((due_ns, key, Timer::Frame));
+        }
         let is_over =
             self.partial_bytes > MAX_PARTIAL_BYTES && session.partial_bytes > SMALL_PARTIAL_BYTES;
         if let Err(error) = result {
@@ -138,6 +146,30 @@ impl Shard {
         }
     }
 
+    /// The time has come at which a frame that had begun must have gone on: it did, or its
+    /// connection is closed.
+    pub(crate) fn frame_due(&mut self, key: SessionKey, now: Now) {
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
+        session.frame_timer_ns = None;
+        let Some(begun_ns) = session.begun_ns.filter(|_| !session.is_closing) else {
+            return;
+        };
+        let due_ns = begun_ns + FRAME_TIMEOUT_NS;
+        if due_ns > now.mono_ns {
+            session.frame_timer_ns = Some(due_ns);
+            self.timers.insert((due_ns, key, Timer::Frame));
+            return;
+        }
+        let seconds = FRAME_TIMEOUT_NS / 1_000_000_000;
+        tracing::warn!(
+            peer = &*session.peer,
+            "closing a connection: the rest of a frame did not come for {seconds} s"
+        );
+        self.close(key);
+    }
+
     /// Nothing more is handled for the session; it is closed once everything is sent.
     pub(crate) fn close(&mut self, key: SessionKey) {
         if let Some(session) = self.sessions.get_mut(&key) {
@@ -157,32 +189,31 @@ impl Shard {
         if session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit {
             return Taken::No;
         }
+        session.in_flight += 1;
         let correlation = frame.header.correlation;
-        let Some(op) = Op::from_u8(frame.header.op) else {
-            let message = format!("operation {} is unknown to this broker", frame.header.op);
-            session.in_flight += 1;
-            let fault = Fault::new(ErrorCode::UnknownOperation, message);
-            self.refuse(key, Op::Ping, correlation, &fault);
-            return Taken::Yes;
-        };
-        if frame.header.version != PROTOCOL_MAX || (!session.is_greeted && op != Op::Hello) {
+        let version = frame.header.version;
+        let op = Op::from_u8(frame.header.op);
+        if version != PROTOCOL_MAX || (!session.is_greeted && op != Some(Op::Hello)) {
             let message = match session.is_greeted {
-                true => format!("frame version {} was not agreed on", frame.header.version),
-                false if op == Op::Hello => format!(
-                    "frame version {} is unknown: this broker speaks {PROTOCOL_MIN} to \
-                     {PROTOCOL_MAX}",
-                    frame.header.version
+                true => format!("frame version {version} was not agreed on"),
+                false if op == Some(Op::Hello) => format!(
+                    "frame version {version} is unknown: this broker speaks {PROTOCOL_MIN} to \
+                     {PROTOCOL_MAX}"
                 ),
                 false => "the first request of a connection must be hello".into(),
             };
             tracing::warn!(peer = &*session.peer, message, "closing a connection");
-            session.in_flight += 1;
             let fault = Fault::new(ErrorCode::UnsupportedVersion, message);
-            self.refuse(key, op, correlation, &fault);
+            self.refuse(key, op.unwrap_or(Op::Ping), correlation, &fault);
             self.close(key);
             return Taken::Yes;
         }
-        session.in_flight += 1;
+        let Some(op) = op else {
+            let message = format!("operation {} is unknown to this broker", frame.header.op);
+            let fault = Fault::new(ErrorCode::UnknownOperation, message);
+            self.refuse(key, Op::Ping, correlation, &fault);
+            return Taken::Yes;
+        };
         match self.dispatch(key, op, frame, now, fx) {
             Ok(Handled::Done) => self.finish(key, op),
             Ok(Handled::Later) => {}
@@ -207,6 +238,11 @@ impl Shard {
         now: Now,
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
+        let flags = frame.header.flags;
+        if flags != 0 {
+            let message = format!("a request has no flags, yet {flags:#x} came");
+            return Err(Fault::new(ErrorCode::InvalidRequest, message));
+        }
         if op != Op::Publish && !frame.payload.is_empty() {
             let message = format!(
                 "{op:?} has no payload, yet {} bytes came",

@@ -25,6 +25,15 @@ pub enum SessionKey {
     Remote(u16, ConnId),
 }
 
+/// What a session's time runs out for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    /// The fetch with this correlation id: it is answered with what there is.
+    Fetch(u64),
+    /// A frame that has begun to arrive.
+    Frame,
+}
+
 /// A subscription of a session.
 #[derive(Debug)]
 pub struct Subscription {
@@ -115,6 +124,10 @@ pub struct Session {
     pub assembler: Assembler,
     /// What the assembler holds, as counted by the shard.
     pub partial_bytes: usize,
+    /// When the last bytes came of a frame that has begun to arrive, while it is received.
+    pub begun_ns: Option<u64>,
+    /// When that is looked at.
+    pub frame_timer_ns: Option<u64>,
     /// Whole frames to send.
     pub out: Vec<u8>,
     /// A buffer to use again.
@@ -170,6 +183,8 @@ impl Session {
             is_greeted,
             assembler: Assembler::new(),
             partial_bytes: 0,
+            begun_ns: None,
+            frame_timer_ns: None,
             out: Vec::new(),
             spare: Vec::new(),
             is_sending: false,

@@ -72,7 +72,10 @@ pub const MAX_OUT_BYTES: usize = 1 << 20;
 pub const MAX_PARTIAL_BYTES: usize = 128 << 20;
 /// A connection that holds less than this for such a frame is never refused for it.
 pub const SMALL_PARTIAL_BYTES: usize = 64 << 10;
-/// Subscriptions of one connection.
+/// A connection whose frame has begun to arrive and does not go on for this long is closed, in
+/// nanoseconds.
+pub const FRAME_TIMEOUT_NS: u64 = 30_000_000_000;
+/// Subscriptions of one connection here, and on all other shards together.
 pub const MAX_SUBSCRIPTIONS: usize = 4096;
 /// Requests of one connection under way on other shards.
 pub const MAX_FORWARDED: u32 = 32;

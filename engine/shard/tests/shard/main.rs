@@ -6,5 +6,6 @@ mod world;
 
 mod files;
 mod forwarding;
+mod half_frames;
 mod publishing;
 mod requests;

@@ -1,7 +1,7 @@
 //! Requests that no honest client makes, and their bounds.
 
 use ringtide_schema::error_code::ErrorCode;
-use ringtide_schema::frame::Op;
+use ringtide_schema::frame::{FLAG_MORE, FrameHeader, Op};
 use ringtide_schema::ids::TopicId;
 use ringtide_schema::limits::{MAX_ENVELOPE_BYTES, MAX_TOPICS};
 use ringtide_schema::wire;
@@ -100,4 +100,58 @@ fn the_metadata_of_as_many_topics_as_there_can_be_fits_into_an_envelope() {
     assert!(answer.envelope.len() <= MAX_ENVELOPE_BYTES);
     let answer = answer.table::<wire::MetadataResponse<'_>>();
     assert_eq!(answer.topics().map(|t| t.len()), Some(MAX_TOPICS));
+}
+
+#[test]
+fn refusals_quote_little_of_what_was_sent() {
+    let setup = Setup::new(1).topic("ticks", 1);
+    let ticks = setup.on_shard("ticks", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let long = "ä\u{1}".repeat(1 << 20);
+    let commit = wire::CommitOffsetRequestT {
+        consumer: Some(long.clone()),
+        partition: Some(ticks.into()),
+        ..wire::CommitOffsetRequestT::default()
+    };
+    let asked = [
+        world.create_topic(peer, &long),
+        world.delete_topic(peer, &long),
+        world.say(peer, Op::CommitOffset, |b| commit.pack(b)),
+    ];
+    world.run();
+    let heard = world.hear(peer);
+    for correlation in asked {
+        let answer = heard.iter().find(|f| f.correlation == correlation);
+        let refusal = answer.and_then(|f| f.refusal()).expect("a refusal");
+        let message = refusal.message.unwrap_or_default();
+        assert!((1..=512).contains(&message.len()), "{}", message.len());
+    }
+}
+
+#[test]
+fn a_request_with_a_flag_is_refused() {
+    let mut world = World::new(&Setup::new(1));
+    let peer = world.connect(0);
+    let ping = request_with(FLAG_MORE, Op::Ping as u8, 7);
+    world.write(peer, &ping);
+    let answer = world.answer(peer, 7);
+    assert_eq!(answer.error(), Some(ErrorCode::InvalidRequest));
+}
+
+#[test]
+fn an_unknown_operation_before_hello_ends_the_connection() {
+    let mut world = World::new(&Setup::new(1));
+    let peer = world.open(0);
+    world.write(peer, &request_with(0, 200, 7));
+    let answer = world.answer(peer, 7);
+    assert_eq!(answer.error(), Some(ErrorCode::UnsupportedVersion));
+    assert!(world.socket(peer).ended.is_some());
+}
+
+/// A frame without envelope and payload.
+fn request_with(flags: u16, op: u8, correlation: u64) -> Vec<u8> {
+    let mut header = FrameHeader::new(Op::Ping, flags, correlation, 0, 0);
+    header.op = op;
+    header.encode().to_vec()
 }
