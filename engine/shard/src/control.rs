@@ -64,10 +64,7 @@ impl Shard {
             return self.forward(key, 0, op, frame, fx);
         }
         if self.is_stopping {
-            return Err(Fault::new(
-                ErrorCode::ShuttingDown,
-                "the broker is shutting down",
-            ));
+            return Err(Fault::shutting_down());
         }
         if self.control.current.is_some() {
             return Ok(Handled::Blocked);

@@ -30,6 +30,11 @@ impl Fault {
         }
     }
 
+    /// The broker stops: nothing new is begun.
+    pub fn shutting_down() -> Self {
+        Self::new(ErrorCode::ShuttingDown, "the broker is shutting down")
+    }
+
     /// As it goes over the wire.
     pub fn to_wire(&self) -> ErrorResponseT {
         let (earliest, latest) = self.range.map_or((-1, -1), |(e, l)| (e as i64, l as i64));

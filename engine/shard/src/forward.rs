@@ -16,7 +16,7 @@ use crate::settings::{MAX_FORWARDED, MAX_FORWARDED_IN_ALL};
 use crate::{Fx, Shard};
 
 impl Shard {
-    /// Hands a request to the shard that it is for.
+    /// Hands a request to the shard that it is for. At the end that may be gone already.
     pub(crate) fn forward(
         &mut self,
         key: SessionKey,
@@ -25,6 +25,9 @@ impl Shard {
         frame: &Frame<'_>,
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
+        if self.is_stopping {
+            return Err(Fault::shutting_down());
+        }
         let request = || {
             let header = FrameHeader::encode(&frame.header);
             Forwarded::Request([&header[..], frame.envelope, frame.payload].concat())

@@ -105,6 +105,10 @@ impl Shard {
                         return Ok(self.pause_multi(key, part, publish));
                     }
                 }
+                Ok(Place::Shard(_)) if self.is_stopping => {
+                    let fault = Fault::shutting_down();
+                    self.part_done(key, publish, refused(part, fault.code), Some(fault.message));
+                }
                 Ok(Place::Shard(shard)) => {
                     let mail = || Part {
                         publish,
@@ -306,10 +310,7 @@ impl Shard {
         fx: &mut Fx,
     ) -> Result<Outcome, Fault> {
         if self.is_stopping {
-            return Err(Fault::new(
-                ErrorCode::ShuttingDown,
-                "the broker is shutting down",
-            ));
+            return Err(Fault::shutting_down());
         }
         if let Some(message) = &self.upkeep.disk_full {
             return Err(Fault::new(ErrorCode::DiskFull, message.clone()));

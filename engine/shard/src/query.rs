@@ -265,10 +265,7 @@ impl Shard {
             Place::Shard(shard) => return self.forward(key, shard, Op::CommitOffset, frame, fx),
         };
         if self.is_stopping {
-            return Err(Fault::new(
-                ErrorCode::ShuttingDown,
-                "the broker is shutting down",
-            ));
+            return Err(Fault::shutting_down());
         }
         let Some(Some(held)) = self.partitions.get_mut(i) else {
             return Ok(Handled::Done);

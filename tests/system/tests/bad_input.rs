@@ -589,7 +589,6 @@ fn an_unknown_topic_is_refused_by_every_operation_on_a_partition() {
 }
 
 #[test]
-#[ignore = "the shard that refuses knows a forwarded connection by its number only"]
 fn a_request_that_is_forwarded_and_refused_is_logged_with_the_peer() {
     let mut scene = Scene::with(Setup::new().shards(2));
     let topic = scene.bystander.create_topic("away", 2);

@@ -175,6 +175,26 @@ fn an_answer_is_sent_before_the_end_although_another_shard_gives_it() {
 }
 
 #[test]
+fn a_shard_that_ends_hands_nothing_to_others() {
+    let (setup, here, away) = two_shards();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    hold_log(&mut world, 0, true);
+    world.publish(peer, DURABLE, &[(here, batch(b"first"))]);
+    world.run();
+    world.nodes[1].holds_mail = true;
+    world.stop();
+    let refused = ErrorCode::ShuttingDown;
+    let single = world.publish(peer, DURABLE, &[(away, batch(b"late"))]);
+    assert_eq!(world.answer(peer, single).error(), Some(refused));
+    let parts = [(away, batch(b"late")), (away, batch(b"late"))];
+    let several = world.publish(peer, DURABLE, &parts);
+    let refused = refused as u16;
+    let results = world.answer(peer, several).results();
+    assert_eq!(results, [(0, refused, 0), (1, refused, 0)]);
+}
+
+#[test]
 fn a_fetch_that_waits_on_another_shard_does_not_delay_the_end() {
     let (setup, _, away) = two_shards();
     let mut world = World::new(&setup);
