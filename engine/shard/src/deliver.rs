@@ -58,9 +58,10 @@ impl Shard {
         }
         let spare = std::mem::take(&mut session.spare);
         let mut head = std::mem::replace(&mut session.out, spare);
-        let is_closing = session.is_closing;
+        let answers_bytes = head.len();
+        let may_deliver = !session.is_closing && !session.is_undrained;
         let mut body = Body::Nothing;
-        while !is_closing && head.len() < HEAD_BYTES {
+        while may_deliver && head.len() < HEAD_BYTES {
             match self.next_delivery(key, &mut head, now, fx) {
                 Next::Nothing => break,
                 Next::Inline => {}
@@ -78,6 +79,7 @@ impl Shard {
             return self.send(key, Egress { head, body }, fx);
         };
         let mut reply = Reply {
+            is_delivery: head.len() > answers_bytes,
             bytes: head,
             parts: std::mem::take(&mut session.parts),
             finished,
@@ -85,7 +87,7 @@ impl Shard {
         if reply.bytes.is_empty() && reply.parts.is_empty() && reply.finished.all() == 0 {
             return;
         }
-        session.is_sending = !reply.bytes.is_empty();
+        session.is_undrained |= reply.is_delivery;
         match body {
             Body::Nothing => {}
             Body::Memory(slices) => {
@@ -95,7 +97,10 @@ impl Shard {
                 file,
                 position,
                 bytes,
-            } => return self.read_for_remote(key, reply, file, position, bytes, fx),
+            } => {
+                session.is_sending = true;
+                return self.read_for_remote(key, reply, file, position, bytes, fx);
+            }
         }
         fx.mail.push((shard, Mail::Reply { conn, reply }));
     }
@@ -151,9 +156,12 @@ impl Shard {
         read: Option<&[u8]>,
         fx: &mut Fx,
     ) {
-        let SessionKey::Remote(shard, conn) = key else {
+        let (Some(session), SessionKey::Remote(shard, conn)) = (self.sessions.get_mut(&key), key)
+        else {
             return;
         };
+        session.is_sending = false;
+        self.mark_ready(key);
         let mail = match read {
             Some(read) => {
                 reply.bytes.extend_from_slice(read);

@@ -131,13 +131,14 @@ impl Shard {
             bytes,
             parts,
             finished,
+            is_delivery,
         } = reply;
         assert!(
             session.in_flight >= finished.all(),
             "answers without requests"
         );
         session.in_flight -= finished.all();
-        if !bytes.is_empty() {
+        if is_delivery {
             session.drained_to.push(from);
         }
         let parts_done = parts.len() as u32;
@@ -176,11 +177,11 @@ impl Shard {
         }
     }
 
-    /// The frames of the last reply were sent.
+    /// The last delivery was sent.
     pub(crate) fn drained(&mut self, from: u16, conn: ConnId) {
         let key = SessionKey::Remote(from, conn);
         if let Some(session) = self.sessions.get_mut(&key) {
-            session.is_sending = false;
+            session.is_undrained = false;
         }
         self.mark_ready(key);
     }

@@ -33,8 +33,8 @@ pub enum Mail {
         /// The answers.
         reply: Reply,
     },
-    /// The frames of a reply were sent, or go with what is being sent: another may follow. So the
-    /// receiver of replies holds at most two of each shard for a connection.
+    /// The last delivery is with what was sent, or behind it: another may follow. So a connection
+    /// holds at most two deliveries of each other shard.
     Drained {
         /// The sender's connection.
         conn: ConnId,
@@ -96,6 +96,9 @@ pub struct Reply {
     pub parts: Vec<PartDone>,
     /// Requests that are done with this.
     pub finished: Tally,
+    /// There are batches among the frames, or the end of a wait for them: the sender waits for
+    /// `Drained` before it sends more of these.
+    pub is_delivery: bool,
 }
 
 /// The answer to a part.

@@ -132,9 +132,13 @@ pub struct Session {
     pub out: Vec<u8>,
     /// A buffer to use again.
     pub spare: Vec<u8>,
-    /// An egress is under way, or a reply that was not drained.
+    /// An egress is under way; of a forwarded session, a range of a file is being read for one.
+    /// Nothing else leaves meanwhile.
     pub is_sending: bool,
-    /// Shards whose replies went into `out`; told when the next egress was sent.
+    /// A delivery was mailed and not drained (of a forwarded session): answers leave, another
+    /// delivery does not.
+    pub is_undrained: bool,
+    /// Shards whose deliveries went into `out`; told when the next egress was sent.
     pub drained_to: Vec<u16>,
     /// Requests refused so far; the first few are worth a line in the log.
     pub refusals: u32,
@@ -188,6 +192,7 @@ impl Session {
             out: Vec::new(),
             spare: Vec::new(),
             is_sending: false,
+            is_undrained: false,
             drained_to: Vec::new(),
             refusals: 0,
             in_flight: 0,

@@ -56,6 +56,44 @@ fn fetches_that_wait_leave_room_for_publishes_to_the_same_shard() {
 }
 
 #[test]
+fn peers_that_do_not_read_leave_room_for_publishes_to_the_same_shard() {
+    let (setup, _, away) = two_shards();
+    let mut world = World::new(&setup);
+    for _ in 0..10 {
+        let slow = world.connect(0);
+        world.socket(slow).reads = false;
+        world.subscribe(slow, away, -1, 1 << 20);
+        world.run();
+        for _ in 0..32 {
+            world.publish(slow, DURABLE, &[(away, batch(b"x"))]);
+        }
+        world.run();
+    }
+    let peer = world.connect(0);
+    let publish = world.publish(peer, DURABLE, &[(away, batch(b"one"))]);
+    assert_eq!(world.answer(peer, publish).results(), [(0, 0, 320)]);
+}
+
+#[test]
+fn no_push_follows_the_end_of_its_subscription_though_it_was_being_read() {
+    let setup = Setup::new(2).topic("old", 2);
+    let away = setup.on_shard("old", 1);
+    let setup = setup.segment(away, &[batch(b"stored")]);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    world.nodes[1].disk.holds = Box::new(|_, op| matches!(op, DiskOp::Read { .. }));
+    let subscription = world.subscribe(peer, away, 0, 4096);
+    world.run();
+    let unsubscribe = wire::UnsubscribeRequestT { subscription };
+    let ended = world.say(peer, Op::Unsubscribe, |b| unsubscribe.pack(b));
+    world.run();
+    world.nodes[1].disk.holds = Box::new(|_, _| false);
+    world.run();
+    let heard = world.hear(peer);
+    assert_eq!(heard.last().map(|f| f.correlation), Some(ended));
+}
+
+#[test]
 fn a_part_does_not_overtake_a_publish_that_waits_for_room() {
     let (setup, here, away) = two_shards();
     let mut world = World::new(&setup);
