@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use ringtide_io::DiskOp;
 use ringtide_schema::frame::{FLAG_MORE, Op};
 use ringtide_schema::ids::PartitionId;
 
@@ -19,12 +18,6 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % n
     }
-}
-
-fn hold_log(world: &mut World, shard: usize, is_held: bool) {
-    world.nodes[shard].disk.holds = Box::new(move |path, op| {
-        is_held && path.starts_with("data/wal") && matches!(op, DiskOp::Write { .. })
-    });
 }
 
 /// A peer and the partitions of each of its publishes, by part.
@@ -101,7 +94,7 @@ fn requests_offsets_and_answers_have_one_order_whatever_comes_late() {
             let (peer, shard) = (publishers[who].peer, random.below(2) as usize);
             let is_late = random.below(2) == 0;
             match random.below(12) {
-                0 => hold_log(&mut world, shard, is_late),
+                0 => world.hold_log(shard, is_late),
                 1 => world.nodes[shard].disk.release_one(),
                 2 => world.nodes[shard].holds_mail = is_late,
                 3 => world.socket(peer).reads = !is_late,
@@ -112,7 +105,7 @@ fn requests_offsets_and_answers_have_one_order_whatever_comes_late() {
             }
         }
         for shard in 0..2 {
-            hold_log(&mut world, shard, false);
+            world.hold_log(shard, false);
             world.nodes[shard].holds_mail = false;
         }
         for publisher in &publishers {

@@ -1,5 +1,5 @@
-//! Files in memory. An operation is carried out when the world moves on, unless it is held back;
-//! then it may be made to fail.
+//! Files in memory. An operation ends in the next step of the world, well or as a test wants it to
+//! fail, unless it is held back.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;

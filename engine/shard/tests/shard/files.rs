@@ -7,7 +7,7 @@ use ringtide_schema::frame::Op;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::wire;
 
-use crate::peer::{DURABLE, batch, batch_of};
+use crate::peer::{DURABLE, Heard, batch, batch_of};
 use crate::world::{MS, SECOND, START_MS, Setup, World};
 
 /// Two segments of two records each, from disk.
@@ -124,7 +124,7 @@ fn a_segment_that_cannot_be_read_ends_only_what_reads_there() {
     world.run();
     let heard = world.hear(peer);
     for number in [tail, second] {
-        let is_push = |f: &&crate::peer::Heard| f.op == Op::Push && f.correlation == number;
+        let is_push = |f: &&Heard| f.op == Op::Push && f.correlation == number;
         let push = heard.iter().find(is_push).expect("a push");
         assert_eq!(push.error(), None);
     }

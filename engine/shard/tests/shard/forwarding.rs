@@ -17,12 +17,6 @@ fn two_shards() -> (Setup, PartitionId, PartitionId) {
     (setup, here, away)
 }
 
-fn hold_log(world: &mut World, shard: usize, is_held: bool) {
-    world.nodes[shard].disk.holds = Box::new(move |path, op| {
-        is_held && path.starts_with("data/wal") && matches!(op, DiskOp::Write { .. })
-    });
-}
-
 /// The offsets that were given to part 0 of requests, in the order in which they were heard.
 fn offsets_of_first_parts(heard: &[Heard]) -> Vec<u64> {
     let answers = heard.iter().filter(|f| f.op == Op::Publish);
@@ -98,7 +92,7 @@ fn a_part_does_not_overtake_a_publish_that_waits_for_room() {
     let (setup, here, away) = two_shards();
     let mut world = World::new(&setup);
     let peer = world.connect(1);
-    hold_log(&mut world, 0, true);
+    world.hold_log(0, true);
     // The second change of topics waits for the first, and what is behind it waits too.
     world.create_topic(peer, "a");
     world.create_topic(peer, "b");
@@ -106,7 +100,7 @@ fn a_part_does_not_overtake_a_publish_that_waits_for_room() {
     let parts = [(here, batch(b"2")), (away, batch(b"2"))];
     world.publish(peer, DURABLE, &parts);
     world.run();
-    hold_log(&mut world, 0, false);
+    world.hold_log(0, false);
     world.run();
     let heard = world.hear(peer);
     let first = heard.iter().find(|f| f.correlation == single);
@@ -201,12 +195,12 @@ fn an_answer_is_sent_before_the_end_although_another_shard_gives_it() {
     let (setup, _, away) = two_shards();
     let mut world = World::new(&setup);
     let peer = world.connect(0);
-    hold_log(&mut world, 1, true);
+    world.hold_log(1, true);
     let publish = world.publish(peer, DURABLE, &[(away, batch(b"last"))]);
     world.run();
     world.stop();
     world.run();
-    hold_log(&mut world, 1, false);
+    world.hold_log(1, false);
     assert_eq!(world.answer(peer, publish).results(), [(0, 0, 0)]);
     assert!(world.socket(peer).ended.is_some());
     assert!(world.is_stopped());
@@ -217,7 +211,7 @@ fn a_shard_that_ends_hands_nothing_to_others() {
     let (setup, here, away) = two_shards();
     let mut world = World::new(&setup);
     let peer = world.connect(0);
-    hold_log(&mut world, 0, true);
+    world.hold_log(0, true);
     world.publish(peer, DURABLE, &[(here, batch(b"first"))]);
     world.run();
     world.nodes[1].holds_mail = true;
@@ -265,14 +259,14 @@ fn what_waits_for_room_elsewhere_ends_with_its_connection() {
     let (setup, here, away) = two_shards();
     let mut world = World::new(&setup);
     let (peer, other) = (world.connect(1), world.connect(0));
-    hold_log(&mut world, 0, true);
+    world.hold_log(0, true);
     world.create_topic(peer, "a");
     world.create_topic(peer, "b");
     let parts = [(here, batch(b"0")), (away, batch(b"0"))];
     world.publish(peer, ACCEPTED, &parts);
     world.run();
     world.hang_up(peer);
-    hold_log(&mut world, 0, false);
+    world.hold_log(0, false);
     world.run();
     let publish = world.publish(other, DURABLE, &[(here, batch(b"first"))]);
     assert_eq!(world.answer(other, publish).results(), [(0, 0, 0)]);
@@ -283,7 +277,7 @@ fn what_waits_for_room_holds_up_no_other_connection() {
     let (setup, here, away) = two_shards();
     let mut world = World::new(&setup);
     let (waiting, other) = (world.connect(1), world.connect(1));
-    hold_log(&mut world, 0, true);
+    world.hold_log(0, true);
     world.create_topic(waiting, "a");
     world.create_topic(waiting, "b");
     let parts = [(here, batch(b"0")), (away, batch(b"0"))];

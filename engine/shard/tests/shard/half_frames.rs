@@ -1,6 +1,5 @@
 //! Frames that have begun to arrive and are not whole.
 
-use ringtide_io::DiskOp;
 use ringtide_schema::frame::Op;
 use ringtide_schema::wire;
 
@@ -49,15 +48,14 @@ fn a_frame_that_arrives_slowly_is_answered() {
 fn a_frame_whose_rest_is_not_received_has_time() {
     let mut world = World::new(&Setup::new(1));
     let peer = world.connect(0);
-    world.nodes[0].disk.holds =
-        Box::new(|path, op| path.starts_with("data/wal") && matches!(op, DiskOp::Write { .. }));
+    world.hold_log(0, true);
     world.create_topic(peer, "a");
     world.create_topic(peer, "b");
     world.write(peer, &ping(7)[..33]);
     world.run();
     assert!(world.socket(peer).is_paused);
     world.pass(60 * SECOND);
-    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.hold_log(0, false);
     world.run();
     world.write(peer, &ping(7)[33..]);
     assert_eq!(world.answer(peer, 7).error(), None);

@@ -1,10 +1,10 @@
 //! Shards driven through the seam to their driver, against disks, sockets and mailboxes in memory.
 
-mod any_order;
 mod disk;
 mod peer;
 mod world;
 
+mod any_order;
 mod files;
 mod forwarding;
 mod half_frames;

@@ -7,7 +7,6 @@ use ringtide_schema::limits::{MAX_ENVELOPE_BYTES, MAX_TOPICS};
 use ringtide_schema::wire;
 use ringtide_shard::Topic;
 
-use crate::peer::{DURABLE, batch};
 use crate::world::{Peer, Setup, World};
 
 /// Asks for the metadata of topics by name; a name that follows itself is sent once only.
@@ -26,26 +25,6 @@ fn metadata(world: &mut World, peer: Peer, names: &[&str]) -> u64 {
         let topics = Some(b.create_vector(&strings));
         wire::MetadataRequest::create(b, &wire::MetadataRequestArgs { topics })
     })
-}
-
-#[test]
-fn a_record_that_was_published_is_delivered() {
-    let setup = Setup::new(2).topic("ticks", 2);
-    let (here, away) = (setup.on_shard("ticks", 0), setup.on_shard("ticks", 1));
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
-    for partition in [here, away] {
-        let subscription = world.subscribe(peer, partition, -2, 4096);
-        world.run();
-        let publish = world.publish(peer, DURABLE, &[(partition, batch(b"one"))]);
-        world.run();
-        let heard = world.hear(peer);
-        let answer = heard.iter().find(|f| f.correlation == publish);
-        assert_eq!(answer.expect("an answer").results(), [(0, 0, 0)]);
-        let is_push = |f: &&crate::peer::Heard| f.op == Op::Push && f.correlation == subscription;
-        let push = heard.iter().find(is_push).expect("a push");
-        assert!(push.payload.windows(3).any(|w| w == b"one"));
-    }
 }
 
 #[test]

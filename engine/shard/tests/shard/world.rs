@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
-use ringtide_io::{Body, ConnId, Disconnect, Effects, Egress, Logic, NetOp, Now};
+use ringtide_io::{Body, ConnId, Disconnect, DiskOp, Effects, Egress, Logic, NetOp, Now};
 use ringtide_schema::batch::{Header, assign};
 use ringtide_schema::ids::{PartitionId, TopicId};
 use ringtide_schema::store::{GroupSnapshotT, PartitionT, SegmentT};
@@ -270,6 +270,13 @@ impl World {
         self.nodes[peer.shard].end(peer.conn, Disconnect::Peer, self.now);
     }
 
+    /// Holds writes to the log of a shard back, or nothing any more.
+    pub fn hold_log(&mut self, shard: usize, is_held: bool) {
+        self.nodes[shard].disk.holds = Box::new(move |path, op| {
+            is_held && path.starts_with("data/wal") && matches!(op, DiskOp::Write { .. })
+        });
+    }
+
     /// Asks every shard to end.
     pub fn stop(&mut self) {
         for node in &mut self.nodes {
@@ -293,7 +300,7 @@ impl World {
         panic!("the shards never come to rest");
     }
 
-    /// Lets time pass, in steps that no timer of a shard is finer than by much.
+    /// Lets time pass, in steps short enough for every timer to fire about when it is due.
     pub fn pass(&mut self, ns: u64) {
         const STEP: u64 = 10 * MS;
         for _ in 0..ns.div_ceil(STEP) {
