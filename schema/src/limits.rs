@@ -36,6 +36,8 @@ pub const MAX_TOPICS: usize = 8192;
 pub const MAX_PARTITIONS_IN_ALL: u32 = 100_000;
 /// The most named consumers whose offsets one partition keeps.
 pub const MAX_CONSUMERS_PER_PARTITION: usize = 10_000;
+/// The most offsets of named consumers that one log group keeps: they are all in its snapshot.
+pub const MAX_CONSUMERS_PER_GROUP: usize = 100_000;
 /// The most idempotent producers that one partition remembers; past it the least recent goes.
 pub const MAX_PRODUCERS_PER_PARTITION: usize = 4096;
 /// How many batches of a producer a partition remembers (Kafka's window).

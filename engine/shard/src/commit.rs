@@ -1,6 +1,7 @@
 //! What follows a completed write of the log: watermarks move, answers leave.
 
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
+use ringtide_schema::store::CommittedT;
 use ringtide_schema::topic::Visibility;
 use ringtide_schema::wire::{CommitOffsetResponse, CommitOffsetResponseArgs, PublishResult};
 
@@ -42,7 +43,14 @@ pub enum Answer {
         log_start: u64,
     },
     /// A consumer's offset.
-    CommitOffset { key: SessionKey, correlation: u64 },
+    CommitOffset {
+        key: SessionKey,
+        correlation: u64,
+        /// Index of the partition.
+        partition: usize,
+        /// What is in force from then on.
+        committed: CommittedT,
+    },
 }
 
 impl Shard {
@@ -118,7 +126,15 @@ impl Shard {
                 tracing::debug!(partition = %id, log_start, "retention removed records");
                 self.wake(i);
             }
-            Answer::CommitOffset { key, correlation } => {
+            Answer::CommitOffset {
+                key,
+                correlation,
+                partition,
+                committed,
+            } => {
+                if let Some(held) = self.held(partition) {
+                    held.log.commit_offset(committed);
+                }
                 self.reply(key, Op::CommitOffset, FLAG_RESPONSE, correlation, |b| {
                     CommitOffsetResponse::create(b, &CommitOffsetResponseArgs {})
                 });

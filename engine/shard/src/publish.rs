@@ -360,9 +360,18 @@ impl Shard {
                 });
             }
             Verdict::DuplicateTooOld => {
+                // Where it lies is not known any more: what is known to be durable is all of it.
+                let wait = held.log.latest().checked_sub(1);
+                let wait = wait.and_then(|last| held.log.seq_of(last));
                 let sequence = header.base_sequence;
-                let message = format!("sequence {sequence} was appended before");
-                return fault(ErrorCode::DuplicateSequence, message);
+                let id = held.log.id();
+                return Ok(Outcome::Result {
+                    result: refused(part, ErrorCode::DuplicateSequence),
+                    wait,
+                    message: Some(format!(
+                        "producer {producer}, {id}: sequence {sequence} was appended before"
+                    )),
+                });
             }
             Verdict::OutOfOrder { expected } => {
                 let sequence = header.base_sequence;

@@ -6,7 +6,9 @@ use ringtide_log::wal::EntryMeta;
 use ringtide_schema::batch::Batches;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
-use ringtide_schema::limits::{MAX_CONSUMERS_PER_PARTITION, SEARCH_INFLATED_BYTES};
+use ringtide_schema::limits::{
+    MAX_CONSUMERS_PER_GROUP, MAX_CONSUMERS_PER_PARTITION, SEARCH_INFLATED_BYTES,
+};
 use ringtide_schema::record::records;
 use ringtide_schema::store::{CommitOffsetT, CommittedT};
 use ringtide_schema::topic::check_consumer_name;
@@ -289,6 +291,16 @@ impl Shard {
             );
             return Err(Fault::new(ErrorCode::TooMany, message));
         }
+        if is_new && self.consumers_in_group(i) >= MAX_CONSUMERS_PER_GROUP {
+            let message = format!(
+                "the broker keeps {MAX_CONSUMERS_PER_GROUP} offsets of consumers in a log group, \
+                 which is the limit: delete topics that are not needed"
+            );
+            return Err(Fault::new(ErrorCode::TooMany, message));
+        }
+        let Some(Some(held)) = self.partitions.get_mut(i) else {
+            return Ok(Handled::Done);
+        };
         let entry = CommitOffsetT {
             consumer: consumer.to_owned(),
             offset,
@@ -314,16 +326,30 @@ impl Shard {
             return Ok(Handled::Blocked);
         };
         group.last_index += 1;
-        held.log.commit_offset(CommittedT {
+        let committed = CommittedT {
             consumer: entry.consumer,
             offset,
             leader_epoch: entry.leader_epoch,
             time_ms: entry.time_ms,
-        });
+        };
         self.wal.want(appended.seq);
-        let correlation = frame.header.correlation;
-        self.wait_for(appended.seq, Answer::CommitOffset { key, correlation });
+        let answer = Answer::CommitOffset {
+            key,
+            correlation: frame.header.correlation,
+            partition: i,
+            committed,
+        };
+        self.wait_for(appended.seq, answer);
         Ok(Handled::Later)
+    }
+
+    /// Offsets of consumers that are kept for all partitions in the log group of this one.
+    fn consumers_in_group(&self, i: usize) -> usize {
+        let held = |i: usize| self.partitions.get(i).and_then(Option::as_ref);
+        let group = held(i).and_then(|h| self.groups.get(&h.log.group()));
+        let partitions = group.map_or(&[][..], |g| &g.partitions);
+        let counts = partitions.iter().filter_map(|&i| held(i));
+        counts.map(|h| h.log.consumers()).sum()
     }
 
     pub(crate) fn read_offset(

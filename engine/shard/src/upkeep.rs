@@ -210,7 +210,7 @@ impl Shard {
         }
         match result {
             Ok(progress) => {
-                if is_done {
+                if is_done && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
                     self.disk_has_space();
                 }
                 if is_done && again {
@@ -237,10 +237,7 @@ impl Shard {
             return;
         };
         let Some(held) = self.held(i) else { return };
-        let segments = held.log.store().segments.unwrap_or_default();
-        let mut bases = segments.iter().map(|s| s.base_offset);
-        let end = bases.find(|&b| b > base);
-        let end = end.unwrap_or_else(|| held.log.visible());
+        let end = held.log.segment_end(base);
         let watchers = held.watchers.clone();
         self.fail_watchers(i, watchers, base..end, fault);
         self.refuse_searches(i, fault);

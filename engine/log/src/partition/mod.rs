@@ -412,6 +412,14 @@ impl Partition {
         }
     }
 
+    /// The first offset past those of a segment that consumers can be given.
+    pub fn segment_end(&self, base_offset: u64) -> u64 {
+        let mut bases = self.segments.iter().map(|s| s.meta.base_offset);
+        bases
+            .find(|&base| base > base_offset)
+            .unwrap_or_else(|| self.visible())
+    }
+
     /// What a named consumer committed.
     pub fn consumer(&self, name: &str) -> Option<&CommittedT> {
         self.consumers.get(name)
@@ -422,7 +430,7 @@ impl Partition {
         self.consumers.len()
     }
 
-    /// Remembers a consumer's offset, whose entry was appended.
+    /// Remembers a consumer's offset, whose entry is durable.
     pub fn commit_offset(&mut self, committed: CommittedT) {
         self.consumers.insert(committed.consumer.clone(), committed);
     }

@@ -37,7 +37,7 @@ pub enum Plan {
         next_offset: u64,
     },
     /// An index or a file has been asked for, or the partition must be written out first: try
-    /// again after [`super::WriteProgress::readable`].
+    /// again after the next operation of the partition.
     Wait,
 }
 

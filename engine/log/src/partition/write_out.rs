@@ -110,8 +110,6 @@ pub enum WriteError {
 pub struct WriteProgress {
     /// Batches became synced: memory can be given up, a snapshot can go further.
     pub synced: bool,
-    /// A reader that waited for an index or a file can go on.
-    pub readable: bool,
 }
 
 impl Writer {
@@ -495,10 +493,7 @@ impl Partition {
             }
             (PartitionOp::Seal, Ok(_)) => {
                 self.sealed();
-                progress = WriteProgress {
-                    synced: true,
-                    readable: true,
-                };
+                progress.synced = true;
             }
             (PartitionOp::Seal, Err(e)) if e.kind == DiskErrorKind::Full => {
                 self.writer.state = State::Ready;
@@ -511,11 +506,9 @@ impl Partition {
             }
             (PartitionOp::LoadIndex(base), result) => {
                 self.index_loaded(base, result)?;
-                progress.readable = true;
             }
             (PartitionOp::OpenRead(base), result) => {
                 self.read_opened(base, result, turn)?;
-                progress.readable = true;
             }
             // A file that could not be removed is found and removed at the next start.
             (PartitionOp::Remove, _) => {}

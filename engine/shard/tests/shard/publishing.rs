@@ -2,7 +2,9 @@
 
 use ringtide_io::DiskOp;
 use ringtide_schema::batch::Codec;
+use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
+use ringtide_schema::wire;
 
 use crate::peer::{ACCEPTED, DURABLE, Heard, batch, batch_of};
 use crate::world::{START_MS, Setup, World};
@@ -55,4 +57,64 @@ fn an_accepted_answer_waits_for_a_durable_one_although_an_older_batch_came_again
         .map(|r| r.2)
         .collect();
     assert_eq!(offsets, [0, 0, 1, 2]);
+}
+
+#[test]
+fn a_batch_sent_again_after_its_place_was_forgotten_is_answered_when_it_is_durable() {
+    let setup = Setup::new(1).topic("ticks", 1);
+    let ticks = setup.on_shard("ticks", 0);
+    let mut world = World::new(&setup);
+    let first = world.connect(0);
+    world.hold_log(0, true);
+    let sequence = |n| batch_of(Codec::None, START_MS, b"x", (7, 0, n));
+    // More than a producer's window and what it keeps of what is not synced.
+    for n in 0..200 {
+        world.publish(first, DURABLE, &[(ticks, sequence(n))]);
+        world.run();
+    }
+    world.hang_up(first);
+    let second = world.connect(0);
+    let again = world.publish(second, DURABLE, &[(ticks, sequence(0))]);
+    world.run();
+    assert!(world.hear(second).is_empty(), "nothing of it is durable");
+    world.hold_log(0, false);
+    let code = ErrorCode::DuplicateSequence as u16;
+    assert_eq!(world.answer(second, again).results()[0].1, code);
+}
+
+#[test]
+fn an_offset_that_a_consumer_reads_back_is_durable() {
+    let setup = Setup::new(1).topic("ticks", 1);
+    let ticks = setup.on_shard("ticks", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let published = world.publish(peer, DURABLE, &[(ticks, batch(b"one"))]);
+    assert_eq!(world.answer(peer, published).results(), [(0, 0, 0)]);
+    world.hold_log(0, true);
+    let commit = wire::CommitOffsetRequestT {
+        partition: Some(ticks.into()),
+        consumer: Some("reader".into()),
+        offset: 1,
+        ..wire::CommitOffsetRequestT::default()
+    };
+    let committed = world.say(peer, Op::CommitOffset, |b| commit.pack(b));
+    let read = wire::ReadOffsetRequestT {
+        partition: Some(ticks.into()),
+        consumer: Some("reader".into()),
+    };
+    let read_back = |world: &mut World| {
+        let asked = world.say(peer, Op::ReadOffset, |b| read.pack(b));
+        world.run();
+        let heard = world.hear(peer);
+        let answer = heard.iter().find(|f| f.correlation == asked);
+        let answer = answer.expect("an answer");
+        (
+            answer.table::<wire::ReadOffsetResponse<'_>>().offset(),
+            heard.iter().any(|f| f.correlation == committed),
+        )
+    };
+    assert_eq!(read_back(&mut world), (-1, false), "it is not durable yet");
+    world.hold_log(0, false);
+    world.run();
+    assert_eq!(read_back(&mut world), (1, true));
 }
