@@ -6,7 +6,7 @@ use std::fs;
 
 use common::{Builder, SLOT_BYTES, contents, stored};
 use ringtide_log::recovery::table::Found;
-use ringtide_log::recovery::{RecoverOptions, log_name, recover};
+use ringtide_log::recovery::{RecoverError, RecoverOptions, log_name, recover};
 use ringtide_schema::batch::{Batches, CRC_START};
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::limits::BLOCK_BYTES;
@@ -295,6 +295,34 @@ fn entries_of_a_deleted_topic_are_skipped_and_its_directory_goes() {
             .count(),
         0
     );
+}
+
+#[test]
+fn entries_before_the_deletion_of_a_topic_that_a_snapshot_forgot_already_are_skipped() {
+    // A snapshot is made of what is there when it is written, which is after the last entry that it
+    // speaks for: the topic may be gone by then, its deletion later in the log.
+    let (mut b, ids) = simple(1, 3, 9000);
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    b.next_start(&recovered);
+    b.publish(ids[0], 100);
+    b.log_start(ids[0], 3);
+    b.commit_offset(ids[0], "reader", 2);
+    b.frames();
+    b.store();
+    let mut snapshot = recovered.groups[usize::from(b.group_of(ids[0]).0)].clone();
+    snapshot.partitions = None;
+    b.store_snapshot(&snapshot);
+    let error = b.recover().expect_err("the topic is not deleted");
+    assert!(matches!(error, RecoverError::BadEntry(_)), "{error}");
+
+    b.delete(ids[0].topic);
+    b.frames();
+    b.store();
+    b.store_snapshot(&snapshot);
+    let recovered = b.recover().expect("nothing is missing");
+    assert!(recovered.topics.is_empty());
+    assert!(stored(&recovered, ids[0]).is_none());
 }
 
 #[test]

@@ -55,8 +55,10 @@ pub(super) struct Replay<'a> {
     metadata: Metadata,
     groups: Vec<Group>,
     partitions: HashMap<PartitionId, Partition>,
-    /// Partitions whose segment could not be opened, and why.
-    unopened: HashMap<PartitionId, RecoverError>,
+    /// Partitions whose entries do not fit what is there, and why. That is right if the topic is
+    /// deleted further on in the log, because a snapshot or a directory may know that already;
+    /// [`Self::finish`] decides.
+    doubtful: HashMap<PartitionId, RecoverError>,
     writers: usize,
     /// Absent for a dry run.
     behind: Option<Behind>,
@@ -85,7 +87,7 @@ impl<'a> Replay<'a> {
             metadata: Metadata::default(),
             groups: Vec::new(),
             partitions: HashMap::new(),
-            unopened: HashMap::new(),
+            doubtful: HashMap::new(),
             writers: 0,
             behind: (!mode.dry && !identity.clean).then(|| Behind::start(mode.direct)),
             garbage: BTreeSet::new(),
@@ -225,7 +227,7 @@ impl<'a> Replay<'a> {
                 ..PartitionT::default()
             })
         });
-        if self.unopened.contains_key(&id) {
+        if self.doubtful.contains_key(&id) {
             self.skipped += 1;
             return Ok(());
         }
@@ -238,7 +240,10 @@ impl<'a> Replay<'a> {
                         self.skipped += 1;
                         return Ok(());
                     }
-                    Err(what) => return bad(at, what),
+                    Err(what) => {
+                        self.doubtful.insert(id, bad_entry(at, what));
+                        return Ok(());
+                    }
                 };
                 partition.note(&batch, header.append_time_ms);
                 self.batches += 1;
@@ -253,10 +258,9 @@ impl<'a> Replay<'a> {
             },
             EntryKind::LogStart if header.base_offset > partition.stored.next_offset => {
                 let (start, next) = (header.base_offset, partition.stored.next_offset);
-                bad(
-                    at,
-                    format!("log start {start} of {id} is past its end, {next}"),
-                )
+                let what = format!("log start {start} of {id} is past its end, {next}");
+                self.doubtful.insert(id, bad_entry(at, what));
+                Ok(())
             }
             EntryKind::LogStart => {
                 let below = partition.raise_log_start(header.base_offset);
@@ -299,10 +303,8 @@ impl<'a> Replay<'a> {
             );
             match opened {
                 Ok(writer) => partition.writer = Some(writer),
-                // Its topic may be deleted further on in the log, and the files gone already;
-                // `finish` knows.
                 Err(error) => {
-                    self.unopened.insert(id, error);
+                    self.doubtful.insert(id, error);
                     return Ok(());
                 }
             }
@@ -335,7 +337,7 @@ impl<'a> Replay<'a> {
     /// After the last chain: everything is written and synced but for directories; partitions of
     /// deleted topics go.
     pub(super) fn finish(&mut self) -> Result<(), RecoverError> {
-        for (id, error) in std::mem::take(&mut self.unopened) {
+        for (id, error) in std::mem::take(&mut self.doubtful) {
             if !matches!(self.metadata.standing(id.topic), Standing::Deleted) {
                 return Err(error);
             }
@@ -480,12 +482,17 @@ impl Sink for Replay<'_> {
 }
 
 fn bad<T>(at: At<'_>, what: String) -> Result<T, RecoverError> {
-    Err(BadEntry {
-        path: at.path.to_owned(),
-        position: at.position,
+    Err(bad_entry(at, what))
+}
+
+fn bad_entry(at: At<'_>, what: String) -> RecoverError {
+    let (path, position) = (at.path.to_owned(), at.position);
+    BadEntry {
+        path,
+        position,
         what,
     }
-    .into())
+    .into()
 }
 
 /// `None`: the partition's snapshot holds the batch already. A snapshot is of a group index up to
