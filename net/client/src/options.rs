@@ -119,7 +119,8 @@ pub enum Idle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Acks {
-    /// No acknowledgement: sent, and errors are not reported.
+    /// No acknowledgement: a record is done when it is sent, and what becomes of it then is not
+    /// reported.
     None = 0,
     /// In the broker's memory.
     Accepted = 1,

@@ -82,7 +82,7 @@ impl Consumer {
         if let Some(old) = self.reader.begin(chunk) {
             state.core.consumer(self.key).recycle(old.bytes);
         }
-        state.core.took(self.key, cursor, Instant::now());
+        state.core.pump_cursor(self.key, cursor, Instant::now());
         state.settle();
         Ok(true)
     }

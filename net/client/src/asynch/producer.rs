@@ -111,19 +111,27 @@ impl Producer {
             .map_or_else(Arc::default, |w| w.space.clone())
     }
 
-    /// Sends what lingers and waits until the outcome of every record is known.
+    /// Sends what lingers and waits until the outcome of every record that was sent before is
+    /// known.
     pub async fn flush(&self) {
+        let taken = {
+            let mut state = self.handle.lock();
+            let taken = state.core.flush(self.key, Instant::now());
+            state.settle();
+            taken
+        };
+        let space = self.space();
         loop {
-            let space = self.space();
             let mut notified = pin!(space.notified());
             notified.as_mut().enable();
+            if self
+                .handle
+                .lock()
+                .core
+                .producer(self.key)
+                .has_settled(&taken)
             {
-                let mut state = self.handle.lock();
-                state.core.flush(self.key, Instant::now());
-                state.settle();
-                if state.core.producer(self.key).is_idle() {
-                    return;
-                }
+                return;
             }
             notified.await;
         }

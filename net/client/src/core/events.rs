@@ -145,7 +145,7 @@ impl Core {
         cursor: usize,
         generation: u32,
     ) -> Option<&mut crate::core::consumer::Cursor> {
-        let consumer = self.consumers.get_mut(consumer)?.as_mut()?;
+        let consumer = self.consumers.get_mut(&consumer)?;
         consumer
             .cursors
             .get_mut(cursor)
@@ -178,14 +178,14 @@ impl Core {
         {
             self.cluster.backoff.reset();
         }
-        for producer in self.producers.iter_mut().flatten() {
+        for producer in self.producers.values_mut() {
             if let Some(topic) = self.cluster.topic(&producer.topic.name)
                 && *topic != producer.topic
             {
                 producer.topic_changed(topic, now);
             }
         }
-        for consumer in self.consumers.iter_mut().flatten() {
+        for consumer in self.consumers.values_mut() {
             if let Some(topic) = self.cluster.topic(&consumer.topic.name)
                 && *topic != consumer.topic
             {
@@ -278,7 +278,7 @@ impl Core {
                 self.answers.insert(key, outcome);
             }
             Owner::Producer(producer) => {
-                let Some(state) = self.producers.get_mut(producer).and_then(Option::as_mut) else {
+                let Some(state) = self.producers.get_mut(&producer) else {
                     return;
                 };
                 state.identity_asked = false;
@@ -357,7 +357,7 @@ impl Core {
         if result.error() != 0 {
             return self.publish_refused(to, result.error(), message, now);
         }
-        let Some(producer) = self.producers.get_mut(key).and_then(Option::as_mut) else {
+        let Some(producer) = self.producers.get_mut(&key) else {
             return;
         };
         let appended = Appended {
@@ -372,7 +372,7 @@ impl Core {
     fn publish_refused(&mut self, to: (usize, u32, u64), number: u16, message: &str, now: Instant) {
         let (key, partition, batch) = to;
         self.look_again(number);
-        let Some(producer) = self.producers.get_mut(key).and_then(Option::as_mut) else {
+        let Some(producer) = self.producers.get_mut(&key) else {
             return;
         };
         producer.answered(
@@ -444,7 +444,7 @@ impl Core {
     }
 
     fn retry_cursor(&mut self, consumer: usize, index: usize, now: Instant) {
-        let Some(state) = self.consumers.get_mut(consumer).and_then(Option::as_mut) else {
+        let Some(state) = self.consumers.get_mut(&consumer) else {
             return;
         };
         let cursor = &mut state.cursors[index];
@@ -497,7 +497,7 @@ impl Core {
             }
         }
         let why = error.to_string();
-        for producer in self.producers.iter_mut().flatten() {
+        for producer in self.producers.values_mut() {
             producer.disconnected(link, &why);
         }
     }

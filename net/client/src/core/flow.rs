@@ -11,8 +11,9 @@ use crate::core::call::{Owner, Request, send_metadata};
 use crate::core::cluster::{Known, Topic};
 use crate::core::connection::{after, earlier};
 use crate::core::consumer::{Flow, Place, asked_offset};
+use crate::core::link::{Leaving, Link};
 use crate::core::outcome::points_elsewhere;
-use crate::core::{Core, Tag, acks_number};
+use crate::core::{Core, Tag};
 use crate::error::Error;
 use crate::options::{Acks, Delivery, Start};
 
@@ -35,16 +36,17 @@ impl Core {
             self.tick_links(now);
             self.tick_metadata(now);
             self.tick_calls(now);
-            for producer in 0..self.producers.len() {
+            let mut from = 0;
+            while let Some((&producer, _)) = self.producers.range(from..).next() {
                 self.pump_lanes(producer, now);
+                from = producer + 1;
             }
-            for consumer in 0..self.consumers.len() {
-                let cursors = self.consumers[consumer]
-                    .as_ref()
-                    .map_or(0, |c| c.cursors.len());
-                for cursor in 0..cursors {
+            let mut from = 0;
+            while let Some((&consumer, state)) = self.consumers.range(from..).next() {
+                for cursor in 0..state.cursors.len() {
                     self.pump_cursor(consumer, cursor, now);
                 }
+                from = consumer + 1;
             }
             if !self.rescan {
                 break;
@@ -144,8 +146,8 @@ impl Core {
                 || calls
                     .values()
                     .any(|c| c.request.partition().is_some_and(|p| p.0 == name))
-                || producers.iter().flatten().any(|p| p.topic.name == *name)
-                || consumers.iter().flatten().any(|c| c.topic.name == *name)
+                || producers.values().any(|p| p.topic.name == *name)
+                || consumers.values().any(|c| c.topic.name == *name)
         });
     }
 
@@ -229,7 +231,7 @@ impl Core {
     }
 
     pub(crate) fn pump_lanes(&mut self, key: usize, now: Instant) {
-        let lanes = self.producers[key].as_ref().map_or(0, |p| p.lanes.len());
+        let lanes = self.producers.get(&key).map_or(0, |p| p.lanes.len());
         for partition in 0..lanes as u32 {
             self.pump_lane(key, partition, now);
         }
@@ -237,7 +239,7 @@ impl Core {
 
     /// Sends what a producer may send to one partition.
     pub(crate) fn pump_lane(&mut self, key: usize, partition: u32, now: Instant) {
-        let Some(producer) = self.producers[key].as_mut() else {
+        let Some(producer) = self.producers.get_mut(&key) else {
             return;
         };
         let Some(expiry) = producer.expiry(partition) else {
@@ -268,8 +270,8 @@ impl Core {
             throttled,
             ..
         } = self;
-        let (Some(connection), Some(producer)) = (links[link].ready(), producers[key].as_mut())
-        else {
+        let Link { state, leaving, .. } = &mut links[link];
+        let (Some(connection), Some(producer)) = (state.ready(), producers.get_mut(&key)) else {
             return;
         };
         let acks = producer.options.acks;
@@ -290,11 +292,15 @@ impl Core {
             });
             let deadline = after(now, options.request_timeout);
             let bytes = batch.bytes.len();
-            connection.publish_head(acks_number(acks), &part, bytes, deadline, tag);
+            connection.publish_head(acks as u8, &part, bytes, deadline, tag);
             connection.payload(&batch.bytes);
             if acks == Acks::None {
-                let batch = batch.key;
-                producer.finish_unacknowledged(partition, batch);
+                leaving.push_back(Leaving {
+                    end: connection.output_end(),
+                    producer: key,
+                    partition,
+                    batch: batch.key,
+                });
             }
         }
         if producer.wants_identity(partition) && !producer.identity_asked {
@@ -305,7 +311,7 @@ impl Core {
 
     /// Does what a cursor needs next.
     pub(crate) fn pump_cursor(&mut self, key: usize, index: usize, now: Instant) {
-        let Some(consumer) = self.consumers[key].as_mut() else {
+        let Some(consumer) = self.consumers.get_mut(&key) else {
             return;
         };
         let (topic, delivery) = (consumer.topic.clone(), consumer.options.delivery);
@@ -391,7 +397,7 @@ impl Core {
             *throttled = true;
             return;
         };
-        let Some(consumer) = consumers[key].as_mut() else {
+        let Some(consumer) = consumers.get_mut(&key) else {
             return;
         };
         let cursor = &mut consumer.cursors[index];

@@ -68,6 +68,8 @@ pub(crate) struct Lane {
     /// The last may still grow.
     pub(crate) forming: VecDeque<Forming>,
     pub(crate) next_number: u64,
+    /// Records before this one do not wait for more.
+    pub(crate) flush_before: u64,
     next_key: u64,
     pub(crate) hold: Option<Hold>,
     pub(crate) backoff: Backoff,
@@ -84,6 +86,7 @@ impl Lane {
             link: 0,
             forming: VecDeque::new(),
             next_number: 0,
+            flush_before: 0,
             next_key: 0,
             hold: None,
             backoff,
@@ -106,6 +109,13 @@ impl Lane {
             return None;
         }
         self.batches.iter().position(|b| !b.is_sent())
+    }
+
+    /// The number of the first record without an outcome.
+    pub(crate) fn first_open(&self) -> u64 {
+        let batch = self.batches.front().map(|b| b.first);
+        let forming = || self.forming.front().map(|f| f.first);
+        batch.or_else(forming).unwrap_or(self.next_number)
     }
 
     /// The time of the oldest record.

@@ -1,5 +1,6 @@
 //! The way to one server: whether it is wanted, being made, up, or to be tried again later.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,6 +21,26 @@ pub(crate) enum State {
     Up(Box<Connection<Tag>>),
 }
 
+impl State {
+    /// The connection, if requests may be sent on it.
+    pub(crate) fn ready(&mut self) -> Option<&mut Connection<Tag>> {
+        match self {
+            Self::Up(connection) if connection.hello().is_some() => Some(connection),
+            _ => None,
+        }
+    }
+}
+
+/// A batch without acknowledgement, which is done when it has left.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    /// Where it ends, in bytes since the connection was made.
+    pub(crate) end: u64,
+    pub(crate) producer: usize,
+    pub(crate) partition: u32,
+    pub(crate) batch: u64,
+}
+
 /// The way to one server.
 pub(crate) struct Link {
     pub(crate) host: Arc<str>,
@@ -34,6 +55,8 @@ pub(crate) struct Link {
     pub(crate) backoff: Backoff,
     /// Why it is down.
     pub(crate) error: Option<Error>,
+    /// In the order of the output.
+    pub(crate) leaving: VecDeque<Leaving>,
     /// The face is to close the connection.
     close: bool,
 }
@@ -49,16 +72,14 @@ impl Link {
             retry_at: None,
             backoff,
             error: None,
+            leaving: VecDeque::new(),
             close: false,
         }
     }
 
     /// The connection, if requests may be sent on it.
     pub(crate) fn ready(&mut self) -> Option<&mut Connection<Tag>> {
-        match &mut self.state {
-            State::Up(connection) if connection.hello().is_some() => Some(connection),
-            _ => None,
-        }
+        self.state.ready()
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -140,12 +161,24 @@ impl Core {
 
     /// The first `bytes` of the output were sent.
     pub(crate) fn sent(&mut self, link: usize, bytes: usize) {
-        if let State::Up(connection) = &mut self.links[link].state {
-            connection.sent(bytes);
-            if connection.output().is_empty() && self.throttled {
-                self.throttled = false;
-                self.rescan = true;
+        let Link { state, leaving, .. } = &mut self.links[link];
+        let State::Up(connection) = state else {
+            return;
+        };
+        connection.sent(bytes);
+        if connection.output().is_empty() && self.throttled {
+            self.throttled = false;
+            self.rescan = true;
+        }
+        while let Some(left) = leaving.front()
+            && left.end <= connection.sent_bytes()
+        {
+            if let Some(producer) = self.producers.get_mut(&left.producer) {
+                producer.finish_unacknowledged(left.partition, left.batch);
+                // With few in flight the next may wait for this one.
+                self.rescan |= producer.lanes[left.partition as usize].has_unsent();
             }
+            leaving.pop_front();
         }
     }
 
@@ -200,6 +233,7 @@ impl Core {
         state.demand = false;
         state.retry_at = after(now, wait);
         state.error = Some(error.clone());
+        state.leaving.clear();
         let was = std::mem::replace(&mut state.state, State::Down);
         if link == self.next_server {
             self.next_server = (self.next_server + 1) % self.servers;

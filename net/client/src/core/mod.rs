@@ -34,9 +34,9 @@ use crate::core::cluster::{Cluster, Topic};
 use crate::core::connection::{after, earlier};
 use crate::core::consumer::{Consumer, Flow};
 use crate::core::link::Link;
-use crate::core::producer::Producer;
+use crate::core::producer::{Producer, Taken};
 use crate::error::{Error, Result};
-use crate::options::{Acks, ConsumerOptions, Options, ProducerOptions, Start};
+use crate::options::{ConsumerOptions, Options, ProducerOptions, Start};
 use crate::record::{Record, Ticket};
 
 /// What a request on a link was for.
@@ -77,8 +77,11 @@ pub(crate) struct Core {
     calls: BTreeMap<u64, Call>,
     next_call: u64,
     answers: HashMap<u64, Result<Response>>,
-    producers: Vec<Option<Producer>>,
-    consumers: Vec<Option<Consumer>>,
+    /// By handle. A handle is never given twice: what still arrives for one that is gone finds
+    /// nothing.
+    producers: BTreeMap<usize, Producer>,
+    consumers: BTreeMap<usize, Consumer>,
+    next_handle: usize,
     /// Everything is to be looked at in the next tick, or at this time.
     rescan: bool,
     wake: Option<Instant>,
@@ -115,8 +118,9 @@ impl Core {
             calls: BTreeMap::new(),
             next_call: 0,
             answers: HashMap::new(),
-            producers: Vec::new(),
-            consumers: Vec::new(),
+            producers: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            next_handle: 0,
             rescan: true,
             wake: None,
             dirty_lanes: Vec::new(),
@@ -217,6 +221,11 @@ impl Core {
         Some(format!("{host}:{port}"))
     }
 
+    fn new_handle(&mut self) -> usize {
+        self.next_handle += 1;
+        self.next_handle
+    }
+
     // ---- producers ----------------------------------------------------------------------------
 
     /// Adds a producer of a topic that is known.
@@ -229,25 +238,25 @@ impl Core {
         let options = options.checked()?;
         self.cluster.learn(&topic);
         let mut producer = Producer::new(topic, options, self.new_backoff());
-        let key = free_place(&mut self.producers);
+        let key = self.new_handle();
         if producer.options.idempotence {
             // Asked for ahead of the first record, which then need not wait for it.
             producer.identity_asked = true;
             self.call_for(Request::InitProducer, Owner::Producer(key), now);
         }
-        self.producers[key] = Some(producer);
+        self.producers.insert(key, producer);
         Ok(key)
     }
 
     pub(crate) fn remove_producer(&mut self, key: usize) {
         self.calls.retain(|_, c| c.owner != Owner::Producer(key));
-        self.producers[key] = None;
+        self.producers.remove(&key);
     }
 
     pub(crate) fn producer(&mut self, key: usize) -> &mut Producer {
         // A face holds the key from `add_producer` to `remove_producer`.
-        self.producers[key]
-            .as_mut()
+        self.producers
+            .get_mut(&key)
             .expect("the producer's handle still exists")
     }
 
@@ -257,7 +266,7 @@ impl Core {
         key: usize,
         get: impl FnOnce(&mut Producer) -> Option<T>,
     ) -> Option<T> {
-        self.producers.get_mut(key)?.as_mut().and_then(get)
+        self.producers.get_mut(&key).and_then(get)
     }
 
     /// Takes a record; whatever the window allows is in the links' output afterwards.
@@ -276,13 +285,12 @@ impl Core {
         Ok(ticket)
     }
 
-    /// Sends what lingers.
-    pub(crate) fn flush(&mut self, key: usize, now: Instant) {
-        let producer = self.producer(key);
-        if !producer.is_idle() && !producer.flushing {
-            producer.flushing = true;
-            self.pump_lanes(key, now);
-        }
+    /// Sends what lingers, and says what was taken so far: [`Producer::has_settled`] tells when it
+    /// has its outcome.
+    pub(crate) fn flush(&mut self, key: usize, now: Instant) -> Taken {
+        let taken = self.producer(key).flush();
+        self.pump_lanes(key, now);
+        taken
     }
 
     // ---- consumers ----------------------------------------------------------------------------
@@ -295,8 +303,8 @@ impl Core {
     ) -> Result<usize> {
         self.cluster.learn(&topic);
         let consumer = Consumer::new(topic, options.checked()?, &self.new_backoff())?;
-        let key = free_place(&mut self.consumers);
-        self.consumers[key] = Some(consumer);
+        let key = self.new_handle();
+        self.consumers.insert(key, consumer);
         self.rescan = true;
         Ok(key)
     }
@@ -307,13 +315,13 @@ impl Core {
         }
         let of_it = |c: &Call| matches!(c.owner, Owner::Cursor { consumer, .. } if consumer == key);
         self.calls.retain(|_, c| !of_it(c));
-        self.consumers[key] = None;
+        self.consumers.remove(&key);
     }
 
     pub(crate) fn consumer(&mut self, key: usize) -> &mut Consumer {
         // A face holds the key from `add_consumer` to `remove_consumer`.
-        self.consumers[key]
-            .as_mut()
+        self.consumers
+            .get_mut(&key)
             .expect("the consumer's handle still exists")
     }
 
@@ -321,11 +329,6 @@ impl Core {
     pub(crate) fn seek(&mut self, key: usize, cursor: usize, start: Start, now: Instant) {
         self.unsubscribe(key, cursor, now);
         self.consumer(key).seek(cursor, start);
-        self.pump_cursor(key, cursor, now);
-    }
-
-    /// A payload was taken: gives back credit, or asks for the next.
-    pub(crate) fn took(&mut self, key: usize, cursor: usize, now: Instant) {
         self.pump_cursor(key, cursor, now);
     }
 
@@ -347,16 +350,6 @@ impl Core {
     }
 }
 
-fn free_place<T>(places: &mut Vec<Option<T>>) -> usize {
-    match places.iter().position(Option::is_none) {
-        Some(place) => place,
-        None => {
-            places.push(None);
-            places.len() - 1
-        }
-    }
-}
-
 /// Splits HOST:PORT; the port may be left out, an IPv6 address stands in brackets.
 pub(crate) fn parse_server(server: &str) -> Result<(&str, u16)> {
     let wrong = || Error::invalid(format!("server {server:?} is not of the form HOST:PORT"));
@@ -370,8 +363,4 @@ pub(crate) fn parse_server(server: &str) -> Result<(&str, u16)> {
     } else {
         Ok((host, port))
     }
-}
-
-fn acks_number(acks: Acks) -> u8 {
-    acks as u8
 }

@@ -202,7 +202,7 @@ impl Producer {
         self.finish_at(partition, index, Err(error));
     }
 
-    /// Completes a batch without waiting for an answer.
+    /// A batch was sent that will not be answered.
     pub(crate) fn finish_unacknowledged(&mut self, partition: u32, key: u64) {
         let lane = &self.lanes[partition as usize];
         if let Some(index) = lane.batches.iter().position(|b| b.key == key) {
@@ -222,9 +222,6 @@ impl Producer {
             return;
         };
         self.held_bytes -= batch.held;
-        if self.held_bytes == 0 {
-            self.flushing = false;
-        }
         let (first, records) = (batch.first, batch.records);
         self.done.push_back(Completion {
             partition,

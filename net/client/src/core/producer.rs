@@ -66,6 +66,10 @@ impl Completion {
     }
 }
 
+/// What a producer had taken at some time: the number of the next record of each partition.
+#[derive(Debug)]
+pub(crate) struct Taken(Vec<u64>);
+
 /// The state of one producer of one topic.
 pub(crate) struct Producer {
     pub(crate) topic: Arc<Topic>,
@@ -75,8 +79,6 @@ pub(crate) struct Producer {
     identity: Option<Identity>,
     /// An identity was asked for.
     pub(crate) identity_asked: bool,
-    /// Records are not to wait for more.
-    pub(crate) flushing: bool,
     pub(crate) held_bytes: usize,
     turn: u32,
     pub(super) done: VecDeque<Completion>,
@@ -96,7 +98,6 @@ impl Producer {
             lanes: Vec::new(),
             identity: None,
             identity_asked: false,
-            flushing: false,
             held_bytes: 0,
             turn: 0,
             done: VecDeque::new(),
@@ -114,9 +115,19 @@ impl Producer {
         }
     }
 
-    /// Records that have not been acknowledged.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.held_bytes == 0
+    /// What was taken so far is not to wait for more.
+    pub(crate) fn flush(&mut self) -> Taken {
+        let numbers = self.lanes.iter_mut().map(|lane| {
+            lane.flush_before = lane.next_number;
+            lane.next_number
+        });
+        Taken(numbers.collect())
+    }
+
+    /// Whether everything that was taken by then has its outcome.
+    pub(crate) fn has_settled(&self, taken: &Taken) -> bool {
+        let mut lanes = self.lanes.iter().zip(&taken.0);
+        lanes.all(|(lane, &number)| lane.first_open() >= number)
     }
 
     /// What became of records since the last call.
@@ -341,7 +352,7 @@ impl Producer {
         let lane = &mut self.lanes[partition as usize];
         let front = lane.forming.front()?;
         let ready = lane.forming.len() > 1
-            || self.flushing
+            || front.first < lane.flush_before
             || self.options.linger.is_zero()
             || front.builder.bytes_estimate() >= self.options.batch_bytes
             || now.saturating_duration_since(front.since) >= self.options.linger;

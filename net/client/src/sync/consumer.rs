@@ -81,7 +81,7 @@ impl Consumer {
                         driver.core.consumer(self.key).recycle(old.bytes);
                     }
                     let now = Instant::now();
-                    driver.core.took(self.key, cursor, now);
+                    driver.core.pump_cursor(self.key, cursor, now);
                     driver.write(now);
                     if self.reader.has_more() {
                         return Ok(true);

@@ -92,11 +92,9 @@ impl Producer {
     /// # Errors
     /// [`Error::Timeout`] when some are still under way.
     pub fn flush(&mut self, timeout: Duration) -> Result<()> {
-        self.driver
-            .borrow_mut()
-            .core
-            .flush(self.key, Instant::now());
-        if self.wait_until(timeout, |core, key| core.producer(key).is_idle()) {
+        let now = Instant::now();
+        let taken = self.driver.borrow_mut().core.flush(self.key, now);
+        if self.wait_until(timeout, |core, key| core.producer(key).has_settled(&taken)) {
             return Ok(());
         }
         Err(self.not_in_time(0, timeout))

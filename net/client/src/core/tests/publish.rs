@@ -1,0 +1,328 @@
+//! What becomes of records when answers, connections and topics are lost.
+
+use std::time::Duration;
+
+use ringtide_schema::error_code::ErrorCode;
+
+use crate::core::tests::{World, producer_options};
+use crate::error::Error;
+use crate::options::{Acks, ProducerOptions};
+use crate::record::Ticket;
+
+/// Sends one record and lets the broker have it, but not the client the answer.
+fn with_a_lost_answer(options: ProducerOptions) -> (World, Ticket) {
+    let mut world = World::new(1, options);
+    // The identity is there, and the broker knows it.
+    let first = world.send(0);
+    world.heal();
+    assert!(world.done[&first].is_ok());
+    let ticket = world.send(0);
+    world.tick();
+    world.broker_gets(0, 255);
+    (world, ticket)
+}
+
+#[test]
+fn a_lost_answer_is_made_good_with_the_offset_of_the_first_attempt() {
+    let (mut world, ticket) = with_a_lost_answer(producer_options());
+    world.cut(0);
+    world.heal();
+    let ack = world.done[&ticket].as_ref().expect("appended");
+    assert_eq!((ack.offset, ack.duplicate), (Some(1), true));
+    world.check();
+}
+
+#[test]
+#[should_panic(expected = "acknowledged, found at")]
+fn the_check_finds_a_broker_that_appends_twice() {
+    let (mut world, _) = with_a_lost_answer(producer_options());
+    world.cut(0);
+    let log = world.model.log("t", 0);
+    for producer in log.producers.values_mut() {
+        producer.forget_last();
+    }
+    world.heal();
+    world.check();
+}
+
+#[test]
+fn a_lost_answer_of_a_forgotten_producer_is_an_unknown_outcome() {
+    let (mut world, ticket) = with_a_lost_answer(producer_options());
+    world.cut(0);
+    world.model.log("t", 0).producers.clear();
+    world.heal();
+    assert!(matches!(
+        world.done[&ticket],
+        Err(Error::OutcomeUnknown { .. })
+    ));
+    // The next record goes on under a new identity.
+    let next = world.send(0);
+    world.heal();
+    assert!(world.done[&next].is_ok());
+    world.check();
+}
+
+#[test]
+fn a_forgotten_producer_goes_on_under_a_new_identity() {
+    let mut world = World::new(1, producer_options());
+    world.send(0);
+    world.heal();
+    world.model.log("t", 0).producers.clear();
+    for _ in 0..20 {
+        world.send(0);
+    }
+    world.heal();
+    world.check();
+    assert_eq!(world.acknowledged(), 21);
+    assert_eq!(world.model.log("t", 0).producers.len(), 1);
+}
+
+#[test]
+fn a_lost_answer_without_idempotence_is_an_unknown_outcome_and_not_sent_again() {
+    let (mut world, ticket) = with_a_lost_answer(producer_options().idempotence(false));
+    world.cut(0);
+    world.heal();
+    let error = world.done[&ticket].as_ref().expect_err("unknown");
+    assert!(
+        error.is_outcome_unknown() && !error.is_retriable(),
+        "{error}"
+    );
+    for _ in 0..100 {
+        world.round(Duration::from_millis(20));
+    }
+    assert_eq!(world.model.log("t", 0).next, 2);
+}
+
+#[test]
+fn an_answer_that_never_comes_ends_the_connection_and_the_batch_is_sent_again() {
+    let (mut world, ticket) = with_a_lost_answer(producer_options());
+    // The broker is silent for longer than a request may take.
+    if let Some(line) = world.lines.get_mut(&0) {
+        line.to_client.clear();
+    }
+    world.now += Duration::from_millis(600);
+    world.heal();
+    assert!(world.done[&ticket].as_ref().expect("appended").duplicate);
+    world.check();
+}
+
+#[test]
+fn a_topic_made_anew_gets_what_was_not_sent_and_the_rest_is_unknown() {
+    let (mut world, ambiguous) = with_a_lost_answer(producer_options());
+    world.cut(0);
+    world.model.topics.remove("t");
+    world.model.create("t", 1);
+    let fresh = world.send(0);
+    world.heal();
+    assert!(matches!(
+        world.done[&ambiguous],
+        Err(Error::OutcomeUnknown { .. })
+    ));
+    assert_eq!(
+        world.done[&fresh].as_ref().expect("appended").offset,
+        Some(0)
+    );
+}
+
+#[test]
+fn records_for_a_topic_that_was_deleted_fail() {
+    let mut world = World::new(1, producer_options());
+    world.send(0);
+    world.heal();
+    world.model.topics.remove("t");
+    let ticket = world.send(0);
+    world.heal();
+    let error = world.done[&ticket].as_ref().expect_err("no topic");
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopic), "{error}");
+}
+
+#[test]
+fn a_partition_that_moved_is_found_again() {
+    let mut world = World::new(2, producer_options());
+    world.send(1);
+    world.heal();
+    // The shards swap their ports, as after a restart with another number of cores.
+    world.model.shards.reverse();
+    world.model.refuse.extend([Some(ErrorCode::WrongShard); 2]);
+    let before: u64 = world.core.link_to(&"broker".into(), 1) as u64;
+    world.send(1);
+    world.heal();
+    world.check();
+    assert_eq!(before, 0);
+    assert_eq!(world.acknowledged(), 2);
+}
+
+#[test]
+fn nobody_answers_and_records_time_out_without_having_been_appended() {
+    let mut world = World::new(
+        1,
+        producer_options().delivery_timeout(Duration::from_secs(1)),
+    );
+    world
+        .model
+        .refuse
+        .extend([Some(ErrorCode::Overloaded); 5000]);
+    let ticket = world.send(0);
+    world.heal();
+    let error = world.done[&ticket].as_ref().expect_err("in vain");
+    assert!(
+        matches!(error, Error::Timeout { .. }) && error.is_retriable(),
+        "{error}"
+    );
+    assert!(world.now - world.start >= Duration::from_secs(1));
+    world.check();
+}
+
+#[test]
+fn batches_form_while_the_window_is_full() {
+    let mut world = World::new(1, producer_options());
+    for _ in 0..1000 {
+        world.send(0);
+    }
+    world.heal();
+    world.check();
+    // Five single records at once, then what had gathered meanwhile.
+    assert!(
+        world.model.log("t", 0).batches.len() <= 10,
+        "{}",
+        world.model.log("t", 0).batches.len()
+    );
+}
+
+#[test]
+fn a_lingering_batch_waits_for_its_time_or_a_flush() {
+    let linger = Duration::from_millis(50);
+    let mut world = World::new(1, producer_options().linger(linger));
+    world.round(Duration::ZERO);
+    world.send(0);
+    for _ in 0..10 {
+        world.round(Duration::from_millis(1));
+    }
+    assert_eq!(world.model.log("t", 0).next, 0);
+    world.now += linger;
+    world.round(Duration::ZERO);
+    world.round(Duration::ZERO);
+    assert_eq!(world.model.log("t", 0).next, 1);
+    world.send(0);
+    world.core.flush(world.producer, world.now);
+    world.round(Duration::ZERO);
+    assert_eq!(world.model.log("t", 0).next, 2);
+}
+
+#[test]
+fn without_idempotence_a_thousand_single_records_are_in_flight() {
+    let mut world = World::new(1, producer_options().idempotence(false));
+    world.send(0);
+    world.heal();
+    for _ in 0..1000 {
+        world.send(0);
+    }
+    world.tick();
+    world.broker_gets(1, 255);
+    world.broker_gets(0, 255);
+    assert_eq!(world.model.log("t", 0).batches.len(), 1001);
+    world.heal();
+    world.check();
+}
+
+#[test]
+fn added_partitions_are_noticed_when_the_metadata_is_old() {
+    let mut world = World::new(1, producer_options());
+    world.send(0);
+    world.heal();
+    world
+        .model
+        .topics
+        .get_mut("t")
+        .expect("the topic")
+        .logs
+        .push(Default::default());
+    world.now += Duration::from_secs(61);
+    for _ in 0..10 {
+        world.round(Duration::from_millis(50));
+    }
+    let ticket = world.send(1);
+    world.heal();
+    assert_eq!(world.done[&ticket].as_ref().expect("appended").partition, 1);
+}
+
+#[test]
+fn an_answer_to_a_producer_that_is_gone_completes_nothing_of_another() {
+    let (mut world, _) = with_a_lost_answer(producer_options());
+    let topic = world.core.producer(world.producer).topic.clone();
+    world.core.remove_producer(world.producer);
+    let added = world
+        .core
+        .add_producer(topic, producer_options(), world.now);
+    world.producer = added.expect("good options");
+    world.sent.clear();
+    world.done.clear();
+    let tickets = [world.send(0), world.send(0)];
+    world.client_gets(0, 255);
+    world.tick();
+    assert!(world.done.is_empty(), "nobody appended {tickets:?}");
+    world.heal();
+    world.check();
+}
+
+#[test]
+fn without_acknowledgements_a_record_is_done_when_its_bytes_have_left() {
+    let mut world = World::new(1, producer_options().acks(Acks::None));
+    world.round(Duration::ZERO);
+    world.round(Duration::ZERO);
+    let ticket = world.send(0);
+    let taken = world.core.flush(world.producer, world.now);
+    let link = (0..world.core.links())
+        .find(|&l| !world.core.output(l).is_empty())
+        .expect("it is in an output");
+    let bytes = world.core.output(link).len();
+    world.core.sent(link, bytes - 1);
+    assert!(!world.core.producer(world.producer).has_settled(&taken));
+    world.core.sent(link, 1);
+    assert!(world.core.producer(world.producer).has_settled(&taken));
+    world.tick();
+    assert!(world.done[&ticket].is_ok());
+}
+
+#[test]
+fn without_acknowledgements_what_was_not_sent_is_an_unknown_outcome_when_the_connection_ends() {
+    let mut world = World::new(1, producer_options().acks(Acks::None));
+    world.round(Duration::ZERO);
+    world.round(Duration::ZERO);
+    let ticket = world.send(0);
+    world.core.lost(0, "cut", world.now);
+    world.tick();
+    assert!(
+        world.done[&ticket]
+            .as_ref()
+            .expect_err("lost")
+            .is_outcome_unknown()
+    );
+}
+
+#[test]
+fn a_flush_waits_for_what_was_taken_before_it_and_for_nothing_else() {
+    let (mut world, first) = with_a_lost_answer(producer_options());
+    let taken = world.core.flush(world.producer, world.now);
+    world.send(0);
+    assert!(!world.core.producer(world.producer).has_settled(&taken));
+    world.client_gets(0, 255);
+    world.tick();
+    assert!(world.done[&first].is_ok());
+    assert!(world.core.producer(world.producer).has_settled(&taken));
+    assert!(world.core.producer(world.producer).held_bytes > 0);
+}
+
+#[test]
+fn what_is_sent_after_a_flush_lingers_again() {
+    let linger = Duration::from_millis(50);
+    let mut world = World::new(1, producer_options().linger(linger));
+    world.round(Duration::ZERO);
+    world.send(0);
+    world.core.flush(world.producer, world.now);
+    world.send(0);
+    for _ in 0..10 {
+        world.round(Duration::from_millis(1));
+    }
+    assert_eq!(world.model.log("t", 0).next, 1);
+}
