@@ -34,7 +34,8 @@ pub enum Error {
         /// Why.
         why: Arc<str>,
     },
-    /// Nothing came of the request in time; it was not carried out.
+    /// The request had no success in time. It was not carried out, or it is one that may be repeated
+    /// without harm, such as a commit of an offset.
     #[error("{what} was not done within {after:?}: {why}")]
     Timeout {
         /// What was asked for.
@@ -42,6 +43,17 @@ pub enum Error {
         /// How long it was tried.
         after: Duration,
         /// What stood in the way, as far as is known.
+        why: Arc<str>,
+    },
+    /// The wait is over, the request is not: its outcome comes later. Wait on; sending the record
+    /// again would make two of it.
+    #[error("{what} is still under way after {after:?}: {why}")]
+    UnderWay {
+        /// What was asked for.
+        what: Arc<str>,
+        /// How long was waited.
+        after: Duration,
+        /// What stands in the way, as far as is known.
         why: Arc<str>,
     },
     /// The broker refused the request.
@@ -88,6 +100,19 @@ pub enum Error {
         what: Arc<str>,
         /// Why it cannot be told.
         why: Arc<str>,
+    },
+    /// The broker refused a record because it lacks earlier ones of this producer that it had
+    /// acknowledged as durable: they are gone from the partition. The record was not appended; what
+    /// is sent after it is.
+    #[error(
+        "the broker has lost records of {topic}/{partition} that it had acknowledged as durable; \
+         look at what the partition holds and at the broker's data directory"
+    )]
+    AcknowledgedLost {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
     },
     /// The producer holds as much as it may: poll until some of it is acknowledged.
     #[error(
@@ -153,6 +178,14 @@ fn hint(kind: std::io::ErrorKind) -> &'static str {
     }
 }
 
+/// What stood in the way of something that did not happen in time.
+pub(crate) fn why_not(trouble: Option<&Error>) -> Arc<str> {
+    match trouble {
+        Some(error) => error.to_string().into(),
+        None => "the broker did not answer".into(),
+    }
+}
+
 fn detail(message: &str) -> String {
     if message.is_empty() {
         String::new()
@@ -173,6 +206,8 @@ impl Error {
             | Self::BufferFull { .. } => true,
             Self::Broker { code, .. } => code.is_retriable(),
             Self::NewerBroker { .. }
+            | Self::UnderWay { .. }
+            | Self::AcknowledgedLost { .. }
             | Self::OffsetOutOfRange { .. }
             | Self::OutcomeUnknown { .. }
             | Self::RecordTooLarge { .. }
@@ -195,8 +230,18 @@ impl Error {
         match self {
             Self::Broker { code, .. } => Some(*code),
             Self::OffsetOutOfRange { .. } => Some(ErrorCode::OffsetOutOfRange),
+            Self::AcknowledgedLost { .. } => Some(ErrorCode::OutOfOrderSequence),
             _ => None,
         }
+    }
+
+    /// A refusal that stood until the request was given up.
+    pub(crate) fn tried_for(mut self, time: Duration) -> Self {
+        if let Self::Broker { message, .. } = &mut self {
+            let before = if message.is_empty() { "" } else { "; " };
+            *message = format!("{message}{before}tried for {time:?}").into();
+        }
+        self
     }
 
     pub(crate) fn invalid(why: impl Into<Arc<str>>) -> Self {

@@ -160,8 +160,15 @@ impl std::fmt::Debug for Partitioner {
 pub struct ProducerOptions {
     /// How safe a record is when it is acknowledged.
     pub acks: Acks,
-    /// Whether a record is appended exactly once even if an answer is lost. Without it a lost
-    /// answer is reported as an unknown outcome. Of no effect when `acks` is [`Acks::None`].
+    /// Whether a batch whose answer was lost is sent again without being appended twice. Without it
+    /// a lost answer is reported as an unknown outcome. Of no effect when `acks` is [`Acks::None`].
+    ///
+    /// The broker recognises a batch as long as it remembers the producer. Where it does not any
+    /// more (4,096 others published to the partition since, or a crash took records that were only
+    /// accepted, or the topic was made anew), and where no answer comes within `delivery_timeout`, a
+    /// record with a lost answer is an [`Error::OutcomeUnknown`]. The others go on under a new
+    /// identity; with [`Acks::Durable`] the first that finds acknowledged records missing fails with
+    /// [`Error::AcknowledgedLost`]. A record that the application sends again is another record.
     pub idempotence: bool,
     /// How batches are compressed.
     pub codec: Codec,

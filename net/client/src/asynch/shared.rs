@@ -20,6 +20,8 @@ use crate::record::Ack;
 
 /// What is read at once.
 const READ_BYTES: usize = 64 << 10;
+/// How often one socket is read before others have their turn.
+const READS: usize = 16;
 
 /// Those who wait for the acknowledgements of one partition, in the order of the records.
 #[derive(Default)]
@@ -83,6 +85,7 @@ pub(crate) struct State {
     pub(crate) producers: HashMap<usize, ProducerWaiters>,
     pub(crate) consumers: HashMap<usize, Arc<Notify>>,
     lines: Vec<Line>,
+    buffer: Vec<u8>,
     /// When the background task wakes by itself.
     armed: Option<Instant>,
     closed: bool,
@@ -107,6 +110,7 @@ impl Handle {
             producers: HashMap::new(),
             consumers: HashMap::new(),
             lines: Vec::new(),
+            buffer: vec![0; READ_BYTES],
             armed: None,
             closed: false,
             wake: wake.clone(),
@@ -165,6 +169,29 @@ impl State {
         };
         if sooner || self.core.is_restless() {
             self.wake.notify_one();
+        }
+    }
+
+    /// Hands what has arrived on a link to the core.
+    fn read(&mut self, link: usize) {
+        let Some(stream) = self.lines[link].stream.clone() else {
+            return;
+        };
+        let now = Instant::now();
+        for _ in 0..READS {
+            match stream.try_read(&mut self.buffer) {
+                Ok(0) => return self.core.lost(link, "the server closed it", now),
+                Ok(bytes) => {
+                    self.core.received(link, &self.buffer[..bytes], now);
+                    if bytes < READ_BYTES {
+                        return;
+                    }
+                }
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                    return;
+                }
+                Err(e) => return self.core.lost(link, &e.to_string(), now),
+            }
         }
     }
 
@@ -244,6 +271,10 @@ async fn attend(shared: Arc<Shared>) {
             if state.closed {
                 return;
             }
+            // Before timers are looked at: a task that ran late has not been answered late.
+            for link in 0..state.lines.len() {
+                state.read(link);
+            }
             state.settle();
             state.connect(&shared, Instant::now());
             state.armed = state.core.next_deadline();
@@ -285,32 +316,22 @@ async fn converse(shared: Arc<Shared>, link: usize, generation: u64, host: Arc<s
         state.settle();
         (stream, state.lines[link].blocked.clone())
     };
-    let mut buffer = vec![0; READ_BYTES];
     loop {
         let woken = tokio::select! {
             ready = stream.readable() => ready,
             ready = async { blocked.notified().await; stream.writable().await } => ready,
         };
-        let read = woken.and_then(|()| match stream.try_read(&mut buffer) {
-            Ok(0) => Err(io::Error::new(
-                ErrorKind::UnexpectedEof,
-                "the server closed it",
-            )),
-            Err(e) if e.kind() == ErrorKind::WouldBlock => Ok(0),
-            read => read,
-        });
         let mut state = shared.lock();
         if state.closed || state.lines[link].generation != generation {
             return;
         }
-        match read {
-            Ok(0) => {}
-            Ok(bytes) => state.core.received(link, &buffer[..bytes], Instant::now()),
-            Err(error) => {
-                state.core.lost(link, &error.to_string(), Instant::now());
-                return state.settle();
-            }
+        match woken {
+            Ok(()) => state.read(link),
+            Err(error) => state.core.lost(link, &error.to_string(), Instant::now()),
         }
         state.settle();
+        if !state.core.is_up(link) {
+            return;
+        }
     }
 }

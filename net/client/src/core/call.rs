@@ -15,6 +15,7 @@ use crate::core::backoff::Backoff;
 use crate::core::cluster::Topic;
 use crate::core::connection::Connection;
 use crate::core::producer::Identity;
+use crate::error::Error;
 
 /// Settings of a topic to be made or changed: what is `None` gets the default, or is not changed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -228,6 +229,8 @@ pub(crate) struct Call {
     /// The link on which the answer is due.
     pub(crate) on: Option<usize>,
     pub(crate) retry_at: Option<Instant>,
+    /// What the broker said last, if that was no.
+    pub(crate) refusal: Option<Error>,
     pub(crate) backoff: Backoff,
 }
 

@@ -26,9 +26,16 @@ impl Core {
             self.links[link].state = state;
             return;
         };
-        let outcome = connection.receive(bytes, |event| self.handle(link, event, now));
+        self.links[link].ping_at = after(now, self.options.request_timeout);
+        let mut wrong = Ok(());
+        let outcome = connection.receive(bytes, |event| {
+            let handled = self.handle(link, event, now);
+            if wrong.is_ok() {
+                wrong = handled;
+            }
+        });
         self.links[link].state = State::Up(connection);
-        if let Err(why) = outcome {
+        if let Err(why) = outcome.and(wrong) {
             let server = self.links[link].name.clone();
             self.down(
                 link,
@@ -50,7 +57,8 @@ impl Core {
         }
     }
 
-    fn handle(&mut self, link: usize, event: Event<'_, Tag>, now: Instant) {
+    /// The error says what is wrong with what the broker sent.
+    fn handle(&mut self, link: usize, event: Event<'_, Tag>, now: Instant) -> Result<(), String> {
         match event {
             Event::Ready => {
                 let state = &mut self.links[link];
@@ -58,7 +66,6 @@ impl Core {
                 state.retry_at = None;
                 state.error = None;
                 self.contacted = true;
-                self.trouble = None;
                 self.rescan = true;
             }
             Event::Answer {
@@ -68,7 +75,7 @@ impl Core {
                 payload,
                 ..
             } => match tag.as_mut() {
-                Tag::Metadata => self.metadata_answered(envelope, now),
+                Tag::Metadata => self.metadata_answered(envelope, now)?,
                 Tag::Call(call) => {
                     let call = *call;
                     self.call_answered(call, envelope, now);
@@ -79,7 +86,7 @@ impl Core {
                     batch,
                 } => {
                     let to = (*producer, *partition, *batch);
-                    self.publish_answered(to, envelope, now);
+                    self.publish_answered(to, envelope, now)?;
                 }
                 Tag::Subscribe {
                     consumer,
@@ -89,6 +96,7 @@ impl Core {
                     let (key, index, generation) = (*consumer, *cursor, *generation);
                     if let Some(state) = self.cursor(key, index, generation) {
                         state.flow = Flow::Subscribed { link, correlation };
+                        state.retry_at = None;
                         state.backoff.reset();
                         self.mark_cursor(key, index);
                     }
@@ -106,7 +114,7 @@ impl Core {
                         self.mark_cursor(key, index);
                     }
                 }
-                Tag::Unsubscribe => {}
+                Tag::Unsubscribe | Tag::Ping => {}
             },
             Event::Push { tag, payload, .. } => {
                 if let Tag::Subscribe {
@@ -124,6 +132,7 @@ impl Core {
             }
             Event::Failed { tag, error, op, .. } => self.failed(tag, op, &error, now),
         }
+        Ok(())
     }
 
     fn mark_cursor(&mut self, consumer: usize, cursor: usize) {
@@ -157,19 +166,13 @@ impl Core {
         consumer.arrived(index, payload);
     }
 
-    fn metadata_answered(&mut self, bytes: &[u8], now: Instant) {
+    fn metadata_answered(&mut self, bytes: &[u8], now: Instant) -> Result<(), String> {
         self.cluster.refresh_in_flight = false;
         self.cluster.stale_at = after(now, self.options.metadata_max_age);
-        let Ok(answer) = envelope::<wire::MetadataResponse<'_>>(bytes) else {
-            return;
-        };
-        if let Err(why) = self.cluster.update(&answer, now) {
-            self.trouble = Some(Error::Protocol {
-                server: "the broker".into(),
-                why: why.into(),
-            });
-            return;
-        }
+        let answer = envelope::<wire::MetadataResponse<'_>>(bytes)
+            .map_err(|e| format!("malformed metadata envelope: {e}"))?;
+        self.cluster.update(&answer, now)?;
+        self.link_shards();
         if self
             .cluster
             .topics
@@ -193,6 +196,7 @@ impl Core {
             }
         }
         self.rescan = true;
+        Ok(())
     }
 
     fn call_answered(&mut self, key: u64, bytes: &[u8], now: Instant) {
@@ -204,6 +208,7 @@ impl Core {
             && let Ok(answer) = envelope::<wire::MetadataResponse<'_>>(bytes)
         {
             self.cluster.update_shards(&answer);
+            self.link_shards();
         }
         match read {
             Ok(response) => self.finish_call(key, Ok(response), now),
@@ -243,6 +248,7 @@ impl Core {
         if retriable || routed || may_appear {
             let wait = call.backoff.next(&mut self.random);
             call.retry_at = after(now, wait);
+            call.refusal = Some(Error::from_wire(number, call.request.what(), message));
             self.rescan = true;
             return;
         }
@@ -282,8 +288,10 @@ impl Core {
                     return;
                 };
                 state.identity_asked = false;
-                if let Ok(Response::Producer(identity)) = outcome {
-                    state.set_identity(identity);
+                match outcome {
+                    Ok(Response::Producer(identity)) => state.set_identity(identity),
+                    Ok(_) => {}
+                    Err(error) => state.identity_refused(&error, now, &mut self.random),
                 }
                 self.rescan = true;
             }
@@ -305,12 +313,7 @@ impl Core {
         outcome: Result<Response>,
         now: Instant,
     ) {
-        let backoff_wait = {
-            let Some(state) = self.cursor(key, index, generation) else {
-                return;
-            };
-            state.backoff.clone()
-        };
+        self.rescan = true;
         let Some(state) = self.cursor(key, index, generation) else {
             return;
         };
@@ -330,35 +333,33 @@ impl Core {
                 state.place = Place::At(*fallback);
             }
             (Err(error), start) if error.is_retriable() => {
-                let mut backoff = backoff_wait;
-                let wait = backoff.next(&mut self.random);
-                if let Some(state) = self.cursor(key, index, generation) {
-                    state.backoff = backoff;
-                    state.retry_at = after(now, wait);
-                    state.place = Place::At(start);
-                }
+                state.place = Place::At(start);
+                self.retry_cursor(key, index, now);
             }
             (Err(error), _) => self.consumer(key).fail(index, error),
             (Ok(_), _) => {}
         }
-        self.rescan = true;
     }
 
-    fn publish_answered(&mut self, to: (usize, u32, u64), bytes: &[u8], now: Instant) {
+    fn publish_answered(
+        &mut self,
+        to: (usize, u32, u64),
+        bytes: &[u8],
+        now: Instant,
+    ) -> Result<(), String> {
         let (key, partition, batch) = to;
-        let Ok(answer) = envelope::<wire::PublishResponse<'_>>(bytes) else {
-            return;
-        };
+        let answer = envelope::<wire::PublishResponse<'_>>(bytes)
+            .map_err(|e| format!("malformed publish envelope: {e}"))?;
         let message = answer.message().unwrap_or_default();
         // One part was sent.
-        let Some(result) = answer.results().and_then(|r| r.iter().next()) else {
-            return;
-        };
+        let result = answer.results().and_then(|r| r.iter().next());
+        let result = result.ok_or("an answer to a publish without a result")?;
         if result.error() != 0 {
-            return self.publish_refused(to, result.error(), message, now);
+            self.publish_refused(to, result.error(), message, now);
+            return Ok(());
         }
         let Some(producer) = self.producers.get_mut(&key) else {
-            return;
+            return Ok(());
         };
         let appended = Appended {
             base_offset: Some(result.base_offset()),
@@ -367,6 +368,7 @@ impl Core {
         };
         producer.answered(partition, batch, Ok(appended), now, &mut self.random);
         self.mark_lane(key, partition);
+        Ok(())
     }
 
     fn publish_refused(&mut self, to: (usize, u32, u64), number: u16, message: &str, now: Instant) {
@@ -439,7 +441,7 @@ impl Core {
                 };
                 self.consumer(consumer).fail(cursor, error);
             }
-            Tag::Unsubscribe => {}
+            Tag::Unsubscribe | Tag::Ping => {}
         }
     }
 
@@ -472,6 +474,7 @@ impl Core {
                         continue;
                     };
                     call.on = None;
+                    call.refusal = None;
                     if call.request.changes_once() {
                         let what = call.request.what().into();
                         let why = error.to_string().into();
@@ -479,7 +482,7 @@ impl Core {
                     }
                 }
                 // Lanes look after all their batches of the link at once, below.
-                Tag::Publish { .. } | Tag::Unsubscribe => {}
+                Tag::Publish { .. } | Tag::Unsubscribe | Tag::Ping => {}
                 Tag::Subscribe {
                     consumer,
                     cursor,

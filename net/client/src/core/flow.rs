@@ -14,7 +14,7 @@ use crate::core::consumer::{Flow, Place, asked_offset};
 use crate::core::link::{Leaving, Link};
 use crate::core::outcome::points_elsewhere;
 use crate::core::{Core, Tag};
-use crate::error::Error;
+use crate::error::{Error, why_not};
 use crate::options::{Acks, Delivery, Start};
 
 /// No more batches are put into an output that holds as much as this.
@@ -38,6 +38,7 @@ impl Core {
             self.tick_calls(now);
             let mut from = 0;
             while let Some((&producer, _)) = self.producers.range(from..).next() {
+                self.expire_lanes(producer, now);
                 self.pump_lanes(producer, now);
                 from = producer + 1;
             }
@@ -53,6 +54,7 @@ impl Core {
             }
         }
         self.tick_links(now);
+        self.forget_troubles();
     }
 
     /// Everything is looked at again at this time, or before.
@@ -164,18 +166,16 @@ impl Core {
         };
         if call.deadline <= now {
             let (what, waited) = (
-                call.request.what(),
+                call.request.what().into(),
                 now.saturating_duration_since(call.since),
             );
-            let why = self.trouble_text().into();
-            let error = match (call.on, &self.trouble) {
-                (Some(_), _) if call.request.changes_once() => Error::OutcomeUnknown {
-                    what: what.into(),
-                    why,
-                },
-                (None, Some(error @ Error::Connect { .. })) => error.clone(),
+            let why = why_not(self.trouble());
+            let error = match (call.on, self.trouble(), &call.refusal) {
+                (Some(_), ..) if call.request.changes_once() => Error::OutcomeUnknown { what, why },
+                (None, Some(error @ Error::Connect { .. }), _) => error.clone(),
+                (None, None, Some(refusal)) => refusal.clone().tried_for(waited),
                 _ => Error::Timeout {
-                    what: what.into(),
+                    what,
                     after: waited,
                     why,
                 },
@@ -230,6 +230,17 @@ impl Core {
         }
     }
 
+    /// Gives up what is too old. Not to be done before what has arrived was looked at.
+    fn expire_lanes(&mut self, key: usize, now: Instant) {
+        for partition in 0..self.producer(key).lanes.len() as u32 {
+            let expiry = self.producer(key).expiry(partition);
+            if expiry.is_some_and(|at| at <= now) {
+                let trouble = self.trouble().cloned();
+                self.producer(key).expire(partition, now, trouble.as_ref());
+            }
+        }
+    }
+
     pub(crate) fn pump_lanes(&mut self, key: usize, now: Instant) {
         let lanes = self.producers.get(&key).map_or(0, |p| p.lanes.len());
         for partition in 0..lanes as u32 {
@@ -246,12 +257,7 @@ impl Core {
             return;
         };
         let topic = producer.topic.clone();
-        if expiry <= now {
-            let why = self.trouble_text();
-            self.producer(key).expire(partition, now, &why);
-        } else {
-            self.wake_at(Some(expiry));
-        }
+        self.wake_at(Some(expiry));
         if !self.producer(key).lanes[partition as usize].has_unsent() {
             return;
         }
@@ -304,6 +310,10 @@ impl Core {
             }
         }
         if producer.wants_identity(partition) && !producer.identity_asked {
+            let retry_at = producer.identity_retry_at.filter(|&at| now < at);
+            if retry_at.is_some() {
+                return self.wake_at(retry_at);
+            }
             producer.identity_asked = true;
             self.call_for(Request::InitProducer, Owner::Producer(key), now);
         }
@@ -317,6 +327,11 @@ impl Core {
         let (topic, delivery) = (consumer.topic.clone(), consumer.options.delivery);
         let cursor = &mut consumer.cursors[index];
         let (partition, generation) = (cursor.partition, cursor.generation);
+        if let Some(at) = cursor.retry_at
+            && now < at
+        {
+            return self.wake_at(Some(at));
+        }
         if let Place::At(start) = &cursor.place {
             let start = start.clone();
             let asked = asked_offset(&start);
@@ -367,11 +382,6 @@ impl Core {
         }
         if cursor.flow != Flow::Idle {
             return;
-        }
-        if let Some(at) = cursor.retry_at
-            && now < at
-        {
-            return self.wake_at(Some(at));
         }
         if matches!(delivery, Delivery::Poll { .. }) && cursor.queued > 0 {
             return;

@@ -9,6 +9,7 @@ use ringtide_schema::record::BatchBuilder;
 
 use crate::core::backoff::Backoff;
 use crate::core::producer::Identity;
+use crate::error::Error;
 
 /// Records that are not a batch yet.
 pub(crate) struct Forming {
@@ -72,6 +73,10 @@ pub(crate) struct Lane {
     pub(crate) flush_before: u64,
     next_key: u64,
     pub(crate) hold: Option<Hold>,
+    /// A batch under this identity failed: that those behind it are out of order says no more.
+    pub(crate) gap: bool,
+    /// What the broker said last, if that was no.
+    pub(crate) refusal: Option<Error>,
     pub(crate) backoff: Backoff,
 }
 
@@ -89,6 +94,8 @@ impl Lane {
             flush_before: 0,
             next_key: 0,
             hold: None,
+            gap: false,
+            refusal: None,
             backoff,
         }
     }
@@ -171,6 +178,7 @@ impl Lane {
     /// Takes a fresh identity: sequence numbers begin at 0, with the batches that wait.
     pub(crate) fn take_identity(&mut self, identity: Identity) {
         self.identity = Some(identity);
+        self.gap = false;
         self.next_sequence = 0;
         for index in 0..self.batches.len() {
             let (id, epoch, sequence) = self.stamp(self.batches[index].records);

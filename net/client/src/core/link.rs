@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::core::backoff::Backoff;
+use crate::core::call::Request;
 use crate::core::connection::{Connection, after, earlier};
 use crate::core::{Core, Tag};
 use crate::error::Error;
@@ -53,6 +54,8 @@ pub(crate) struct Link {
     /// Not to be tried before.
     pub(crate) retry_at: Option<Instant>,
     pub(crate) backoff: Backoff,
+    /// Silence until then means that the broker is asked whether it is there.
+    pub(crate) ping_at: Option<Instant>,
     /// Why it is down.
     pub(crate) error: Option<Error>,
     /// In the order of the output.
@@ -71,6 +74,7 @@ impl Link {
             demand: false,
             retry_at: None,
             backoff,
+            ping_at: None,
             error: None,
             leaving: VecDeque::new(),
             close: false,
@@ -213,7 +217,18 @@ impl Core {
         })
     }
 
+    /// Forgets why links are down that nobody needs while another is up.
+    pub(crate) fn forget_troubles(&mut self) {
+        if self.links.iter().any(Link::is_ready) {
+            for link in self.links.iter_mut().filter(|l| !l.demand) {
+                link.error = None;
+            }
+        }
+    }
+
     /// Some link that requests may be sent on; if there is none, one will be made.
+    ///
+    /// All are tried in turn, those of the shards too: a server that was named may be gone.
     pub(crate) fn any_link(&mut self) -> Option<usize> {
         if let Some(ready) = self.links.iter().position(Link::is_ready) {
             return Some(ready);
@@ -236,17 +251,39 @@ impl Core {
         state.leaving.clear();
         let was = std::mem::replace(&mut state.state, State::Down);
         if link == self.next_server {
-            self.next_server = (self.next_server + 1) % self.servers;
+            self.next_server = (self.next_server + 1) % self.links.len();
         }
         self.rescan = true;
         self.wake = earlier(self.wake, self.links[link].retry_at);
         if let State::Up(connection) = was {
             self.unanswered(link, *connection, &error, now);
         }
-        self.trouble = Some(error);
         // The shard may have moved.
         if self.contacted {
             self.cluster.refresh_wanted = true;
+        }
+    }
+
+    /// A peer that is gone without a word is noticed by its silence only, and a subscription alone
+    /// waits for no answer: a ping does.
+    fn ping_if_silent(&mut self, link: usize, now: Instant) {
+        let deadline = after(now, self.options.request_timeout);
+        let Link { state, ping_at, .. } = &mut self.links[link];
+        let Some(connection) = state.ready() else {
+            return;
+        };
+        if ping_at.is_some_and(|at| at <= now) && connection.has_room() {
+            Request::Ping.send(connection, None, deadline, Tag::Ping);
+            *ping_at = deadline;
+        }
+        self.wake = earlier(self.wake, *ping_at);
+    }
+
+    /// Every shard's address is a link, so that any of them can be asked when others are gone.
+    pub(crate) fn link_shards(&mut self) {
+        let shards: Vec<_> = self.cluster.shards.values().cloned().collect();
+        for (host, port) in shards {
+            self.link_to(&host, port);
         }
     }
 
@@ -270,6 +307,9 @@ impl Core {
                 }
                 State::Up(connection) => connection.is_overdue(now),
             };
+            if !overdue {
+                self.ping_if_silent(index, now);
+            }
             if overdue && self.is_up(index) {
                 self.lost(index, "the broker did not answer in time", now);
             } else if overdue {

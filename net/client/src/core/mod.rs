@@ -43,6 +43,7 @@ use crate::record::{Record, Ticket};
 #[derive(Debug)]
 pub(crate) enum Tag {
     Metadata,
+    Ping,
     Call(u64),
     Publish {
         producer: usize,
@@ -69,6 +70,7 @@ pub(crate) struct Core {
     links: Vec<Link>,
     /// The first links are those of the servers that were named.
     servers: usize,
+    /// Which link is made when any will do.
     next_server: usize,
     /// Whether any server ever answered.
     contacted: bool,
@@ -90,7 +92,6 @@ pub(crate) struct Core {
     dirty_cursors: Vec<(usize, usize)>,
     /// A lane waits for output to be sent.
     throttled: bool,
-    trouble: Option<Error>,
 }
 
 impl Core {
@@ -126,7 +127,6 @@ impl Core {
             dirty_lanes: Vec::new(),
             dirty_cursors: Vec::new(),
             throttled: false,
-            trouble: None,
             options,
         })
     }
@@ -153,16 +153,10 @@ impl Core {
         servers.iter().rev().find_map(|l| l.error.clone())
     }
 
-    /// The last error of a connection, as long as none has come up since.
+    /// Why a connection that is needed is not there.
     pub(crate) fn trouble(&self) -> Option<&Error> {
-        self.trouble.as_ref()
-    }
-
-    fn trouble_text(&self) -> String {
-        match &self.trouble {
-            Some(error) => error.to_string(),
-            None => "the broker did not answer".into(),
-        }
+        let down = self.links.iter().filter(|l| l.error.is_some());
+        down.max_by_key(|l| l.demand)?.error.as_ref()
     }
 
     /// Starts a call; its answer is given by [`Self::take_answer`].
@@ -182,6 +176,7 @@ impl Core {
             deadline: after(now, self.options.call_timeout).unwrap_or(now),
             on: None,
             retry_at: None,
+            refusal: None,
             backoff: self.new_backoff(),
         };
         self.calls.insert(self.next_call, call);

@@ -45,6 +45,15 @@ pub(crate) struct Log {
 }
 
 impl Log {
+    /// A fault: the last batch is gone, and that its producer sent it is forgotten.
+    pub(crate) fn lose_last(&mut self) {
+        let (header, _) = self.batches.pop().expect("a batch");
+        self.next = header.base_offset;
+        if let Some(producer) = self.producers.get_mut(&header.producer_id) {
+            producer.forget_last();
+        }
+    }
+
     /// Every record: offset and value.
     pub(crate) fn values(&self) -> Vec<(u64, Vec<u8>)> {
         let mut values = Vec::new();
@@ -143,6 +152,11 @@ pub(crate) struct Model {
     committed: HashMap<(String, PartitionId), (u64, u32)>,
     /// Publishes that are refused, one after the other.
     pub(crate) refuse: VecDeque<Option<ErrorCode>>,
+    /// An operation that is refused, and how often it was.
+    pub(crate) refused_op: Option<(Op, ErrorCode)>,
+    pub(crate) refusals: usize,
+    /// Publishes are answered without a result.
+    pub(crate) omit_results: bool,
     /// Damages what is read.
     pub(crate) corrupt: bool,
 }
@@ -231,6 +245,9 @@ impl Model {
             next_topic: 1,
             committed: HashMap::new(),
             refuse: VecDeque::new(),
+            refused_op: None,
+            refusals: 0,
+            omit_results: false,
             corrupt: false,
         }
     }
@@ -309,6 +326,12 @@ impl Model {
         payload: &[u8],
     ) -> Result<(), ErrorCode> {
         const GOOD: &str = "a good envelope";
+        if let Some((refused, code)) = self.refused_op
+            && refused == op
+        {
+            self.refusals += 1;
+            return Err(code);
+        }
         match op {
             Op::Hello => {
                 let max_in_flight_requests = self.max_in_flight;
@@ -431,8 +454,13 @@ impl Model {
                     Ok((base, duplicate)) => wire::PublishResult::new(0, 0, duplicate, 1, base, 5),
                     Err(code) => wire::PublishResult::new(0, code as u16, false, 0, 0, 0),
                 };
+                let results = if self.omit_results {
+                    &[]
+                } else {
+                    &[result][..]
+                };
                 peer.answer(op, correlation, &[], |b| {
-                    let results = Some(b.create_vector(&[result]));
+                    let results = Some(b.create_vector(results));
                     let args = wire::PublishResponseArgs {
                         results,
                         message: None,

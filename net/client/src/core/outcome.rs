@@ -13,6 +13,7 @@ use crate::core::cluster::Topic;
 use crate::core::lane::{Lane, Reset};
 use crate::core::producer::{Appended, Completion, Producer};
 use crate::error::{Error, Result};
+use crate::options::Acks;
 
 /// Buffers kept for the next batch.
 const SPARES: usize = 16;
@@ -41,6 +42,7 @@ impl Producer {
         let (number, message) = match outcome {
             Ok(appended) => {
                 lane.backoff.reset();
+                lane.refusal = None;
                 return self.finish_at(partition, index, Ok(appended));
             }
             Err(refusal) => refusal,
@@ -60,6 +62,13 @@ impl Producer {
                 // It is not in the log, nor is it on its way there: the broker waits for an
                 // earlier sequence number.
                 batch.ambiguous = false;
+                // Everything before the first batch was acknowledged, unless one of it failed.
+                if index == 0 && !lane.gap && self.options.acks == Acks::Durable {
+                    lane.hold_for(now, Some(Reset::Settle));
+                    let topic = self.topic.name.clone();
+                    let error = Error::AcknowledgedLost { topic, partition };
+                    return self.fail_at(partition, index, error);
+                }
                 if lane.hold.is_none() {
                     let wait = lane.backoff.next(random);
                     lane.hold_for(now + wait, Some(Reset::Settle));
@@ -81,6 +90,7 @@ impl Producer {
             Some(code) if may_be_sent_again(code) => {
                 let wait = lane.backoff.next(random);
                 lane.hold_for(now + wait, None);
+                lane.refusal = Some(Error::from_wire(number, what(), message));
             }
             _ => {
                 let mut error = Error::from_wire(number, what(), message);
@@ -107,6 +117,7 @@ impl Producer {
             if lane.sent == 0 || lane.link != link {
                 continue;
             }
+            lane.refusal = None;
             let mut index = 0;
             while index < self.lanes[partition as usize].batches.len() {
                 let lane = &mut self.lanes[partition as usize];
@@ -221,6 +232,7 @@ impl Producer {
         let Some(mut batch) = lane.batches.remove(index) else {
             return;
         };
+        lane.gap |= outcome.is_err();
         self.held_bytes -= batch.held;
         let (first, records) = (batch.first, batch.records);
         self.done.push_back(Completion {

@@ -15,11 +15,11 @@ use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::murmur2;
 use ringtide_schema::record::BatchBuilder;
 
-use crate::core::backoff::Backoff;
+use crate::core::backoff::{Backoff, Random};
 use crate::core::cluster::Topic;
 use crate::core::connection::earlier;
 use crate::core::lane::{Batch, Forming, Lane, Reset};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, why_not};
 use crate::options::{Codec, Partitioner, ProducerOptions};
 use crate::record::{Ack, Delivered, Record, Ticket};
 
@@ -79,6 +79,8 @@ pub(crate) struct Producer {
     identity: Option<Identity>,
     /// An identity was asked for.
     pub(crate) identity_asked: bool,
+    /// It was refused: not to be asked for again before.
+    pub(crate) identity_retry_at: Option<Instant>,
     pub(crate) held_bytes: usize,
     turn: u32,
     pub(super) done: VecDeque<Completion>,
@@ -98,6 +100,7 @@ impl Producer {
             lanes: Vec::new(),
             identity: None,
             identity_asked: false,
+            identity_retry_at: None,
             held_bytes: 0,
             turn: 0,
             done: VecDeque::new(),
@@ -245,18 +248,28 @@ impl Producer {
 
     pub(crate) fn set_identity(&mut self, identity: Identity) {
         self.identity = Some(identity);
-        self.identity_asked = false;
+        self.identity_retry_at = None;
+        self.backoff.reset();
+    }
+
+    /// No identity was given: to be asked for again later.
+    pub(crate) fn identity_refused(&mut self, error: &Error, now: Instant, random: &mut Random) {
+        let wait = self.backoff.next(random);
+        self.identity_retry_at = now.checked_add(wait);
+        for lane in self.lanes.iter_mut().filter(|l| l.identity.is_none()) {
+            lane.refusal = Some(error.clone()).filter(|e| e.code().is_some());
+        }
     }
 
     /// Gives up what is too old. To be called before [`Self::next_batch`].
-    pub(crate) fn expire(&mut self, partition: u32, now: Instant, why: &str) {
+    pub(crate) fn expire(&mut self, partition: u32, now: Instant, trouble: Option<&Error>) {
         let timeout = self.options.delivery_timeout;
         let is_old = |since: Instant| now.saturating_duration_since(since) >= timeout;
         while let Some(batch) = self.lanes[partition as usize].batches.front()
             && is_old(batch.since)
         {
             let unknown = batch.is_sent() || batch.ambiguous;
-            let error = self.timeout_error(partition, unknown, why);
+            let error = self.timeout_error(partition, unknown, trouble);
             self.fail_at(partition, 0, error);
             if self.options.idempotence {
                 self.lanes[partition as usize].hold_for(now, Some(Reset::Settle));
@@ -265,22 +278,26 @@ impl Producer {
         while let Some(forming) = self.lanes[partition as usize].forming.front()
             && is_old(forming.since)
         {
-            let error = self.timeout_error(partition, false, why);
+            let error = self.timeout_error(partition, false, trouble);
             self.fail_forming(partition, error);
         }
     }
 
-    fn timeout_error(&self, partition: u32, unknown: bool, why: &str) -> Error {
+    fn timeout_error(&self, partition: u32, unknown: bool, trouble: Option<&Error>) -> Error {
         let what = self.what(partition);
         let after = self.options.delivery_timeout;
+        let refusal = self.lanes[partition as usize].refusal.as_ref();
         if unknown {
+            let why = why_not(trouble.or(refusal));
             let why = format!("no answer within {after:?} ({why})").into();
             return Error::OutcomeUnknown { what, why };
         }
-        Error::Timeout {
-            what,
-            after,
-            why: why.into(),
+        match (trouble, refusal) {
+            (None, Some(refusal)) => refusal.clone().tried_for(after),
+            _ => {
+                let why = why_not(trouble);
+                Error::Timeout { what, after, why }
+            }
         }
     }
 

@@ -13,6 +13,9 @@ use crate::sync::socket::{self, Connecting};
 /// What is read at once.
 pub(crate) const READ_BYTES: usize = 256 << 10;
 
+/// How often one socket is read in a turn at the most.
+const READS: usize = 16;
+
 enum Socket {
     None,
     Connecting(Connecting),
@@ -37,19 +40,23 @@ impl Driver {
     }
 
     /// Looks after timers, sockets and what arrived, without waiting; whether anything arrived.
+    ///
+    /// What has arrived is read first: who calls late has not been answered late.
     pub(crate) fn turn(&mut self) -> bool {
         let now = Instant::now();
+        let mut arrived = false;
+        for link in 0..self.sockets.len() {
+            for _ in 0..READS {
+                let read = self.read(link, now);
+                arrived |= read > 0;
+                if read < READ_BYTES {
+                    break;
+                }
+            }
+        }
         self.core.tick(now);
         self.connect(now);
         self.write(now);
-        let mut arrived = false;
-        for link in 0..self.sockets.len() {
-            arrived |= self.read(link, now);
-        }
-        if arrived {
-            self.core.tick(now);
-            self.write(now);
-        }
         arrived
     }
 
@@ -85,36 +92,37 @@ impl Driver {
         }
     }
 
-    fn read(&mut self, link: usize, now: Instant) -> bool {
+    /// How many bytes were read; 1 stands for news of another kind.
+    fn read(&mut self, link: usize, now: Instant) -> usize {
         match std::mem::replace(&mut self.sockets[link], Socket::None) {
-            Socket::None => false,
+            Socket::None => 0,
             Socket::Connecting(connecting) => match connecting.proceed() {
                 Ok(Err(connecting)) => {
                     self.sockets[link] = Socket::Connecting(connecting);
-                    false
+                    0
                 }
                 Ok(Ok(stream)) => {
                     self.sockets[link] = Socket::Up(stream);
                     self.core.connected(link, now);
-                    true
+                    1
                 }
                 Err(error) => {
                     self.core.connect_failed(link, &error, now);
-                    true
+                    1
                 }
             },
             Socket::Up(stream) => {
                 let read = socket::read(&stream, &mut self.buffer);
                 self.sockets[link] = Socket::Up(stream);
                 match read {
-                    Ok(0) => false,
+                    Ok(0) => 0,
                     Ok(bytes) => {
                         self.core.received(link, &self.buffer[..bytes], now);
-                        true
+                        bytes
                     }
                     Err(error) => {
                         self.core.lost(link, &error.to_string(), now);
-                        true
+                        1
                     }
                 }
             }
@@ -155,5 +163,37 @@ impl Driver {
         if socket::wait(&mut fds, timeout).is_err() {
             std::thread::yield_now();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::call::Request;
+    use crate::core::model::serve;
+    use crate::options::Options;
+
+    #[test]
+    fn an_answer_that_has_arrived_counts_however_late_it_is_looked_at() {
+        let timeout = Duration::from_millis(50);
+        let served = serve(1);
+        let options = Options::new().request_timeout(timeout);
+        let core = Core::new(&served.servers, options, 1).expect("a server");
+        let mut driver = Driver::new(core);
+        let first = driver.core.call(Request::Ping, Instant::now());
+        while driver.core.take_answer(first).is_none() {
+            driver.turn();
+        }
+        let call = driver.core.call(Request::Ping, Instant::now());
+        driver.turn();
+        let sent = Instant::now();
+        let Some(Socket::Up(stream)) = driver.sockets.first() else {
+            panic!("the connection is gone");
+        };
+        while stream.peek(&mut [0; 64]).is_err() || sent.elapsed() <= timeout {
+            std::thread::yield_now();
+        }
+        driver.turn();
+        assert!(driver.core.take_answer(call).is_some_and(|a| a.is_ok()));
     }
 }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, why_not};
 use crate::options::now_ms;
 use crate::record::{Ack, Delivered, Record, Ticket};
 use crate::sync::driver::Driver;
@@ -66,7 +66,7 @@ impl Producer {
     /// this is for those who send one record at a time.
     ///
     /// # Errors
-    /// What the record failed with; [`Error::Timeout`] when it is still under way.
+    /// What the record failed with; [`Error::UnderWay`] when that is not known yet.
     pub fn wait_for(&mut self, ticket: Ticket, timeout: Duration) -> Result<Ack> {
         let began = Instant::now();
         loop {
@@ -90,7 +90,7 @@ impl Producer {
     /// handed out by the next [`Self::poll`].
     ///
     /// # Errors
-    /// [`Error::Timeout`] when some are still under way.
+    /// [`Error::UnderWay`] when that of some is not known yet.
     pub fn flush(&mut self, timeout: Duration) -> Result<()> {
         let now = Instant::now();
         let taken = self.driver.borrow_mut().core.flush(self.key, now);
@@ -103,15 +103,8 @@ impl Producer {
     fn not_in_time(&self, partition: u32, after: Duration) -> Error {
         let driver = &mut *self.driver.borrow_mut();
         let what = driver.core.producer(self.key).what(partition);
-        let why = match driver.core.trouble() {
-            Some(error) => error.to_string(),
-            None => "the broker has not answered yet".into(),
-        };
-        Error::Timeout {
-            what,
-            after,
-            why: why.into(),
-        }
+        let why = why_not(driver.core.trouble());
+        Error::UnderWay { what, after, why }
     }
 
     fn wait_until(

@@ -353,6 +353,32 @@ fn without_acknowledgements_records_are_done_when_sent() {
 }
 
 #[test]
+fn a_record_without_an_outcome_yet_is_under_way_and_not_to_be_sent_again() {
+    let served = serve(1);
+    let client = client(&served);
+    topic(&served, &client, 1);
+    let overloaded = [Some(ErrorCode::Overloaded); 1000];
+    let model = || served.model.lock().expect("not poisoned");
+    model().refuse.extend(overloaded);
+    let mut producer = client
+        .producer("t", ProducerOptions::new())
+        .expect("a producer");
+    let ticket = producer.send(&Record::new("v")).expect("taken");
+    for error in [
+        producer
+            .wait_for(ticket, Duration::ZERO)
+            .expect_err("not yet"),
+        producer.flush(Duration::ZERO).expect_err("not yet"),
+    ] {
+        assert!(matches!(error, Error::UnderWay { .. }), "{error}");
+        assert!(!error.is_retriable());
+    }
+    model().refuse.clear();
+    let ack = producer.wait_for(ticket, LONG).expect("appended");
+    assert_eq!(ack.offset, Some(0));
+}
+
+#[test]
 fn a_full_buffer_refuses_until_something_is_acknowledged() {
     let served = serve(1);
     let client = client(&served);

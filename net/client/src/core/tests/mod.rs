@@ -1,9 +1,11 @@
 //! The core against the model broker, with time, cuts and losses in the hands of the test.
 
 mod consume;
+mod links;
 mod publish;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -21,6 +23,8 @@ use crate::record::{Ack, Record, Ticket};
 struct Line {
     peer: Peer,
     up: bool,
+    /// Nothing arrives any more, and nobody is told.
+    dead: bool,
     to_broker: Vec<u8>,
     to_client: Vec<u8>,
 }
@@ -30,6 +34,8 @@ struct World {
     core: Core,
     model: Model,
     lines: BTreeMap<usize, Line>,
+    /// Ports on which nobody listens.
+    gone: HashSet<u16>,
     start: Instant,
     now: Instant,
     producer: usize,
@@ -59,6 +65,7 @@ impl World {
             core,
             model,
             lines: BTreeMap::new(),
+            gone: HashSet::new(),
             start,
             now: start,
             producer: 0,
@@ -98,7 +105,12 @@ impl World {
                 *line = Line::default();
             }
         }
-        while let Some((link, _, _)) = self.core.next_connect(self.now) {
+        while let Some((link, _, port)) = self.core.next_connect(self.now) {
+            if self.gone.contains(&port) {
+                let refused = ErrorKind::ConnectionRefused.into();
+                self.core.connect_failed(link, &refused, self.now);
+                continue;
+            }
             let up = Line {
                 up: true,
                 ..Line::default()
@@ -128,6 +140,9 @@ impl World {
         };
         let bytes = line.to_broker.len() * usize::from(share) / 255;
         let bytes: Vec<u8> = line.to_broker.drain(..bytes).collect();
+        if line.dead {
+            return;
+        }
         self.model.feed(&mut line.peer, &bytes);
         line.to_client.append(&mut line.peer.out);
     }
@@ -138,6 +153,9 @@ impl World {
         };
         let bytes = line.to_client.len() * usize::from(share) / 255;
         let bytes: Vec<u8> = line.to_client.drain(..bytes).collect();
+        if bytes.is_empty() {
+            return;
+        }
         self.core.received(link, &bytes, self.now);
     }
 
@@ -203,6 +221,7 @@ impl World {
                         assert!(offset > before, "{number} and {} swapped", ticket.number);
                     }
                 }
+                Err(error @ Error::AcknowledgedLost { .. }) => panic!("{error}: nothing was"),
                 Err(Error::OutcomeUnknown { .. }) => {
                     assert!(places.len() <= 1, "{ticket:?} found at {places:?}");
                 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
 
 use crate::core::tests::{World, producer_options};
 use crate::error::Error;
@@ -154,14 +155,10 @@ fn a_partition_that_moved_is_found_again() {
 
 #[test]
 fn nobody_answers_and_records_time_out_without_having_been_appended() {
-    let mut world = World::new(
-        1,
-        producer_options().delivery_timeout(Duration::from_secs(1)),
-    );
-    world
-        .model
-        .refuse
-        .extend([Some(ErrorCode::Overloaded); 5000]);
+    let timeout = Duration::from_secs(1);
+    let mut world = World::new(1, producer_options().delivery_timeout(timeout));
+    world.cut(0);
+    world.gone.insert(1);
     let ticket = world.send(0);
     world.heal();
     let error = world.done[&ticket].as_ref().expect_err("in vain");
@@ -169,8 +166,102 @@ fn nobody_answers_and_records_time_out_without_having_been_appended() {
         matches!(error, Error::Timeout { .. }) && error.is_retriable(),
         "{error}"
     );
-    assert!(world.now - world.start >= Duration::from_secs(1));
+    assert!(world.now - world.start >= timeout);
     world.check();
+}
+
+#[test]
+fn a_record_that_was_refused_to_the_end_fails_with_that_refusal() {
+    let timeout = Duration::from_secs(1);
+    let mut world = World::new(1, producer_options().delivery_timeout(timeout));
+    world.model.refuse.extend([Some(ErrorCode::DiskFull); 5000]);
+    let ticket = world.send(0);
+    world.heal();
+    let error = world.done[&ticket].as_ref().expect_err("in vain");
+    assert_eq!(error.code(), Some(ErrorCode::DiskFull));
+    assert!(
+        error.is_retriable() && error.to_string().contains("1s"),
+        "{error}"
+    );
+    world.check();
+}
+
+#[test]
+fn a_refused_identity_is_asked_for_again_with_patience_and_named_when_records_are_given_up() {
+    let timeout = Duration::from_secs(1);
+    let mut world = World::new(1, producer_options().delivery_timeout(timeout));
+    world.model.refused_op = Some((Op::InitProducer, ErrorCode::UnknownOperation));
+    let ticket = world.send(0);
+    for _ in 0..20 {
+        world.round(Duration::ZERO);
+    }
+    assert_eq!(world.model.refusals, 1);
+    world.heal();
+    let error = world.done[&ticket].as_ref().expect_err("in vain");
+    assert_eq!(error.code(), Some(ErrorCode::UnknownOperation), "{error}");
+    world.model.refused_op = None;
+    let next = world.send(0);
+    world.heal();
+    assert!(world.done[&next].is_ok());
+}
+
+#[test]
+fn the_loss_of_records_that_were_durable_is_reported_and_what_follows_is_appended() {
+    let mut world = World::new(1, producer_options().batch_bytes(1));
+    for _ in 0..3 {
+        world.send(0);
+    }
+    world.heal();
+    world.model.log("t", 0).lose_last();
+    let tickets = [world.send(0), world.send(0), world.send(0)];
+    world.heal();
+    let error = world.done[&tickets[0]].as_ref().expect_err("a loss");
+    assert!(matches!(error, Error::AcknowledgedLost { .. }), "{error}");
+    assert!(!error.is_retriable() && !error.is_outcome_unknown());
+    for (offset, ticket) in (2..).zip(&tickets[1..]) {
+        let ack = world.done[ticket].as_ref().expect("appended");
+        assert_eq!((ack.offset, ack.duplicate), (Some(offset), false));
+    }
+}
+
+#[test]
+fn the_loss_of_records_that_were_only_accepted_is_no_error_of_the_next() {
+    let mut world = World::new(1, producer_options().acks(Acks::Accepted));
+    world.send(0);
+    world.heal();
+    world.send(0);
+    world.heal();
+    world.model.log("t", 0).lose_last();
+    let ticket = world.send(0);
+    world.heal();
+    assert_eq!(
+        world.done[&ticket].as_ref().expect("appended").offset,
+        Some(1)
+    );
+}
+
+#[test]
+fn a_gap_that_a_failed_batch_left_is_not_taken_for_a_loss() {
+    let mut world = World::new(1, producer_options().batch_bytes(1));
+    world.send(0);
+    world.heal();
+    world.model.refuse.push_back(Some(ErrorCode::BadBatch));
+    let tickets = [world.send(0), world.send(0), world.send(0)];
+    world.heal();
+    assert!(world.done[&tickets[0]].is_err());
+    assert!(tickets[1..].iter().all(|t| world.done[t].is_ok()));
+    world.check();
+}
+
+#[test]
+fn an_answer_that_has_arrived_counts_although_its_time_is_over_when_more_is_sent() {
+    let timeout = Duration::from_secs(1);
+    let (mut world, ticket) = with_a_lost_answer(producer_options().delivery_timeout(timeout));
+    world.now += timeout * 2;
+    world.send(0);
+    world.client_gets(0, 255);
+    world.tick();
+    assert!(world.done[&ticket].is_ok());
 }
 
 #[test]

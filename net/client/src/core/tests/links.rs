@@ -1,0 +1,114 @@
+//! Which connections are made, and how their loss is noticed.
+
+use std::time::Duration;
+
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
+
+use crate::core::call::{OffsetAt, Request};
+use crate::core::tests::{World, producer_options};
+use crate::error::Error;
+use crate::options::{ConsumerOptions, Start};
+
+#[test]
+fn the_broker_is_found_by_the_address_of_another_shard_when_the_named_server_is_gone() {
+    let mut world = World::new(1, producer_options());
+    world.send(0);
+    world.heal();
+    world.cut(0);
+    world.gone.insert(1);
+    world.model.shards = vec![("broker".to_owned(), 2)];
+    world.send(0);
+    world.heal();
+    world.check();
+    assert_eq!(world.acknowledged(), 2);
+}
+
+#[test]
+fn a_peer_that_is_gone_without_a_word_is_noticed_by_a_subscription_alone() {
+    let mut world = World::new(1, producer_options());
+    let topic = world.core.producer(world.producer).topic.clone();
+    world.core.remove_producer(world.producer);
+    let options = ConsumerOptions::new().start(Start::Earliest);
+    world.core.add_consumer(topic, options).expect("a consumer");
+    for _ in 0..10 {
+        world.round(Duration::from_millis(1));
+    }
+    assert_eq!(world.core.trouble().map(ToString::to_string), None);
+    world.lines.get_mut(&0).expect("a line").dead = true;
+    world.gone.insert(1);
+    let before = world.now;
+    while world.core.trouble().is_none() {
+        assert!(world.now - before < Duration::from_secs(60), "unnoticed");
+        world.round(Duration::from_millis(10));
+    }
+    // The silence is noticed after the time of a request, the missing answer after another.
+    assert!(world.now - before >= Duration::from_secs(1));
+}
+
+#[test]
+fn a_silent_connection_that_answers_is_kept() {
+    let mut world = World::new(1, producer_options());
+    world.send(0);
+    world.heal();
+    let ready = |world: &World| world.core.is_up(0) && world.core.trouble().is_none();
+    for _ in 0..50 {
+        world.round(Duration::from_millis(100));
+        assert!(ready(&world));
+    }
+}
+
+#[test]
+fn a_connection_that_comes_up_does_not_hide_that_another_is_down() {
+    let mut world = World::new(2, producer_options());
+    world.cut(0);
+    world.gone.insert(2);
+    world.send(1);
+    for _ in 0..20 {
+        world.round(Duration::from_millis(5));
+    }
+    let trouble = world.core.trouble().expect("shard 1 is away").to_string();
+    assert!(trouble.contains("broker:2"), "{trouble}");
+    // Its partition moves to where somebody listens: nobody needs the other any more.
+    world.model.shards = vec![("broker".to_owned(), 1); 2];
+    world.core.refresh();
+    world.heal();
+    world.round(Duration::ZERO);
+    assert_eq!(world.core.trouble().map(ToString::to_string), None);
+}
+
+#[test]
+fn an_answer_without_a_result_ends_the_connection_and_the_batch_is_sent_again() {
+    let mut world = World::new(1, producer_options());
+    world.send(0);
+    world.heal();
+    world.model.omit_results = true;
+    let ticket = world.send(0);
+    world.tick();
+    world.broker_gets(0, 255);
+    world.client_gets(0, 255);
+    assert!(matches!(world.core.trouble(), Some(Error::Protocol { .. })));
+    world.model.omit_results = false;
+    world.heal();
+    assert!(world.done[&ticket].as_ref().expect("appended").duplicate);
+    world.check();
+}
+
+#[test]
+fn a_call_that_was_refused_to_the_end_fails_with_that_refusal() {
+    let mut world = World::new(1, producer_options());
+    world.model.refused_op = Some((Op::ListOffsets, ErrorCode::Overloaded));
+    let request = Request::ListOffsets {
+        topic: "t".into(),
+        partition: 0,
+        at: OffsetAt::Latest,
+    };
+    let call = world.core.call(request, world.now);
+    let error = loop {
+        world.round(Duration::from_millis(50));
+        if let Some(answer) = world.core.take_answer(call) {
+            break answer.expect_err("refused");
+        }
+    };
+    assert_eq!(error.code(), Some(ErrorCode::Overloaded), "{error}");
+}
