@@ -138,7 +138,7 @@ pub enum Error {
     },
     /// What was read is not what was written, or cannot be read by this client.
     #[error(
-        "the batch at offset {offset} of {topic}/{partition} cannot be read: {why}; seek past it to go on"
+        "the batch at offset {offset} of {topic}/{partition} cannot be read: {why}; seek {} to go on", behind(*.next)
     )]
     BadBatch {
         /// The topic.
@@ -147,6 +147,8 @@ pub enum Error {
         partition: u32,
         /// Where the batch, or the wanted record in it, begins.
         offset: u64,
+        /// Where the next batch begins, if this one's header could be read.
+        next: Option<u64>,
         /// What is wrong.
         why: BatchError,
     },
@@ -175,6 +177,13 @@ fn hint(kind: std::io::ErrorKind) -> &'static str {
         }
         std::io::ErrorKind::TimedOut => "; is the address right, and does a firewall let it pass?",
         _ => "",
+    }
+}
+
+fn behind(next: Option<u64>) -> String {
+    match next {
+        Some(next) => format!("to {next}"),
+        None => "past it".into(),
     }
 }
 

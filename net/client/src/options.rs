@@ -358,7 +358,8 @@ pub struct ConsumerOptions {
     pub delivery: Delivery,
     /// The most bytes that one compressed batch may inflate to.
     pub inflated_bytes: usize,
-    /// Which partitions; empty: all that the topic has when the consumer is made.
+    /// Which partitions; empty: all. Those that are added while it reads are then read from their
+    /// first record on, once the metadata is refreshed ([`Options::metadata_max_age`]).
     pub partitions: Vec<u32>,
 }
 
@@ -426,6 +427,17 @@ impl ConsumerOptions {
                 let most = limits::MAX_FETCH_WAIT_MS;
                 Err(Error::invalid(format!(
                     "max_wait = {max_wait:?} is impossible: at most {most} ms"
+                )))
+            }
+            Delivery::Poll {
+                min_bytes,
+                max_wait,
+                max_bytes,
+            } if min_bytes == 0 || max_bytes == 0 || max_wait < Duration::from_millis(1) => {
+                Err(Error::invalid(format!(
+                    "min_bytes = {min_bytes}, max_bytes = {max_bytes}, max_wait = {max_wait:?} are \
+                     impossible together: without anything to wait for the client would ask again \
+                     at once; at least 1 byte and 1 ms"
                 )))
             }
             _ => Ok(self),

@@ -14,6 +14,7 @@ use crate::core::call::{
     TopicDescription, TopicSettings,
 };
 use crate::core::cluster::Topic;
+use crate::core::consumer::Position;
 use crate::error::{Error, Result};
 use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 
@@ -176,22 +177,36 @@ impl Client {
         .offset()
     }
 
-    /// Stores where a named consumer is: the next offset that it wants.
+    /// Stores where a named consumer is: the next offset that it wants of this topic, and of no
+    /// other that is made under its name.
     pub async fn commit_offset(
         &self,
         consumer: &str,
-        topic: &str,
+        topic: &Topic,
         partition: u32,
         offset: u64,
         leader_epoch: u32,
     ) -> Result<()> {
-        let (consumer, topic, epoch) = (consumer.into(), topic.into(), leader_epoch);
+        let at = Position {
+            topic: topic.id,
+            partition,
+            offset,
+            epoch: leader_epoch,
+        };
+        self.commit(consumer, &topic.name, at).await
+    }
+
+    pub(crate) async fn commit(
+        &self,
+        consumer: &str,
+        topic: &Arc<str>,
+        at: Position,
+    ) -> Result<()> {
+        let (consumer, topic) = (consumer.into(), topic.clone());
         let request = Request::CommitOffset {
             consumer,
             topic,
-            partition,
-            offset,
-            epoch,
+            at,
         };
         self.call(request).await.map(drop)
     }
@@ -231,7 +246,6 @@ impl Client {
         let key = state.core.add_consumer(topic, options)?;
         let news = Arc::default();
         state.consumers.insert(key, Arc::clone(&news));
-        let cursors = state.core.consumer(key).cursors.len();
         state.settle();
         drop(state);
         Ok(Consumer::new(
@@ -239,7 +253,7 @@ impl Client {
             self.handle.clone(),
             key,
             news,
-            (name, limit, cursors),
+            (name, limit),
         ))
     }
 }

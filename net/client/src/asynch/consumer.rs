@@ -1,5 +1,6 @@
 //! Consuming from a task.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,7 +8,7 @@ use tokio::sync::Notify;
 
 use crate::asynch::client::Client;
 use crate::asynch::shared::Handle;
-use crate::core::consumer::{Batch, Reader};
+use crate::core::consumer::{Batch, Position, Reader};
 use crate::error::{Error, Result};
 use crate::options::Start;
 
@@ -21,8 +22,8 @@ pub struct Consumer {
     key: usize,
     news: Arc<Notify>,
     reader: Reader,
-    /// By cursor: where to go on after what was handed out, and the epoch of it.
-    positions: Vec<Option<(u64, u32)>>,
+    /// By partition: where to go on after what was handed out.
+    positions: BTreeMap<u32, Position>,
 }
 
 impl Consumer {
@@ -31,7 +32,7 @@ impl Consumer {
         handle: Arc<Handle>,
         key: usize,
         news: Arc<Notify>,
-        (topic, limit, cursors): (Arc<str>, usize, usize),
+        (topic, limit): (Arc<str>, usize),
     ) -> Self {
         let reader = Reader::new(topic, limit);
         Self {
@@ -40,7 +41,7 @@ impl Consumer {
             key,
             news,
             reader,
-            positions: vec![None; cursors],
+            positions: BTreeMap::new(),
         }
     }
 
@@ -55,10 +56,9 @@ impl Consumer {
                 self.news.notified().await;
             }
         }
-        let cursor = self.reader.chunk.as_ref().map_or(0, |c| c.cursor);
         match self.reader.next() {
             Some(Ok(batch)) => {
-                self.positions[cursor] = Some((batch.next_offset(), batch.leader_epoch()));
+                self.positions.insert(batch.partition(), batch.position());
                 Ok(batch)
             }
             Some(Err((cursor, error))) => {
@@ -110,14 +110,21 @@ impl Consumer {
 
     /// The offset after the last batch of a partition that was handed out; `None` before the first.
     pub fn position(&self, partition: u32) -> Result<Option<u64>> {
-        Ok(self.positions[self.cursor(partition)?].map(|(offset, _)| offset))
+        self.cursor(partition)?;
+        Ok(self.positions.get(&partition).map(|p| p.offset))
+    }
+
+    /// The partitions that stand still after an error, until [`Self::seek`].
+    #[must_use]
+    pub fn stopped(&self) -> Vec<u32> {
+        self.handle.lock().core.consumer(self.key).stopped()
     }
 
     /// Moves to another place in a partition; what had arrived for it is forgotten.
     pub fn seek(&mut self, partition: u32, start: Start) -> Result<()> {
         let cursor = self.cursor(partition)?;
         self.reader.forget(cursor);
-        self.positions[cursor] = None;
+        self.positions.remove(&partition);
         let mut state = self.handle.lock();
         state.core.seek(self.key, cursor, start, Instant::now());
         state.settle();
@@ -126,14 +133,12 @@ impl Consumer {
 
     /// Stores, under this consumer name, the position of every partition from which batches were
     /// handed out: the next one that starts with [`Start::committed`] goes on there.
+    ///
+    /// # Errors
+    /// `UnknownTopic` when the topic was deleted, or made anew since: the position means nothing there.
     pub async fn commit(&self, consumer: &str) -> Result<()> {
-        for (partition, position) in self.partitions().into_iter().zip(&self.positions) {
-            if let Some((offset, epoch)) = *position {
-                let topic = &self.reader.topic;
-                self.client
-                    .commit_offset(consumer, topic, partition, offset, epoch)
-                    .await?;
-            }
+        for &at in self.positions.values() {
+            self.client.commit(consumer, &self.reader.topic, at).await?;
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::asynch::{Client, Consumer};
-use crate::core::model::serve;
+use crate::core::served::serve;
 use crate::{ConsumerOptions, Error, Options, ProducerOptions, Record, Start, TopicSettings};
 
 async fn within<T>(future: impl Future<Output = T>) -> T {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
 use ringtide_schema::frame::Op;
-use ringtide_schema::ids::PartitionId;
+use ringtide_schema::ids::{PartitionId, TopicId};
 use ringtide_schema::topic::{TimestampType, Visibility};
 use ringtide_schema::wire;
 use ringtide_session::envelope;
@@ -14,6 +14,7 @@ use ringtide_session::envelope;
 use crate::core::backoff::Backoff;
 use crate::core::cluster::Topic;
 use crate::core::connection::Connection;
+use crate::core::consumer::Position;
 use crate::core::producer::Identity;
 use crate::error::Error;
 
@@ -164,9 +165,7 @@ pub(crate) enum Request {
     CommitOffset {
         consumer: Arc<str>,
         topic: Arc<str>,
-        partition: u32,
-        offset: u64,
-        epoch: u32,
+        at: Position,
     },
     ReadOffset {
         consumer: Arc<str>,
@@ -242,12 +241,18 @@ impl Request {
             | Self::ListOffsets {
                 topic, partition, ..
             }
-            | Self::CommitOffset {
-                topic, partition, ..
-            }
             | Self::ReadOffset {
                 topic, partition, ..
             } => Some((topic, *partition)),
+            Self::CommitOffset { topic, at, .. } => Some((topic, at.partition)),
+            _ => None,
+        }
+    }
+
+    /// The topic that is meant, where another under the same name will not do.
+    pub(crate) fn topic_id(&self) -> Option<TopicId> {
+        match self {
+            Self::CommitOffset { at, .. } => Some(at.topic),
             _ => None,
         }
     }
@@ -279,9 +284,9 @@ impl Request {
             Self::CommitOffset {
                 consumer,
                 topic,
-                partition,
-                ..
+                at,
             } => {
+                let partition = at.partition;
                 format!("commit the offset of {consumer} in {topic}/{partition}")
             }
             Self::ReadOffset {
@@ -360,20 +365,17 @@ impl Request {
                     wire::ListOffsetsRequest::create(b, &args)
                 })
             }
-            Self::CommitOffset {
-                consumer,
-                offset,
-                epoch,
-                ..
-            } => connection.request(Op::CommitOffset, deadline, tag, |b| {
-                let args = wire::CommitOffsetRequestArgs {
-                    consumer: Some(b.create_string(consumer)),
-                    partition,
-                    offset: *offset,
-                    leader_epoch: *epoch,
-                };
-                wire::CommitOffsetRequest::create(b, &args)
-            }),
+            Self::CommitOffset { consumer, at, .. } => {
+                connection.request(Op::CommitOffset, deadline, tag, |b| {
+                    let args = wire::CommitOffsetRequestArgs {
+                        consumer: Some(b.create_string(consumer)),
+                        partition,
+                        offset: at.offset,
+                        leader_epoch: at.epoch,
+                    };
+                    wire::CommitOffsetRequest::create(b, &args)
+                })
+            }
             Self::ReadOffset { consumer, .. } => {
                 connection.request(Op::ReadOffset, deadline, tag, |b| {
                     let consumer = Some(b.create_string(consumer));

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use ringtide_schema::batch::{Batches, Header};
 use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::ids::TopicId;
 use ringtide_schema::record::{Record, Records, records};
 
 use crate::core::backoff::Backoff;
@@ -58,18 +59,54 @@ pub(crate) struct Cursor {
     pub(crate) generation: u32,
     /// Bytes taken, to be given back as credit.
     pub(crate) owed: u32,
-    /// Payloads in the queue.
-    pub(crate) queued: usize,
+    /// Bytes in the queue.
+    pub(crate) queued_bytes: usize,
     pub(crate) retry_at: Option<Instant>,
     pub(crate) backoff: Backoff,
+}
+
+impl Cursor {
+    fn new(partition: u32, start: Start, backoff: Backoff) -> Self {
+        Self {
+            partition,
+            place: Place::At(start),
+            arrived: 0,
+            flow: Flow::Idle,
+            generation: 0,
+            owed: 0,
+            queued_bytes: 0,
+            retry_at: None,
+            backoff,
+        }
+    }
+}
+
+/// Where a consumer is in one partition: what it commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// An offset means something in the topic that it was read from only.
+    pub(crate) topic: TopicId,
+    pub(crate) partition: u32,
+    /// Where to go on.
+    pub(crate) offset: u64,
+    /// The epoch of what was read last.
+    pub(crate) epoch: u32,
+}
+
+/// What waits for the application, in the order in which it came.
+#[derive(Debug)]
+struct News {
+    cursor: usize,
+    generation: u32,
+    what: Result<Chunk>,
 }
 
 /// A payload that arrived.
 #[derive(Debug)]
 pub(crate) struct Chunk {
     pub(crate) cursor: usize,
-    pub(crate) partition: u32,
-    pub(crate) generation: u32,
+    topic: TopicId,
+    partition: u32,
     /// Records before this offset are not wanted.
     pub(crate) from: u64,
     pub(crate) bytes: Vec<u8>,
@@ -80,9 +117,9 @@ pub(crate) struct Consumer {
     pub(crate) topic: Arc<Topic>,
     pub(crate) options: ConsumerOptions,
     pub(crate) cursors: Vec<Cursor>,
-    queue: VecDeque<Chunk>,
-    errors: VecDeque<Error>,
+    queue: VecDeque<News>,
     spare: Vec<Vec<u8>>,
+    backoff: Backoff,
 }
 
 const SPARES: usize = 4;
@@ -92,12 +129,17 @@ impl Consumer {
     pub(crate) fn new(
         topic: Arc<Topic>,
         options: ConsumerOptions,
-        backoff: &Backoff,
+        backoff: Backoff,
     ) -> Result<Self> {
         let count = topic.partitions();
         let mut partitions = options.partitions.clone();
         if partitions.is_empty() {
             partitions.extend(0..count);
+        }
+        let named_twice = |(i, p): (usize, &u32)| partitions[..i].contains(p).then_some(*p);
+        if let Some(twice) = partitions.iter().enumerate().find_map(named_twice) {
+            let why = format!("partitions names partition {twice} twice; name it once");
+            return Err(Error::invalid(why));
         }
         if let Some(&partition) = partitions.iter().find(|&&p| p >= count) {
             return Err(Error::Broker {
@@ -106,26 +148,15 @@ impl Consumer {
                 message: format!("the topic has {count} partitions").into(),
             });
         }
-        let cursor = |partition| Cursor {
-            partition,
-            place: Place::At(options.start.clone()),
-            arrived: 0,
-            flow: Flow::Idle,
-            generation: 0,
-            owed: 0,
-            queued: 0,
-            retry_at: None,
-            backoff: backoff.clone(),
-        };
+        let cursor = |partition| Cursor::new(partition, options.start.clone(), backoff.clone());
         let cursors = partitions.into_iter().map(cursor).collect();
-        let (queue, errors, spare) = (VecDeque::new(), VecDeque::new(), Vec::new());
         Ok(Self {
             topic,
             options,
             cursors,
-            queue,
-            errors,
-            spare,
+            queue: VecDeque::new(),
+            spare: Vec::new(),
+            backoff,
         })
     }
 
@@ -142,20 +173,31 @@ impl Consumer {
 
     /// What arrived first of what was not taken.
     pub(crate) fn take(&mut self) -> Option<Result<Chunk>> {
-        while let Some(chunk) = self.queue.pop_front() {
-            let cursor = &mut self.cursors[chunk.cursor];
-            if chunk.generation == cursor.generation {
-                cursor.queued -= 1;
-                cursor.owed = cursor.owed.saturating_add(chunk.bytes.len() as u32);
-                return Some(Ok(chunk));
+        while let Some(news) = self.queue.pop_front() {
+            let cursor = &mut self.cursors[news.cursor];
+            let is_wanted = news.generation == cursor.generation;
+            match news.what {
+                Ok(chunk) if !is_wanted => self.recycle(chunk.bytes),
+                Err(_) if !is_wanted => {}
+                Ok(chunk) => {
+                    cursor.queued_bytes -= chunk.bytes.len();
+                    cursor.owed = cursor.owed.saturating_add(chunk.bytes.len() as u32);
+                    return Some(Ok(chunk));
+                }
+                Err(error) => return Some(Err(error)),
             }
-            self.recycle(chunk.bytes);
         }
-        self.errors.pop_front().map(Err)
+        None
     }
 
     pub(crate) fn has_news(&self) -> bool {
-        !self.queue.is_empty() || !self.errors.is_empty()
+        !self.queue.is_empty()
+    }
+
+    /// The partitions that stand still after an error.
+    pub(crate) fn stopped(&self) -> Vec<u32> {
+        let failed = self.cursors.iter().filter(|c| c.place == Place::Failed);
+        failed.map(|c| c.partition).collect()
     }
 
     /// Gives back the buffer of a payload.
@@ -169,7 +211,16 @@ impl Consumer {
     /// The cursor stands still, and the application is told why once it has taken what is good.
     pub(crate) fn fail(&mut self, cursor: usize, error: Error) {
         self.cursors[cursor].place = Place::Failed;
-        self.errors.push_back(error);
+        self.tell(cursor, Err(error));
+    }
+
+    fn tell(&mut self, cursor: usize, what: Result<Chunk>) {
+        let generation = self.cursors[cursor].generation;
+        self.queue.push_back(News {
+            cursor,
+            generation,
+            what,
+        });
     }
 
     /// What was taken turned out to be unreadable, and the application knows: the cursor stands
@@ -178,14 +229,14 @@ impl Consumer {
         let cursor = &mut self.cursors[cursor];
         cursor.place = Place::Failed;
         cursor.generation += 1;
-        cursor.queued = 0;
+        cursor.queued_bytes = 0;
     }
 
-    /// Moves a cursor; what arrived for it is forgotten.
+    /// Moves a cursor; what arrived for it is forgotten, an error too.
     pub(crate) fn seek(&mut self, cursor: usize, start: Start) {
         let cursor = &mut self.cursors[cursor];
         cursor.generation += 1;
-        cursor.queued = 0;
+        cursor.queued_bytes = 0;
         cursor.owed = 0;
         cursor.retry_at = None;
         cursor.place = Place::At(start);
@@ -197,48 +248,55 @@ impl Consumer {
         if payload.is_empty() || state.place != Place::Known {
             return;
         }
-        let from = state.arrived;
-        let mut batches = Batches::new(payload);
+        let (partition, from) = (state.partition, state.arrived);
         let mut whole = 0;
-        for batch in batches.by_ref() {
+        let mut fault = None;
+        for batch in Batches::new(payload) {
             match batch {
                 Ok((header, bytes)) => {
                     whole += bytes.len();
                     state.arrived = state.arrived.max(header.next_offset());
                 }
-                Err(why) => {
-                    let (partition, offset) = (state.partition, state.arrived);
-                    let topic = self.topic.name.clone();
-                    self.fail(
-                        cursor,
-                        Error::BadBatch {
-                            topic,
-                            partition,
-                            offset,
-                            why,
-                        },
-                    );
-                    return;
-                }
+                Err(why) => fault = Some(why),
             }
         }
-        let mut bytes = self.spare.pop().unwrap_or_default();
-        bytes.extend_from_slice(&payload[..whole]);
-        let (partition, generation) = (state.partition, state.generation);
-        state.queued += 1;
-        self.queue.push_back(Chunk {
-            cursor,
-            partition,
-            generation,
-            from,
-            bytes,
-        });
+        let offset = state.arrived;
+        if whole > 0 {
+            state.queued_bytes += whole;
+            let mut bytes = self.spare.pop().unwrap_or_default();
+            bytes.extend_from_slice(&payload[..whole]);
+            let chunk = Chunk {
+                cursor,
+                topic: self.topic.id,
+                partition,
+                from,
+                bytes,
+            };
+            self.tell(cursor, Ok(chunk));
+        }
+        if let Some(why) = fault {
+            let error = Error::BadBatch {
+                topic: self.topic.name.clone(),
+                partition,
+                offset,
+                next: next_offset(&payload[whole..]),
+                why,
+            };
+            self.fail(cursor, error);
+        }
     }
 
     /// The broker's metadata changed.
     pub(crate) fn topic_changed(&mut self, topic: &Arc<Topic>) {
         let renewed = topic.id != self.topic.id;
         self.topic = topic.clone();
+        if self.options.partitions.is_empty() {
+            for partition in self.cursors.len() as u32..topic.partitions() {
+                let backoff = self.backoff.clone();
+                self.cursors
+                    .push(Cursor::new(partition, Start::Earliest, backoff));
+            }
+        }
         if renewed {
             for cursor in 0..self.cursors.len() {
                 let partition = self.cursors[cursor].partition;
@@ -263,10 +321,16 @@ pub(crate) fn asked_offset(start: &Start) -> Option<OffsetAt> {
     }
 }
 
+/// Where the batch behind this one begins, if its header can be read.
+fn next_offset(batch: &[u8]) -> Option<u64> {
+    Header::peek(batch).ok().map(|header| header.next_offset())
+}
+
 /// A batch of records, checked from end to end.
 #[derive(Clone, Debug)]
 pub struct Batch<'a> {
     topic: &'a Arc<str>,
+    topic_id: TopicId,
     partition: u32,
     from: u64,
     header: Header,
@@ -296,6 +360,16 @@ impl<'a> Batch<'a> {
     #[must_use]
     pub fn next_offset(&self) -> u64 {
         self.header.next_offset()
+    }
+
+    /// What the consumer commits after this batch.
+    pub(crate) fn position(&self) -> Position {
+        Position {
+            topic: self.topic_id,
+            partition: self.partition,
+            offset: self.next_offset(),
+            epoch: self.leader_epoch(),
+        }
     }
 
     /// The epoch under which the batch was appended.
@@ -378,6 +452,7 @@ impl Reader {
                 *at += header.batch_bytes;
                 Some(Ok(Batch {
                     topic,
+                    topic_id: chunk.topic,
                     partition,
                     from,
                     header,
@@ -394,6 +469,7 @@ impl Reader {
                         topic,
                         partition,
                         offset,
+                        next: next_offset(bytes),
                         why,
                     },
                 )))

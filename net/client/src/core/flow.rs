@@ -213,6 +213,12 @@ impl Core {
                     let error = Error::from_wire(code, request.what(), message);
                     return self.finish_call(key, Err(error), now);
                 }
+                Some(Ok(topic)) if request.topic_id().is_some_and(|id| id != topic.id) => {
+                    let code = ErrorCode::UnknownTopic as u16;
+                    let message = "it was deleted and made anew since the offset was read";
+                    let error = Error::from_wire(code, request.what(), message);
+                    return self.finish_call(key, Err(error), now);
+                }
                 Some(Ok(topic)) => (
                     self.route(&topic, partition),
                     Some(topic.partition(partition)),
@@ -383,7 +389,17 @@ impl Core {
         if cursor.flow != Flow::Idle {
             return;
         }
-        if matches!(delivery, Delivery::Poll { .. }) && cursor.queued > 0 {
+        if matches!(delivery, Delivery::Poll { .. }) && cursor.queued_bytes > 0 {
+            return;
+        }
+        // What waits here was sent on credit that is not given back yet.
+        let credit = match delivery {
+            Delivery::Push { credit_bytes } => {
+                credit_bytes.saturating_sub(cursor.queued_bytes as u32)
+            }
+            Delivery::Poll { .. } => 1,
+        };
+        if credit == 0 {
             return;
         }
         if let Some(error) = self.missing(&topic.name, now) {
@@ -412,7 +428,7 @@ impl Core {
         };
         let cursor = &mut consumer.cursors[index];
         let correlation = match delivery {
-            Delivery::Push { credit_bytes } => {
+            Delivery::Push { .. } => {
                 let tag = Tag::Subscribe {
                     consumer: key,
                     cursor: index,
@@ -424,7 +440,7 @@ impl Core {
                     let args = wire::SubscribeRequestArgs {
                         partition: Some(&at),
                         offset,
-                        credit_bytes,
+                        credit_bytes: credit,
                     };
                     wire::SubscribeRequest::create(b, &args)
                 })

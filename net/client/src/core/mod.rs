@@ -22,6 +22,8 @@ pub(crate) mod model;
 mod outcome;
 pub(crate) mod producer;
 #[cfg(test)]
+pub(crate) mod served;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
@@ -297,7 +299,7 @@ impl Core {
         options: ConsumerOptions,
     ) -> Result<usize> {
         self.cluster.learn(&topic);
-        let consumer = Consumer::new(topic, options.checked()?, &self.new_backoff())?;
+        let consumer = Consumer::new(topic, options.checked()?, self.new_backoff())?;
         let key = self.new_handle();
         self.consumers.insert(key, consumer);
         self.rescan = true;

@@ -10,6 +10,7 @@ use crate::core::call::{
     TopicDescription, TopicSettings,
 };
 use crate::core::cluster::Topic;
+use crate::core::consumer::Position;
 use crate::error::{Error, Result};
 use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 use crate::sync::consumer::Consumer;
@@ -163,25 +164,33 @@ impl Client {
         .offset()
     }
 
-    /// Stores where a named consumer is: the next offset that it wants.
+    /// Stores where a named consumer is: the next offset that it wants of this topic, and of no
+    /// other that is made under its name.
     pub fn commit_offset(
         &self,
         consumer: &str,
-        topic: &str,
+        topic: &Topic,
         partition: u32,
         offset: u64,
         leader_epoch: u32,
     ) -> Result<()> {
-        let (consumer, topic) = (consumer.into(), topic.into());
-        let epoch = leader_epoch;
-        self.call(Request::CommitOffset {
-            consumer,
-            topic,
+        let at = Position {
+            topic: topic.id,
             partition,
             offset,
-            epoch,
-        })
-        .map(drop)
+            epoch: leader_epoch,
+        };
+        self.commit(consumer, &topic.name, at)
+    }
+
+    pub(crate) fn commit(&self, consumer: &str, topic: &Arc<str>, at: Position) -> Result<()> {
+        let (consumer, topic) = (consumer.into(), topic.clone());
+        let request = Request::CommitOffset {
+            consumer,
+            topic,
+            at,
+        };
+        self.call(request).map(drop)
     }
 
     /// Where a named consumer has committed to be.

@@ -1,11 +1,12 @@
 //! Consuming from one thread.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::consumer::{Batch, Reader};
+use crate::core::consumer::{Batch, Position, Reader};
 use crate::error::Result;
 use crate::options::Start;
 use crate::sync::client::Client;
@@ -20,8 +21,8 @@ pub struct Consumer {
     driver: Rc<RefCell<Driver>>,
     key: usize,
     reader: Reader,
-    /// By cursor: where to go on after what was handed out, and the epoch of it.
-    positions: Vec<Option<(u64, u32)>>,
+    /// By partition: where to go on after what was handed out.
+    positions: BTreeMap<u32, Position>,
 }
 
 impl Consumer {
@@ -32,14 +33,13 @@ impl Consumer {
         topic: Arc<str>,
         limit: usize,
     ) -> Self {
-        let cursors = driver.borrow_mut().core.consumer(key).cursors.len();
         let reader = Reader::new(topic, limit);
         Self {
             client,
             driver,
             key,
             reader,
-            positions: vec![None; cursors],
+            positions: BTreeMap::new(),
         }
     }
 
@@ -51,10 +51,9 @@ impl Consumer {
         if !self.reader.has_more() && !self.next_chunk(timeout)? {
             return Ok(None);
         }
-        let cursor = self.reader.chunk.as_ref().map_or(0, |c| c.cursor);
         match self.reader.next() {
             Some(Ok(batch)) => {
-                self.positions[cursor] = Some((batch.next_offset(), batch.leader_epoch()));
+                self.positions.insert(batch.partition(), batch.position());
                 Ok(Some(batch))
             }
             Some(Err((cursor, error))) => {
@@ -126,14 +125,21 @@ impl Consumer {
 
     /// The offset after the last batch of a partition that was handed out; `None` before the first.
     pub fn position(&self, partition: u32) -> Result<Option<u64>> {
-        Ok(self.positions[self.cursor(partition)?].map(|(offset, _)| offset))
+        self.cursor(partition)?;
+        Ok(self.positions.get(&partition).map(|p| p.offset))
+    }
+
+    /// The partitions that stand still after an error, until [`Self::seek`].
+    #[must_use]
+    pub fn stopped(&self) -> Vec<u32> {
+        self.driver.borrow_mut().core.consumer(self.key).stopped()
     }
 
     /// Moves to another place in a partition; what had arrived for it is forgotten.
     pub fn seek(&mut self, partition: u32, start: Start) -> Result<()> {
         let cursor = self.cursor(partition)?;
         self.reader.forget(cursor);
-        self.positions[cursor] = None;
+        self.positions.remove(&partition);
         self.driver
             .borrow_mut()
             .core
@@ -143,16 +149,12 @@ impl Consumer {
 
     /// Stores, under this consumer name, the position of every partition from which batches were
     /// handed out: the next one that starts with [`Start::committed`] goes on there.
+    ///
+    /// # Errors
+    /// `UnknownTopic` when the topic was deleted, or made anew since: the position means nothing there.
     pub fn commit(&self, consumer: &str) -> Result<()> {
-        let partitions = self.partitions();
-        for (partition, position) in partitions.into_iter().zip(&self.positions) {
-            if let Some((offset, epoch)) = *position {
-                let topic = &self.reader.topic;
-                self.client
-                    .commit_offset(consumer, topic, partition, offset, epoch)?;
-            }
-        }
-        Ok(())
+        let mut positions = self.positions.values();
+        positions.try_for_each(|&at| self.client.commit(consumer, &self.reader.topic, at))
     }
 }
 

@@ -170,7 +170,7 @@ impl Driver {
 mod tests {
     use super::*;
     use crate::core::call::Request;
-    use crate::core::model::serve;
+    use crate::core::served::serve;
     use crate::options::Options;
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::core::model::{Served, serve};
+use crate::core::served::{Served, serve};
 use crate::sync::Client;
 use crate::{
     Acks, Codec, ConsumerOptions, Delivery, Error, ErrorCode, Idle, OffsetAt, Options,
@@ -96,7 +96,7 @@ fn topics_are_created_altered_listed_described_and_deleted() {
         0
     );
     client
-        .commit_offset("me", "t", 4, 17, 1)
+        .commit_offset("me", &altered, 4, 17, 1)
         .expect("committed");
     let committed = client
         .read_offset("me", "t", 4)
@@ -256,7 +256,8 @@ fn a_consumer_begins_where_it_is_told() {
             .expect("taken");
     }
     producer.flush(LONG).expect("all done");
-    client.commit_offset("me", "t", 0, 3, 1).expect("committed");
+    let t = client.topic("t").expect("the topic");
+    client.commit_offset("me", &t, 0, 3, 1).expect("committed");
     for (start, first) in [
         (Start::Earliest, "0"),
         (Start::Offset(7), "7"),
@@ -277,6 +278,26 @@ fn a_consumer_begins_where_it_is_told() {
             .map(|c| c.offset);
         assert_eq!(committed, position);
     }
+}
+
+#[test]
+fn a_position_is_not_committed_in_a_topic_that_was_made_anew() {
+    let served = serve(1);
+    let client = client(&served);
+    topic(&served, &client, 1);
+    let mut producer = client
+        .producer("t", ProducerOptions::new())
+        .expect("a producer");
+    producer.send(&Record::new("v")).expect("taken");
+    producer.flush(LONG).expect("all done");
+    let options = ConsumerOptions::new().start(Start::Earliest);
+    let mut consumer = client.consumer("t", options).expect("a consumer");
+    read(&mut consumer, 1);
+    client.delete_topic("t").expect("deleted");
+    topic(&served, &client, 1);
+    let refused = consumer.commit("me").expect_err("another topic");
+    assert_eq!(refused.code(), Some(ErrorCode::UnknownTopic), "{refused}");
+    assert_eq!(client.read_offset("me", "t", 0).expect("read"), None);
 }
 
 #[test]
@@ -320,7 +341,11 @@ fn a_damaged_batch_is_a_typed_error_and_the_consumer_can_go_past_it() {
     let options = ConsumerOptions::new().start(Start::Offset(1));
     let mut consumer = client.consumer("t", options).expect("a consumer");
     match consumer.poll(LONG).map(|b| b.is_some()) {
-        Err(Error::BadBatch { offset: 1, .. }) => {}
+        Err(Error::BadBatch {
+            offset: 1,
+            next: Some(2),
+            ..
+        }) => {}
         other => panic!("{other:?}"),
     }
     served.model.lock().expect("not poisoned").corrupt = false;

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use crate::core::consumer::Reader;
+use crate::core::consumer::{Place, Reader};
 use crate::core::tests::{Step, World, producer_options, step};
+use crate::error::Error;
 use crate::options::{ConsumerOptions, Delivery, Start};
 
 /// Takes what has arrived for a consumer: offset and value of each record.
@@ -30,18 +31,19 @@ fn consume(world: &mut World, key: usize, reader: &mut Reader, into: &mut Vec<(u
     }
 }
 
+/// Adds a consumer of "t".
+fn consumer(world: &mut World, options: ConsumerOptions) -> Result<usize, Error> {
+    let topic = world.core.producer(world.producer).topic.clone();
+    world.core.add_consumer(topic, options)
+}
+
 fn consumed_through(steps: Vec<Step>, delivery: Delivery) {
     let mut world = World::new(3, producer_options().batch_bytes(200));
-    let topic = world
-        .core
-        .topic("t", world.now)
-        .expect("known")
-        .expect("there");
     let options = ConsumerOptions::new()
         .start(Start::Earliest)
         .delivery(delivery)
         .partitions([1]);
-    let key = world.core.add_consumer(topic, options).expect("a consumer");
+    let key = consumer(&mut world, options).expect("a consumer");
     let mut reader = Reader::new("t".into(), 1 << 20);
     let mut seen = Vec::new();
     for step in steps {
@@ -72,4 +74,141 @@ proptest! {
         let max_bytes = credit_bytes;
         consumed_through(steps, Delivery::Poll { min_bytes: 1, max_wait, max_bytes });
     }
+}
+
+/// A consumer of one partition that holds two batches of one record, its place known.
+fn with_two_batches() -> (World, usize) {
+    let mut world = World::new(1, producer_options().batch_bytes(1));
+    world.send(0);
+    world.send(0);
+    world.heal();
+    let options = ConsumerOptions::new().start(Start::Offset(0));
+    let key = consumer(&mut world, options).expect("a consumer");
+    world.core.consumer(key).cursors[0].place = Place::Known;
+    (world, key)
+}
+
+#[test]
+fn whole_batches_in_front_of_a_damaged_one_are_delivered() {
+    let (mut world, key) = with_two_batches();
+    let batches: Vec<Vec<u8>> = world
+        .model
+        .log("t", 0)
+        .batches
+        .iter()
+        .map(|b| b.1.clone())
+        .collect();
+    let mut header_lost = batches.concat();
+    header_lost[batches[0].len() + 16] ^= 1;
+    let mut cut_short = batches.concat();
+    cut_short.pop();
+    for (payload, behind) in [(header_lost, None), (cut_short, Some(2))] {
+        let consumer = world.core.consumer(key);
+        consumer.arrived(0, &payload);
+        let chunk = consumer.take().expect("something").expect("the good batch");
+        assert_eq!(chunk.bytes, batches[0]);
+        match consumer.take() {
+            Some(Err(Error::BadBatch {
+                offset: 1, next, ..
+            })) => assert_eq!(next, behind),
+            other => panic!("{other:?}"),
+        }
+        consumer.seek(0, Start::Offset(0));
+        consumer.cursors[0].place = Place::Known;
+        consumer.cursors[0].arrived = 0;
+    }
+}
+
+#[test]
+fn an_error_is_told_before_what_arrives_later_and_forgotten_by_a_seek() {
+    let (mut world, key) = with_two_batches();
+    let payload = world.model.log("t", 0).batches[0].1.clone();
+    let consumer = world.core.consumer(key);
+    consumer.fail(0, Error::Closed);
+    assert_eq!(consumer.stopped(), [0]);
+    consumer.cursors[0].place = Place::Known;
+    consumer.arrived(0, &payload);
+    assert!(matches!(consumer.take(), Some(Err(Error::Closed))));
+    assert!(matches!(consumer.take(), Some(Ok(_))));
+    consumer.fail(0, Error::Closed);
+    consumer.seek(0, Start::Earliest);
+    assert!(consumer.take().is_none());
+    assert!(consumer.stopped().is_empty());
+}
+
+#[test]
+fn what_waits_here_is_within_the_credit_however_often_the_connection_is_lost() {
+    let credit_bytes = 1000;
+    let mut world = World::new(1, producer_options().batch_bytes(1));
+    let options = ConsumerOptions::new()
+        .start(Start::Earliest)
+        .delivery(Delivery::Push { credit_bytes });
+    let key = consumer(&mut world, options).expect("a consumer");
+    for _ in 0..200 {
+        world.send(0);
+    }
+    world.heal();
+    let (mut reader, mut seen) = (Reader::new("t".into(), 1 << 20), Vec::new());
+    for _ in 0..5 {
+        for _ in 0..20 {
+            world.round(Duration::from_millis(5));
+        }
+        let waiting = world.core.consumer(key).cursors[0].queued_bytes;
+        assert!(waiting > 0);
+        // The last payload may go over it.
+        assert!(waiting <= 2 * credit_bytes as usize, "{waiting}");
+        world.cut(0);
+    }
+    for _ in 0..1000 {
+        world.round(Duration::from_millis(2));
+        consume(&mut world, key, &mut reader, &mut seen);
+    }
+    assert_eq!(seen, world.model.log("t", 0).values());
+}
+
+#[test]
+fn a_partition_named_twice_and_a_poll_that_waits_for_nothing_are_refused() {
+    let mut world = World::new(2, producer_options());
+    let poll = |min_bytes, wait_us, max_bytes| {
+        ConsumerOptions::new().delivery(Delivery::Poll {
+            min_bytes,
+            max_wait: Duration::from_micros(wait_us),
+            max_bytes,
+        })
+    };
+    for options in [
+        ConsumerOptions::new().partitions([1, 0, 1]),
+        poll(0, 1000, 1),
+        poll(1, 999, 1),
+        poll(1, 1000, 0),
+    ] {
+        let refused = consumer(&mut world, options.clone());
+        assert!(matches!(refused, Err(Error::Invalid(_))), "{options:?}");
+    }
+    assert!(consumer(&mut world, poll(1, 1000, 1)).is_ok());
+}
+
+#[test]
+fn added_partitions_are_read_from_their_first_record_unless_some_were_named() {
+    let mut world = World::new(1, producer_options());
+    let all = consumer(&mut world, ConsumerOptions::new()).expect("a consumer");
+    let named = consumer(&mut world, ConsumerOptions::new().partitions([0]));
+    let named = named.expect("a consumer");
+    world.round(Duration::ZERO);
+    let topic = world.model.topics.get_mut("t").expect("the topic");
+    topic.logs.push(Default::default());
+    // The producer learns of it before the consumers are looked at.
+    world.now += Duration::from_secs(61);
+    while world.core.producer(world.producer).topic.partitions() < 2 {
+        world.round(Duration::from_millis(50));
+    }
+    world.send(1);
+    world.heal();
+    for _ in 0..10 {
+        world.round(Duration::from_millis(5));
+    }
+    let (mut reader, mut seen) = (Reader::new("t".into(), 1 << 20), Vec::new());
+    consume(&mut world, all, &mut reader, &mut seen);
+    assert_eq!(seen, world.model.log("t", 1).values());
+    assert_eq!(world.core.consumer(named).cursors.len(), 1);
 }
