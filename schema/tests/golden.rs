@@ -213,6 +213,16 @@ fn the_metadata_entries_are_as_ever() {
         ..store::MetaEntryT::default()
     };
     check("wal/meta-deleted", &envelope(|b| deleted.pack(b)));
+    let altered = store::MetaEntryT {
+        altered: Some(Box::new(store::TopicT {
+            id: Some(crate::topic().into()),
+            name: "orders".into(),
+            partitions: 8,
+            config: Box::new(ringtide_schema::topic::TopicConfig::default().to_store()),
+        })),
+        ..store::MetaEntryT::default()
+    };
+    check("wal/meta-altered", &envelope(|b| altered.pack(b)));
     let commit = store::CommitOffsetT {
         consumer: "reader".into(),
         offset: 25,
@@ -335,4 +345,142 @@ fn the_envelopes_are_as_ever() {
         leader_epoch: 1,
     };
     check("wire/commit-offset-request", &envelope(|b| commit.pack(b)));
+}
+
+/// A topic as the broker describes it.
+fn described() -> wire::TopicMetadataT {
+    wire::TopicMetadataT {
+        error: 0,
+        name: Some("orders".into()),
+        id: Some(topic().into()),
+        settings: Some(Box::new(
+            ringtide_schema::topic::TopicConfig::default().to_wire(),
+        )),
+        partition_shards: Some(vec![0, 1]),
+    }
+}
+
+#[test]
+fn the_envelopes_about_topics_are_as_ever() {
+    let metadata = wire::MetadataRequestT {
+        topics: Some(vec!["orders".into(), "ticks".into()]),
+    };
+    check("wire/metadata-request", &envelope(|b| metadata.pack(b)));
+    let created = wire::CreateTopicResponseT {
+        topic: Some(Box::new(described())),
+    };
+    check("wire/create-topic-response", &envelope(|b| created.pack(b)));
+    let alter = wire::AlterTopicRequestT {
+        name: Some("orders".into()),
+        partitions: Some(2),
+        settings: Some(Box::new(wire::TopicSettingsT {
+            retention_ms: Some(-1),
+            ..wire::TopicSettingsT::default()
+        })),
+    };
+    check("wire/alter-topic-request", &envelope(|b| alter.pack(b)));
+    let altered = wire::AlterTopicResponseT {
+        topic: Some(Box::new(described())),
+    };
+    check("wire/alter-topic-response", &envelope(|b| altered.pack(b)));
+    let delete = wire::DeleteTopicRequestT {
+        name: Some("orders".into()),
+    };
+    check("wire/delete-topic-request", &envelope(|b| delete.pack(b)));
+    let deleted = wire::DeleteTopicResponseT {};
+    check("wire/delete-topic-response", &envelope(|b| deleted.pack(b)));
+    let describe = wire::DescribePartitionRequestT {
+        partition: Some(partition().into()),
+    };
+    check(
+        "wire/describe-partition-request",
+        &envelope(|b| describe.pack(b)),
+    );
+    let description = wire::DescribePartitionResponseT {
+        earliest: 1,
+        visible: 2,
+        committed: 3,
+        latest: 4,
+        leader_epoch: 5,
+        shard: 6,
+        log_group: 7,
+        segments: 8,
+        bytes: 9,
+    };
+    check(
+        "wire/describe-partition-response",
+        &envelope(|b| description.pack(b)),
+    );
+}
+
+#[test]
+fn the_envelopes_of_connections_and_producers_are_as_ever() {
+    check(
+        "wire/ping-request",
+        &envelope(|b| wire::PingRequestT {}.pack(b)),
+    );
+    check(
+        "wire/ping-response",
+        &envelope(|b| wire::PingResponseT {}.pack(b)),
+    );
+    let elsewhere = wire::ErrorResponseT {
+        code: 25,
+        message: Some("it is on shard 1".into()),
+        host: Some("127.0.0.1".into()),
+        port: 7312,
+        ..wire::ErrorResponseT::default()
+    };
+    check(
+        "wire/error-response-wrong-shard",
+        &envelope(|b| elsewhere.pack(b)),
+    );
+    check(
+        "wire/init-producer-request",
+        &envelope(|b| wire::InitProducerRequestT {}.pack(b)),
+    );
+    let identity = wire::InitProducerResponseT {
+        producer_id: 77,
+        producer_epoch: 1,
+    };
+    check(
+        "wire/init-producer-response",
+        &envelope(|b| identity.pack(b)),
+    );
+}
+
+#[test]
+fn the_envelopes_of_consumers_are_as_ever() {
+    check(
+        "wire/subscribe-response",
+        &envelope(|b| wire::SubscribeResponseT { offset: 44 }.pack(b)),
+    );
+    let unsubscribe = wire::UnsubscribeRequestT { subscription: 9 };
+    check(
+        "wire/unsubscribe-request",
+        &envelope(|b| unsubscribe.pack(b)),
+    );
+    check(
+        "wire/unsubscribe-response",
+        &envelope(|b| wire::UnsubscribeResponseT {}.pack(b)),
+    );
+    let listed = wire::ListOffsetsResponseT {
+        offset: 44,
+        timestamp_ms: 1_700_000_000_000,
+        leader_epoch: 1,
+    };
+    check("wire/list-offsets-response", &envelope(|b| listed.pack(b)));
+    check(
+        "wire/commit-offset-response",
+        &envelope(|b| wire::CommitOffsetResponseT {}.pack(b)),
+    );
+    let read = wire::ReadOffsetRequestT {
+        consumer: Some("reader".into()),
+        partition: Some(partition().into()),
+    };
+    check("wire/read-offset-request", &envelope(|b| read.pack(b)));
+    let found = wire::ReadOffsetResponseT {
+        offset: 25,
+        leader_epoch: 1,
+    };
+    check("wire/read-offset-response", &envelope(|b| found.pack(b)));
 }
