@@ -108,7 +108,9 @@ impl Cli {
         self
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// A command that is not started yet, its standard streams piped.
+    #[must_use]
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(crate::binary());
         command
             .args(args)

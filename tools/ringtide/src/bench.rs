@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -116,46 +116,59 @@ fn exit_of_bench(error: &BenchError) -> Exit {
     }
 }
 
-/// The file for the figures: opened before the measurement, so that a wrong path costs no time, and
-/// gone again if there are none.
-struct JsonFile<'a> {
-    path: &'a Path,
+/// The file for the figures: opened before the measurement, so that a wrong path costs no time. It is
+/// written beside its place and put there when it is whole; what is no file is written directly.
+struct JsonFile {
+    path: PathBuf,
+    beside: Option<PathBuf>,
     file: File,
-    written: bool,
 }
 
-impl<'a> JsonFile<'a> {
-    fn create(path: &'a Path) -> Result<Self, Failure> {
-        match File::create(path) {
-            Ok(file) => Ok(Self {
-                path,
-                file,
-                written: false,
-            }),
-            Err(error) => Err(Failure::usage(format!(
-                "--json {}: cannot write there: {error}",
-                path.display()
-            ))),
+impl JsonFile {
+    fn create(path: &Path) -> Result<Self, Failure> {
+        let refused = |error: io::Error| {
+            let path = path.display();
+            Failure::usage(format!("--json {path}: cannot write there: {error}"))
+        };
+        // Of a link, the file that it leads to.
+        let path = path.canonicalize().unwrap_or_else(|_| path.into());
+        let is_other = path.metadata().is_ok_and(|found| !found.is_file());
+        if is_other {
+            let file = File::options().write(true).open(&path).map_err(refused)?;
+            let beside = None;
+            return Ok(Self { path, beside, file });
         }
+        let mut beside = path.clone().into_os_string();
+        beside.push(format!(".{}.tmp", std::process::id()));
+        let beside = PathBuf::from(beside);
+        let file = File::create(&beside).map_err(refused)?;
+        let beside = Some(beside);
+        Ok(Self { path, beside, file })
     }
 
     fn write(mut self, report: &Report) -> Result<(), Failure> {
         let text = serde_json::to_string_pretty(report)
             .map_err(|error| Failure::failed(format!("cannot write JSON: {error}")))?;
-        writeln!(self.file, "{text}").map_err(|error| {
+        self.put(&text).map_err(|error| {
             Failure::failed(format!("cannot write {}: {error}", self.path.display()))
-        })?;
-        self.written = true;
+        })
+    }
+
+    fn put(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.file, "{text}")?;
+        if let Some(beside) = &self.beside {
+            std::fs::rename(beside, &self.path)?;
+            self.beside = None;
+        }
         Ok(())
     }
 }
 
-impl Drop for JsonFile<'_> {
+impl Drop for JsonFile {
     fn drop(&mut self) {
-        let is_file = self.file.metadata().is_ok_and(|file| file.is_file());
-        if !self.written && is_file {
-            // An empty file left behind would do no harm.
-            let _ = std::fs::remove_file(self.path);
+        if let Some(beside) = &self.beside {
+            // A file left behind would do no harm.
+            let _ = std::fs::remove_file(beside);
         }
     }
 }
@@ -208,11 +221,20 @@ mod tests {
     }
 
     #[test]
-    fn a_file_for_figures_that_never_came_is_removed() {
+    fn figures_replace_those_of_before_when_they_are_whole_and_not_before() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("figures.json");
+        let files = || std::fs::read_dir(dir.path()).expect("a directory").count();
         drop(JsonFile::create(&path).expect("writable"));
-        assert!(!path.exists());
+        assert_eq!(files(), 0);
+        std::fs::write(&path, "before").expect("written");
+        drop(JsonFile::create(&path).expect("writable"));
+        assert_eq!(std::fs::read(&path).expect("there"), b"before");
+        let mut file = JsonFile::create(&path).expect("writable");
+        file.put("after").expect("written");
+        drop(file);
+        assert_eq!(std::fs::read(&path).expect("there"), b"after\n");
+        assert_eq!(files(), 1);
         assert!(JsonFile::create(&dir.path().join("absent/figures.json")).is_err());
     }
 }

@@ -75,8 +75,7 @@ pub(crate) struct ServerArgs {
         long,
         value_name = "HOST:PORT",
         env = "RINGTIDE_SERVER",
-        default_value = "127.0.0.1:7311",
-        global = true
+        default_value = "127.0.0.1:7311"
     )]
     pub(crate) server: String,
 }
@@ -219,7 +218,9 @@ pub(crate) struct ProduceArgs {
     /// How batches are compressed
     #[arg(long, value_name = "C", default_value = "none")]
     pub(crate) compression: CompressionArg,
-    /// Print "PARTITION OFFSET" for each record, in input order, once it is acknowledged
+    /// Print "PARTITION OFFSET" for each record, in input order, once it is acknowledged; the offset
+    /// is "unknown" if the broker has the record but not its offset any more, and "- -" stands for
+    /// a record that failed
     #[arg(long)]
     pub(crate) offsets: bool,
     #[command(flatten)]
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn the_server_may_be_given_anywhere_on_the_line() {
+    fn the_server_may_be_given_anywhere_behind_the_command() {
         for line in [
             ["ringtide", "topic", "list", "--server", "h:1"].as_slice(),
             &["ringtide", "produce", "t", "--server", "h:1"],

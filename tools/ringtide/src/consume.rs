@@ -53,6 +53,7 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
     }
     let mut reading = Reading {
         client: &client,
+        topic: &topic,
         args,
         places,
         out: io::stdout()
@@ -69,9 +70,9 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
     let ended = if reading.is_done() {
         Ok(())
     } else {
-        reading.read_all(&topic)
+        reading.read_all()
     };
-    let written = reading.flush().and_then(|()| reading.commit());
+    let written = reading.flush().and_then(|()| Ok(reading.commit()?));
     reading.progress.clear();
     // What was asked for and not delivered decides the code, unless something worse happened.
     let records = reading.records;
@@ -170,22 +171,23 @@ fn places(
 fn within(topic: &Topic, partition: u32, committed: u64, earliest: u64, end: u64) -> u64 {
     let name = &topic.name;
     if committed < earliest {
-        eprintln!(
-            "ringtide: {name}/{partition}: records {committed} to {} were removed before they \
-             were read; going on at {earliest}",
+        output::say(format_args!(
+            "{name}/{partition}: records {committed} to {} were removed before they were read; \
+             going on at {earliest}",
             earliest - 1
-        );
+        ));
     } else if committed > end {
-        eprintln!(
-            "ringtide: {name}/{partition}: the committed offset {committed} is past the end; \
-             going on at {end}"
-        );
+        output::say(format_args!(
+            "{name}/{partition}: the committed offset {committed} is past the end; going on at \
+             {end}"
+        ));
     }
     committed.clamp(earliest, end)
 }
 
 struct Reading<'a> {
     client: &'a Client,
+    topic: &'a Topic,
     args: &'a ConsumeArgs,
     places: Vec<Place>,
     out: File,
@@ -203,10 +205,14 @@ impl Reading<'_> {
         enough || (!self.args.follow && self.places.iter().all(|place| place.next >= place.end))
     }
 
-    fn read_all(&mut self, topic: &Topic) -> Result<(), Failure> {
-        let partitions: Vec<u32> = self.places.iter().map(|place| place.partition).collect();
-        let options = ConsumerOptions::new().partitions(partitions);
-        let mut consumer = self.client.consumer(&topic.name, options)?;
+    fn read_all(&mut self) -> Result<(), Failure> {
+        // Who follows the whole topic gets what is added to it, and that from its first record on.
+        let mut options = ConsumerOptions::new().start(Start::Earliest);
+        if !self.args.follow || self.args.partition.is_some() {
+            let partitions = self.places.iter().map(|place| place.partition);
+            options = options.partitions(partitions.collect::<Vec<_>>());
+        }
+        let mut consumer = self.client.consumer(&self.topic.name, options)?;
         for place in &self.places {
             consumer.seek(place.partition, Start::Offset(place.next))?;
         }
@@ -233,7 +239,7 @@ impl Reading<'_> {
             }
             if self.args.name.is_some() && Instant::now() >= self.commit_at {
                 self.flush()?;
-                self.commit()?;
+                put_off(self.commit())?;
             }
             let (records, bytes) = (self.records, self.bytes);
             self.progress
@@ -273,13 +279,18 @@ impl Reading<'_> {
     /// Gathers the records of a batch that are wanted.
     fn add(&mut self, batch: &Batch<'_>) {
         let partition = batch.partition();
-        let Some(place) = self
-            .places
-            .iter_mut()
-            .find(|place| place.partition == partition)
-        else {
-            return;
-        };
+        let of_batch = |place: &Place| place.partition == partition;
+        let index = self.places.iter().position(of_batch).unwrap_or_else(|| {
+            self.places.push(Place {
+                partition,
+                next: 0,
+                end: u64::MAX,
+                epoch: batch.leader_epoch(),
+                committed: None,
+            });
+            self.places.len() - 1
+        });
+        let place = &mut self.places[index];
         let end = if self.args.follow {
             u64::MAX
         } else {
@@ -323,7 +334,7 @@ impl Reading<'_> {
     }
 
     /// Commits what was written.
-    fn commit(&mut self) -> Result<(), Failure> {
+    fn commit(&mut self) -> Result<(), Error> {
         let Some(name) = &self.args.name else {
             return Ok(());
         };
@@ -337,12 +348,23 @@ impl Reading<'_> {
                     ..
                 } = *place;
                 self.client
-                    .commit_offset(name, &self.args.topic, partition, next, epoch)?;
+                    .commit_offset(name, self.topic, partition, next, epoch)?;
                 place.committed = Some(next);
             }
         }
         Ok(())
     }
+}
+
+/// A commit that failed for now is made up for by the next one, or by that at the end.
+fn put_off(committed: Result<(), Error>) -> Result<(), Error> {
+    committed.or_else(|error| {
+        if error.is_retriable() {
+            Ok(())
+        } else {
+            Err(error)
+        }
+    })
 }
 
 /// How long the broker has been away.
@@ -363,7 +385,7 @@ impl Outage {
             None => {
                 self.since = Some(Instant::now());
                 if follow {
-                    eprintln!("ringtide: {error}; trying again");
+                    output::say(format_args!("{error}; trying again"));
                 }
             }
             Some(since) if !follow && since.elapsed() >= GIVE_UP => {
@@ -380,6 +402,7 @@ impl Outage {
 mod tests {
     use super::*;
     use clap::Parser;
+    use ringtide_client::ErrorCode;
 
     fn args(line: &[&str]) -> ConsumeArgs {
         let line = [&["ringtide", "consume", "t"], line].concat();
@@ -398,6 +421,23 @@ mod tests {
         );
         let from = check(&args(&["--name", "n", "--from", "latest"])).expect("fine");
         assert_eq!(from, From::Latest);
+    }
+
+    #[test]
+    fn a_commit_on_the_way_may_fail_for_now_but_not_for_good() {
+        let away = Error::Timeout {
+            what: "commit".into(),
+            after: Duration::from_secs(15),
+            why: "away".into(),
+        };
+        let refused = |code| Error::Broker {
+            code,
+            what: "commit".into(),
+            message: "".into(),
+        };
+        assert!(put_off(Err(away)).is_ok());
+        assert!(put_off(Err(refused(ErrorCode::ShuttingDown))).is_ok());
+        assert!(put_off(Err(refused(ErrorCode::UnknownTopic))).is_err());
     }
 
     #[test]

@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 
 use ringtide_client::{Error, Ticket};
 
-use crate::connect::is_out_of_reach;
+use crate::connect::exit_of;
 use crate::exit::{Exit, Failure};
+use crate::progress::grouped;
 
 /// Line ranges that a message names before it says only how many more there are.
 const SHOWN_RANGES: usize = 8;
@@ -23,6 +24,8 @@ enum Place {
         partition: u32,
         offset: Option<u64>,
     },
+    /// It is not known to have been appended.
+    Failed,
 }
 
 /// Lines of one partition that have no outcome yet.
@@ -34,6 +37,24 @@ struct Outstanding {
     lines: VecDeque<u64>,
 }
 
+/// What has become of a record that counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Done {
+    #[default]
+    Acknowledged,
+    /// Nobody acknowledges it.
+    Sent,
+}
+
+impl std::fmt::Display for Done {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Acknowledged => "acknowledged",
+            Self::Sent => "sent",
+        })
+    }
+}
+
 /// The state of a run of `produce`.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -43,7 +64,9 @@ pub(crate) struct Ledger {
     places: Option<VecDeque<Place>>,
     next_place: u64,
     last_line: u64,
-    acknowledged: u64,
+    /// What a record is when nothing more is to be done for it.
+    done: Done,
+    count: u64,
     unknown: Vec<u64>,
     refused: Vec<u64>,
     first_error: Option<Error>,
@@ -51,8 +74,9 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// An empty one; `offsets` if [`Self::write_offsets`] will be called.
-    pub(crate) fn new(offsets: bool) -> Self {
+    pub(crate) fn new(offsets: bool, done: Done) -> Self {
         Self {
+            done,
             places: offsets.then(VecDeque::new),
             next_place: 1,
             ..Self::default()
@@ -95,13 +119,14 @@ impl Ledger {
             outstanding.lines.pop_front();
             outstanding.first += 1;
         }
+        if let Some(places) = &mut self.places {
+            places[(line - self.next_place) as usize] = match result {
+                Ok(offset) => Place::At { partition, offset },
+                Err(_) => Place::Failed,
+            };
+        }
         match result {
-            Ok(offset) => {
-                self.acknowledged += 1;
-                if let Some(places) = &mut self.places {
-                    places[(line - self.next_place) as usize] = Place::At { partition, offset };
-                }
-            }
+            Ok(_) => self.count += 1,
             Err(error) => {
                 let lines = if error.is_outcome_unknown() {
                     &mut self.unknown
@@ -114,9 +139,9 @@ impl Ledger {
         }
     }
 
-    /// Records that were acknowledged.
-    pub(crate) fn acknowledged(&self) -> u64 {
-        self.acknowledged
+    /// How many records were acknowledged, or sent, in words.
+    pub(crate) fn counted(&self) -> String {
+        format!("{} {}", records(self.count), self.done)
     }
 
     /// Whether a record failed.
@@ -124,27 +149,33 @@ impl Ledger {
         self.first_error.is_some()
     }
 
-    /// Appends `PARTITION OFFSET` for each acknowledged line up to the first that is not.
+    /// Appends a line for each line up to the first that waits: `PARTITION OFFSET`, with `unknown`
+    /// for an offset that only the broker once knew, or `- -` for a record that failed.
     pub(crate) fn write_offsets(&mut self, out: &mut Vec<u8>) {
         use std::io::Write;
         let Some(places) = &mut self.places else {
             return;
         };
-        while let Some(&Place::At { partition, offset }) = places.front() {
+        while let Some(&place) = places.front() {
+            // A Vec takes everything.
+            let _ = match place {
+                Place::Waiting => return,
+                Place::At {
+                    partition,
+                    offset: Some(offset),
+                } => writeln!(out, "{partition} {offset}"),
+                Place::At { partition, .. } => writeln!(out, "{partition} unknown"),
+                Place::Failed => writeln!(out, "- -"),
+            };
             places.pop_front();
             self.next_place += 1;
-            // A Vec takes everything.
-            let _ = match offset {
-                Some(offset) => writeln!(out, "{partition} {offset}"),
-                None => writeln!(out, "{partition} unknown"),
-            };
         }
     }
 
     /// The failure of the run, if not every line that was taken was acknowledged.
     pub(crate) fn failure(&mut self) -> Option<Failure> {
         let error = self.first_error.take()?;
-        let mut message = format!("{} were acknowledged; ", records(self.acknowledged));
+        let mut message = format!("{} were {}; ", records(self.count), self.done);
         match self.unknown.len() as u64 {
             0 => message.push_str("of none is the outcome unknown"),
             count => {
@@ -167,21 +198,18 @@ impl Ledger {
             "; nothing after line {} was taken. {error}",
             self.last_line
         );
-        let exit = if !self.unknown.is_empty() || is_out_of_reach(&error) {
-            Exit::OutcomeUnknown
+        let exit = if self.unknown.is_empty() {
+            exit_of(&error)
         } else {
-            Exit::Failed
+            Exit::OutcomeUnknown
         };
         Some(Failure::new(exit, message))
     }
 }
 
 fn records(count: u64) -> String {
-    if count == 1 {
-        "1 record".into()
-    } else {
-        format!("{count} records")
-    }
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{} record{plural}", grouped(count))
 }
 
 /// `line 3`, `lines 3-7, 9`.
@@ -235,7 +263,7 @@ mod tests {
 
     #[test]
     fn offsets_come_in_input_order_whatever_the_order_of_acknowledgements() {
-        let mut ledger = Ledger::new(true);
+        let mut ledger = Ledger::new(true, Done::Acknowledged);
         let tickets = [ticket(0, 0), ticket(1, 0), ticket(0, 1)];
         for (line, &ticket) in (1..).zip(&tickets) {
             ledger.sent(line, ticket);
@@ -248,13 +276,13 @@ mod tests {
         ledger.delivered(tickets[1], Ok(Some(5)));
         ledger.write_offsets(&mut out);
         assert_eq!(out, b"0 10\n1 5\n0 11\n");
-        assert_eq!(ledger.acknowledged(), 3);
+        assert_eq!(ledger.counted(), "3 records acknowledged");
         assert!(ledger.failure().is_none());
     }
 
     #[test]
     fn a_lost_broker_leaves_counts_and_line_ranges() {
-        let mut ledger = Ledger::new(false);
+        let mut ledger = Ledger::new(false, Done::Acknowledged);
         for line in 1..=10 {
             ledger.sent(line, ticket(0, line - 1));
         }
@@ -281,6 +309,50 @@ mod tests {
                 failure.message
             );
         }
+    }
+
+    #[test]
+    fn a_failed_line_has_its_place_and_those_behind_it_theirs() {
+        let mut ledger = Ledger::new(true, Done::Acknowledged);
+        for line in 1..=3 {
+            ledger.sent(line, ticket(0, line - 1));
+        }
+        let mut out = Vec::new();
+        ledger.delivered(ticket(0, 2), Ok(None));
+        ledger.delivered(ticket(0, 1), Err(error(true)));
+        ledger.write_offsets(&mut out);
+        assert_eq!(out, b"");
+        ledger.delivered(ticket(0, 0), Ok(Some(7)));
+        ledger.write_offsets(&mut out);
+        assert_eq!(out, b"0 7\n- -\n0 unknown\n");
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_error_when_no_outcome_is_unknown() {
+        let full = Error::Broker {
+            code: ringtide_client::ErrorCode::DiskFull,
+            what: "publish to t/0".into(),
+            message: "".into(),
+        };
+        for (error, exit) in [(error(false), Exit::Unreachable), (full, Exit::Failed)] {
+            let mut ledger = Ledger::new(false, Done::Acknowledged);
+            ledger.sent(1, ticket(0, 0));
+            ledger.delivered(ticket(0, 0), Err(error));
+            assert_eq!(ledger.failure().expect("a failure").exit, exit);
+        }
+    }
+
+    #[test]
+    fn what_nobody_acknowledges_is_sent() {
+        let mut ledger = Ledger::new(false, Done::Sent);
+        for line in 1..=2 {
+            ledger.sent(line, ticket(0, line - 1));
+        }
+        ledger.delivered(ticket(0, 0), Ok(None));
+        assert_eq!(ledger.counted(), "1 record sent");
+        ledger.delivered(ticket(0, 1), Err(error(true)));
+        let message = ledger.failure().expect("a failure").message;
+        assert!(message.starts_with("1 record were sent"), "{message}");
     }
 
     #[test]

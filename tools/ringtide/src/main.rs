@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Ok(()) => Exit::Done.into(),
         Err(failure) => {
             if !failure.message.is_empty() {
-                eprintln!("ringtide: {failure}");
+                output::say(&failure);
             }
             failure.exit.into()
         }

@@ -1,4 +1,5 @@
-//! Standard output: written whole, and a reader that went away is no failure.
+//! Standard output: written whole, and a reader that went away is no failure. Standard error: what
+//! cannot be said there is not said.
 
 use std::io::{self, Write};
 
@@ -10,6 +11,11 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(failure)
+}
+
+/// A word to the person in front of the terminal, if there is one.
+pub(crate) fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "ringtide: {text}");
 }
 
 /// What a failed write to standard output means.

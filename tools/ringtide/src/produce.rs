@@ -17,10 +17,10 @@ use ringtide_schema::record::RECORD_OVERHEAD_MAX_BYTES;
 use crate::cli::{AcksArg, CompressionArg, ProduceArgs};
 use crate::connect::{connect, exit_of};
 use crate::exit::Failure;
-use crate::ledger::Ledger;
+use crate::ledger::{Done, Ledger};
 use crate::lines::{Line, LineError, Splitter};
 use crate::output;
-use crate::progress::{Progress, grouped, rate};
+use crate::progress::{Progress, rate};
 
 /// What is read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -60,11 +60,15 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
             CompressionArg::Zstd => Codec::Zstd,
         })
         .batch_bytes(args.batch as usize);
+    let done = match args.acks {
+        AcksArg::None => Done::Sent,
+        _ => Done::Acknowledged,
+    };
     let limit = topic.settings.max_batch_bytes as usize - HEADER_BYTES - RECORD_OVERHEAD_MAX_BYTES;
     let mut publishing = Publishing {
         producer: client.producer(&args.topic, options)?,
         partition: args.partition,
-        ledger: Ledger::new(args.offsets),
+        ledger: Ledger::new(args.offsets, done),
         out: args
             .offsets
             .then(|| Offsets::open().map_err(output::failure))
@@ -80,12 +84,12 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
     let mut splitter = Splitter::new(args.key_separator.as_deref(), limit);
     let ended = publishing.take_input(&mut splitter, &Input::start()?);
     publishing.settle();
+    let unprinted = publishing.out.and_then(|out| out.failed);
     match (publishing.ledger.failure(), ended) {
-        (None, Ok(())) => Ok(()),
+        (None, Ok(())) => unprinted.map_or(Ok(()), |error| Err(output::failure(error))),
         (Some(failure), Ok(()) | Err(Stop::Failed)) => Err(failure),
-        (None, Err(Stop::Failed)) => Err(Failure::failed("a record was not acknowledged")),
         (failure, Err(stop)) => {
-            let acknowledged = publishing.ledger.acknowledged();
+            let counted = publishing.ledger.counted();
             let mut message = stop.to_string();
             let exit = match (&failure, &stop) {
                 (Some(failure), _) => failure.exit,
@@ -94,7 +98,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
             };
             match failure {
                 Some(failure) => message = format!("{message}. {failure}"),
-                None => message += &format!("; {acknowledged} records before it were acknowledged"),
+                None => message += &format!("; before it: {counted}"),
             }
             Err(Failure::new(exit, message))
         }
@@ -204,42 +208,35 @@ impl Publishing {
             ledger.write_offsets(&mut out.lines);
             out.flush();
         }
-        let (acknowledged, bytes) = (ledger.acknowledged(), self.bytes);
-        self.progress.tick(|elapsed| {
-            format!(
-                "{} records acknowledged, {}",
-                grouped(acknowledged),
-                rate(bytes, elapsed)
-            )
-        });
+        let bytes = self.bytes;
+        self.progress
+            .tick(|elapsed| format!("{}, {}", ledger.counted(), rate(bytes, elapsed)));
     }
 }
 
 /// Standard output for offsets.
 struct Offsets {
-    out: Option<File>,
+    out: File,
     lines: Vec<u8>,
+    /// Why nothing more is printed.
+    failed: Option<io::Error>,
 }
 
 impl Offsets {
     fn open() -> io::Result<Self> {
         let out = io::stdout().as_fd().try_clone_to_owned()?;
         Ok(Self {
-            out: Some(out.into()),
+            out: out.into(),
             lines: Vec::new(),
+            failed: None,
         })
     }
 
-    /// Writes what there is. When nobody reads any more the records matter still, so only the
-    /// printing ends.
+    /// Writes what there is. When that is not possible any more the records matter still, so only
+    /// the printing ends.
     fn flush(&mut self) {
-        if self.lines.is_empty() {
-            return;
-        }
-        if let Some(out) = &mut self.out
-            && out.write_all(&self.lines).is_err()
-        {
-            self.out = None;
+        if self.failed.is_none() && !self.lines.is_empty() {
+            self.failed = self.out.write_all(&self.lines).err();
         }
         self.lines.clear();
     }

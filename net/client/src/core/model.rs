@@ -1,5 +1,5 @@
 //! A model of a broker for tests: logs in memory, the window of five batches, subscriptions, and
-//! faults on demand. Bytes in, bytes out; `serve` in [`served`](super::served) puts it behind real sockets.
+//! faults on demand. Bytes in, bytes out; [`served`](super::served) puts it behind real sockets.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
