@@ -3,6 +3,7 @@
 
 use std::io::{ErrorKind, IoSlice, Write};
 use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use ringtide_schema::frame::Op;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::wire;
 use ringtide_session::envelope;
+use rustix::event::{PollFd, PollFlags};
 
 use crate::core::connection::{Connection, Event, Hello, after};
 use crate::core::parse_server;
@@ -94,10 +96,11 @@ impl RawConnection {
                 Ok(stream) => break stream,
                 Err(waiting) => connecting = waiting,
             }
-            if Instant::now() >= deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
                 return Err(failed(ErrorKind::TimedOut.into()));
             }
-            std::thread::yield_now();
+            wait(options.idle, &connecting, PollFlags::OUT, left);
         };
         let mut raw = Self {
             stream,
@@ -279,20 +282,11 @@ impl RawConnection {
 
     /// Waits as the options say until something may have arrived or `at_most` has passed.
     pub fn idle(&self, idle: Idle, at_most: Duration) {
-        match idle {
-            Idle::Spin => std::thread::yield_now(),
-            Idle::Park => {
-                use rustix::event::{PollFd, PollFlags};
-                let mut flags = PollFlags::IN;
-                if !self.connection.output().is_empty() {
-                    flags |= PollFlags::OUT;
-                }
-                let mut fds = [PollFd::new(&self.stream, flags)];
-                if socket::wait(&mut fds, Some(at_most)).is_err() {
-                    std::thread::yield_now();
-                }
-            }
+        let mut flags = PollFlags::IN;
+        if !self.connection.output().is_empty() {
+            flags |= PollFlags::OUT;
         }
+        wait(idle, &self.stream, flags, at_most);
     }
 
     fn lost(&self, error: &std::io::Error) -> Error {
@@ -300,6 +294,13 @@ impl RawConnection {
             server: self.server.clone(),
             why: error.to_string().into(),
         }
+    }
+}
+
+fn wait(idle: Idle, socket: &impl AsFd, flags: PollFlags, at_most: Duration) {
+    let mut fds = [PollFd::new(socket, flags)];
+    if idle == Idle::Spin || socket::wait(&mut fds, Some(at_most)).is_err() {
+        std::thread::yield_now();
     }
 }
 
