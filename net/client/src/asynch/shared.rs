@@ -20,8 +20,6 @@ use crate::record::Ack;
 
 /// What is read at once.
 const READ_BYTES: usize = 64 << 10;
-/// How often one socket is read before others have their turn.
-const READS: usize = 16;
 
 /// Those who wait for the acknowledgements of one partition, in the order of the records.
 #[derive(Default)]
@@ -178,7 +176,8 @@ impl State {
             return;
         };
         let now = Instant::now();
-        for _ in 0..READS {
+        // It ends: what the broker may send is bounded by credit and by what was asked for.
+        loop {
             match stream.try_read(&mut self.buffer) {
                 Ok(0) => return self.core.lost(link, "the server closed it", now),
                 Ok(bytes) => {

@@ -272,9 +272,12 @@ impl Core {
         let Some(connection) = state.ready() else {
             return;
         };
-        if ping_at.is_some_and(|at| at <= now) && connection.has_room() {
-            Request::Ping.send(connection, None, deadline, Tag::Ping);
+        if ping_at.is_some_and(|at| at <= now) {
             *ping_at = deadline;
+            // Without room there are requests enough whose answers are due.
+            if connection.has_room() {
+                Request::Ping.send(connection, None, deadline, Tag::Ping);
+            }
         }
         self.wake = earlier(self.wake, *ping_at);
     }

@@ -13,9 +13,6 @@ use crate::sync::socket::{self, Connecting};
 /// What is read at once.
 pub(crate) const READ_BYTES: usize = 256 << 10;
 
-/// How often one socket is read in a turn at the most.
-const READS: usize = 16;
-
 enum Socket {
     None,
     Connecting(Connecting),
@@ -46,9 +43,9 @@ impl Driver {
         let now = Instant::now();
         let mut arrived = false;
         for link in 0..self.sockets.len() {
-            for _ in 0..READS {
-                let read = self.read(link, now);
-                arrived |= read > 0;
+            // It ends: what the broker may send is bounded by credit and by what was asked for.
+            while let read @ 1.. = self.read(link, now) {
+                arrived = true;
                 if read < READ_BYTES {
                     break;
                 }
