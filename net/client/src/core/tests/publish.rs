@@ -344,7 +344,7 @@ fn an_answer_to_a_producer_that_is_gone_completes_nothing_of_another() {
     world.core.remove_producer(world.producer);
     let added = world
         .core
-        .add_producer(topic, producer_options(), world.now);
+        .add_producer(topic, producer_options().idempotence(false), world.now);
     world.producer = added.expect("good options");
     world.sent.clear();
     world.done.clear();
