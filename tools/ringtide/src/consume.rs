@@ -237,7 +237,9 @@ impl Reading<'_> {
                     self.look_at_ends()?;
                 }
             }
-            if self.args.name.is_some() && Instant::now() >= self.commit_at {
+            let due = self.args.name.is_some() && Instant::now() >= self.commit_at;
+            // While the broker is away a commit would only keep everything else waiting.
+            if due && self.client.trouble().is_none() {
                 self.flush()?;
                 put_off(self.commit())?;
             }

@@ -175,7 +175,7 @@ impl Ledger {
     /// The failure of the run, if not every line that was taken was acknowledged.
     pub(crate) fn failure(&mut self) -> Option<Failure> {
         let error = self.first_error.take()?;
-        let mut message = format!("{} were {}; ", records(self.count), self.done);
+        let mut message = format!("{}; ", self.counted());
         match self.unknown.len() as u64 {
             0 => message.push_str("of none is the outcome unknown"),
             count => {
@@ -187,7 +187,7 @@ impl Ledger {
         if !self.refused.is_empty() {
             let _ = write!(
                 message,
-                "; {} were not published (",
+                "; not published: {} (",
                 records(self.refused.len() as u64)
             );
             message += &ranges(&mut self.refused);
@@ -298,9 +298,9 @@ mod tests {
         let failure = ledger.failure().expect("a failure");
         assert_eq!(failure.exit, Exit::OutcomeUnknown);
         for words in [
-            "4 records were acknowledged",
+            "4 records acknowledged",
             "of 3 the outcome is unknown (lines 5-6, 8)",
-            "3 records were not published (lines 7, 9-10)",
+            "not published: 3 records (lines 7, 9-10)",
             "nothing after line 10 was taken",
         ] {
             assert!(
@@ -352,7 +352,7 @@ mod tests {
         assert_eq!(ledger.counted(), "1 record sent");
         ledger.delivered(ticket(0, 1), Err(error(true)));
         let message = ledger.failure().expect("a failure").message;
-        assert!(message.starts_with("1 record were sent"), "{message}");
+        assert!(message.starts_with("1 record sent"), "{message}");
     }
 
     #[test]
