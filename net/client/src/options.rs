@@ -119,8 +119,8 @@ pub enum Idle {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(u8)]
 pub enum Acks {
-    /// No acknowledgement: a record is done when it is sent, and what becomes of it then is not
-    /// reported.
+    /// No acknowledgement: a record is done when the broker has handled it, and what became of it
+    /// there is not reported. One that is lost with its connection is an unknown outcome.
     None = 0,
     /// In the broker's memory.
     Accepted = 1,

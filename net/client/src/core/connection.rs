@@ -145,8 +145,6 @@ pub(crate) struct Connection<T> {
     out: Vec<u8>,
     /// How much of `out` has been sent.
     sent: usize,
-    /// Bytes sent since the connection was made.
-    sent_bytes: u64,
     slots: Slots<T>,
     hello: Option<Hello>,
     /// No request times out before this; looked at again then.
@@ -178,7 +176,6 @@ impl<T> Connection<T> {
             encoder,
             out,
             sent: 0,
-            sent_bytes: 0,
             slots: Slots {
                 slots: Vec::new(),
                 free: Vec::new(),
@@ -211,20 +208,9 @@ impl<T> Connection<T> {
         &self.out[self.sent..]
     }
 
-    /// Bytes sent since the connection was made.
-    pub(crate) fn sent_bytes(&self) -> u64 {
-        self.sent_bytes
-    }
-
-    /// What [`Self::sent_bytes`] will be when all of the output is sent.
-    pub(crate) fn output_end(&self) -> u64 {
-        self.sent_bytes + self.output().len() as u64
-    }
-
     /// Takes note that the first `bytes` of the output were sent.
     pub(crate) fn sent(&mut self, bytes: usize) {
         self.sent += bytes;
-        self.sent_bytes += bytes as u64;
         debug_assert!(self.sent <= self.out.len());
         if self.sent == self.out.len() {
             self.sent = 0;

@@ -49,6 +49,7 @@ impl Core {
         if std::mem::take(&mut self.throttled) {
             self.rescan = true;
         }
+        self.vouch(link, now);
         while let Some((producer, partition)) = self.dirty_lanes.pop() {
             self.pump_lane(producer, partition, now);
         }
@@ -114,6 +115,7 @@ impl Core {
                         self.mark_cursor(key, index);
                     }
                 }
+                Tag::Vouch => self.vouched(link),
                 Tag::Unsubscribe | Tag::Ping => {}
             },
             Event::Push { tag, payload, .. } => {
@@ -141,7 +143,7 @@ impl Core {
         }
     }
 
-    fn mark_lane(&mut self, producer: usize, partition: u32) {
+    pub(crate) fn mark_lane(&mut self, producer: usize, partition: u32) {
         if self.dirty_lanes.last() != Some(&(producer, partition)) {
             self.dirty_lanes.push((producer, partition));
         }
@@ -441,7 +443,7 @@ impl Core {
                 };
                 self.consumer(consumer).fail(cursor, error);
             }
-            Tag::Unsubscribe | Tag::Ping => {}
+            Tag::Unsubscribe | Tag::Ping | Tag::Vouch => {}
         }
     }
 
@@ -482,7 +484,7 @@ impl Core {
                     }
                 }
                 // Lanes look after all their batches of the link at once, below.
-                Tag::Publish { .. } | Tag::Unsubscribe | Tag::Ping => {}
+                Tag::Publish { .. } | Tag::Unsubscribe | Tag::Ping | Tag::Vouch => {}
                 Tag::Subscribe {
                     consumer,
                     cursor,

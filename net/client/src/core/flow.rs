@@ -11,7 +11,7 @@ use crate::core::call::{Owner, Request, send_metadata};
 use crate::core::cluster::{Known, Topic};
 use crate::core::connection::{after, earlier};
 use crate::core::consumer::{Flow, Place, asked_offset};
-use crate::core::link::{Leaving, Link};
+use crate::core::link::{Link, Silent};
 use crate::core::outcome::points_elsewhere;
 use crate::core::{Core, Tag};
 use crate::error::{Error, why_not};
@@ -282,7 +282,7 @@ impl Core {
             throttled,
             ..
         } = self;
-        let Link { state, leaving, .. } = &mut links[link];
+        let Link { state, silent, .. } = &mut links[link];
         let (Some(connection), Some(producer)) = (state.ready(), producers.get_mut(&key)) else {
             return;
         };
@@ -290,7 +290,7 @@ impl Core {
         loop {
             if !connection.has_room() || connection.output().len() >= OUTPUT_BYTES {
                 *throttled = true;
-                return;
+                break;
             }
             let Some(index) = producer.next_batch(partition, link, now, wake) else {
                 break;
@@ -307,13 +307,15 @@ impl Core {
             connection.publish_head(acks as u8, &part, bytes, deadline, tag);
             connection.payload(&batch.bytes);
             if acks == Acks::None {
-                leaving.push_back(Leaving {
-                    end: connection.output_end(),
+                silent.push_back(Silent {
                     producer: key,
                     partition,
                     batch: batch.key,
                 });
             }
+        }
+        if acks == Acks::None {
+            return self.vouch(link, now);
         }
         if producer.wants_identity(partition) && !producer.identity_asked {
             let retry_at = producer.identity_retry_at.filter(|&at| now < at);

@@ -32,11 +32,9 @@ impl State {
     }
 }
 
-/// A batch without acknowledgement, which is done when it has left.
+/// A batch without acknowledgement.
 #[derive(Debug)]
-pub(crate) struct Leaving {
-    /// Where it ends, in bytes since the connection was made.
-    pub(crate) end: u64,
+pub(crate) struct Silent {
     pub(crate) producer: usize,
     pub(crate) partition: u32,
     pub(crate) batch: u64,
@@ -58,8 +56,11 @@ pub(crate) struct Link {
     pub(crate) ping_at: Option<Instant>,
     /// Why it is down.
     pub(crate) error: Option<Error>,
-    /// In the order of the output.
-    pub(crate) leaving: VecDeque<Leaving>,
+    /// What will not be answered, in the order of the output. The answer to a ping behind it says
+    /// that the broker has handled it.
+    pub(crate) silent: VecDeque<Silent>,
+    /// How many of them the ping under way stands behind.
+    vouched: usize,
     /// The face is to close the connection.
     close: bool,
 }
@@ -76,7 +77,8 @@ impl Link {
             backoff,
             ping_at: None,
             error: None,
-            leaving: VecDeque::new(),
+            silent: VecDeque::new(),
+            vouched: 0,
             close: false,
         }
     }
@@ -165,24 +167,39 @@ impl Core {
 
     /// The first `bytes` of the output were sent.
     pub(crate) fn sent(&mut self, link: usize, bytes: usize) {
-        let Link { state, leaving, .. } = &mut self.links[link];
-        let State::Up(connection) = state else {
-            return;
-        };
-        connection.sent(bytes);
-        if connection.output().is_empty() && self.throttled {
-            self.throttled = false;
-            self.rescan = true;
-        }
-        while let Some(left) = leaving.front()
-            && left.end <= connection.sent_bytes()
-        {
-            if let Some(producer) = self.producers.get_mut(&left.producer) {
-                producer.finish_unacknowledged(left.partition, left.batch);
-                // With few in flight the next may wait for this one.
-                self.rescan |= producer.lanes[left.partition as usize].has_unsent();
+        if let State::Up(connection) = &mut self.links[link].state {
+            connection.sent(bytes);
+            if connection.output().is_empty() && self.throttled {
+                self.throttled = false;
+                self.rescan = true;
             }
-            leaving.pop_front();
+        }
+    }
+
+    /// Sends a ping behind what is not answered, unless one is under way.
+    pub(crate) fn vouch(&mut self, link: usize, now: Instant) {
+        let deadline = after(now, self.options.request_timeout);
+        let link = &mut self.links[link];
+        if link.vouched == 0
+            && !link.silent.is_empty()
+            && let Some(connection) = link.state.ready()
+            && connection.has_room()
+        {
+            Request::Ping.send(connection, None, deadline, Tag::Vouch);
+            link.vouched = link.silent.len();
+        }
+    }
+
+    /// The ping behind what is not answered was.
+    pub(crate) fn vouched(&mut self, link: usize) {
+        for _ in 0..std::mem::take(&mut self.links[link].vouched) {
+            let Some(batch) = self.links[link].silent.pop_front() else {
+                break;
+            };
+            if let Some(producer) = self.producers.get_mut(&batch.producer) {
+                producer.finish_unacknowledged(batch.partition, batch.batch);
+                self.mark_lane(batch.producer, batch.partition);
+            }
         }
     }
 
@@ -248,7 +265,8 @@ impl Core {
         state.demand = false;
         state.retry_at = after(now, wait);
         state.error = Some(error.clone());
-        state.leaving.clear();
+        state.silent.clear();
+        state.vouched = 0;
         let was = std::mem::replace(&mut state.state, State::Down);
         if link == self.next_server {
             self.next_server = (self.next_server + 1) % self.links.len();
@@ -311,6 +329,7 @@ impl Core {
                 State::Up(connection) => connection.is_overdue(now),
             };
             if !overdue {
+                self.vouch(index, now);
                 self.ping_if_silent(index, now);
             }
             if overdue && self.is_up(index) {

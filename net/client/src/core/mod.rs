@@ -46,6 +46,7 @@ use crate::record::{Record, Ticket};
 pub(crate) enum Tag {
     Metadata,
     Ping,
+    Vouch,
     Call(u64),
     Publish {
         producer: usize,

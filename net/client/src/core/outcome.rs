@@ -213,7 +213,7 @@ impl Producer {
         self.finish_at(partition, index, Err(error));
     }
 
-    /// A batch was sent that will not be answered.
+    /// The broker has handled a batch that it does not answer.
     pub(crate) fn finish_unacknowledged(&mut self, partition: u32, key: u64) {
         let lane = &self.lanes[partition as usize];
         if let Some(index) = lane.batches.iter().position(|b| b.key == key) {

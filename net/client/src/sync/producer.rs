@@ -38,7 +38,7 @@ impl Producer {
     }
 
     /// Moves what can be moved without waiting, and hands out what became of records since.
-    /// Returns how many were handed out. Without acknowledgements a record is done when it is sent.
+    /// Returns how many were handed out. Without acknowledgements a record is done when the broker has handled it.
     pub fn poll(&mut self, mut each: impl FnMut(Delivered)) -> usize {
         self.driver.borrow_mut().turn();
         self.hand_out(&mut each)
