@@ -21,7 +21,7 @@ use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 /// A client of one broker. Clones share the connections.
 #[derive(Clone)]
 pub struct Client {
-    handle: Arc<Handle>,
+    pub(super) handle: Arc<Handle>,
 }
 
 /// Forgets a call that nobody waits for any more.

@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use rustix::net::RecvFlags;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
@@ -151,6 +152,12 @@ impl State {
     /// Sends what is to be sent and wakes whoever waits for what has changed.
     pub(crate) fn settle(&mut self) {
         let now = Instant::now();
+        if self.core.next_deadline().is_some_and(|at| at <= now) {
+            // Tasks that ran late have not been answered late.
+            for link in 0..self.lines.len() {
+                self.read(link, read_unasked);
+            }
+        }
         self.core.tick(now);
         self.write(now);
         self.give_answers();
@@ -171,14 +178,14 @@ impl State {
     }
 
     /// Hands what has arrived on a link to the core.
-    fn read(&mut self, link: usize) {
+    fn read(&mut self, link: usize, read: fn(&TcpStream, &mut [u8]) -> io::Result<usize>) {
         let Some(stream) = self.lines[link].stream.clone() else {
             return;
         };
         let now = Instant::now();
         // It ends: what the broker may send is bounded by credit and by what was asked for.
         loop {
-            match stream.try_read(&mut self.buffer) {
+            match read(&stream, &mut self.buffer) {
                 Ok(0) => return self.core.lost(link, "the server closed it", now),
                 Ok(bytes) => {
                     self.core.received(link, &self.buffer[..bytes], now);
@@ -262,6 +269,12 @@ impl State {
     }
 }
 
+/// Reads although tokio may not know yet that something arrived.
+fn read_unasked(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+    let (bytes, _) = rustix::net::recv(stream, buffer, RecvFlags::DONTWAIT)?;
+    Ok(bytes)
+}
+
 /// The background task: timers and connections.
 async fn attend(shared: Arc<Shared>) {
     loop {
@@ -269,10 +282,6 @@ async fn attend(shared: Arc<Shared>) {
             let mut state = shared.lock();
             if state.closed {
                 return;
-            }
-            // Before timers are looked at: a task that ran late has not been answered late.
-            for link in 0..state.lines.len() {
-                state.read(link);
             }
             state.settle();
             state.connect(&shared, Instant::now());
@@ -325,12 +334,51 @@ async fn converse(shared: Arc<Shared>, link: usize, generation: u64, host: Arc<s
             return;
         }
         match woken {
-            Ok(()) => state.read(link),
+            Ok(()) => state.read(link, TcpStream::try_read),
             Err(error) => state.core.lost(link, &error.to_string(), Instant::now()),
         }
         state.settle();
         if !state.core.is_up(link) {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::time::Duration;
+
+    use rustix::event::{PollFd, PollFlags};
+
+    use super::*;
+    use crate::asynch::Client;
+    use crate::core::served::serve;
+    use crate::{Options, ProducerOptions, Record, TopicSettings};
+
+    #[tokio::test]
+    async fn an_answer_that_has_arrived_counts_however_late_the_tasks_run() {
+        let timeout = Duration::from_millis(500);
+        let served = serve(1);
+        let client = Client::connect(&served.servers, Options::new()).await;
+        let client = client.expect("connected");
+        let settings = TopicSettings::default();
+        client.create_topic("t", 1, &settings).await.expect("made");
+        let options = ProducerOptions::new().delivery_timeout(timeout);
+        let producer = client.producer("t", options).await.expect("a producer");
+        let first = producer.send(&Record::new("v")).await.expect("taken");
+        first.await.expect("appended");
+        let sent = Instant::now();
+        let late = producer.send(&Record::new("v")).await.expect("taken");
+        // The only thread is busy until the answer is there and its time is over.
+        let stream = client.handle.lock().lines[0].stream.clone().expect("up");
+        let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
+        rustix::event::poll(&mut fds, None).expect("an answer");
+        while sent.elapsed() <= timeout {
+            std::thread::yield_now();
+        }
+        let next = producer.try_send(&Record::new("v")).expect("taken");
+        assert_eq!(late.await.expect("appended").offset, Some(1));
+        assert_eq!(next.await.expect("appended").offset, Some(2));
     }
 }
