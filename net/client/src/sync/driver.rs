@@ -11,7 +11,7 @@ use crate::options::Idle;
 use crate::sync::socket::{self, Connecting};
 
 /// What is read at once.
-pub(crate) const READ_BYTES: usize = 256 << 10;
+pub(crate) const READ_BYTES: usize = 1 << 20;
 
 enum Socket {
     None,
