@@ -289,7 +289,7 @@ pub fn list(path: &Path) -> Result<Option<Vec<Listed>>, FileError> {
     Ok(Some(out))
 }
 
-/// Makes a directory unless it is there; says whether it was made.
+/// Makes a directory unless it is there.
 pub fn make_directory(path: &Path) -> Result<(), FileError> {
     match fs::create_dir(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -304,13 +304,17 @@ pub fn make_directories(path: &Path) -> Result<(), FileError> {
     if path.is_dir() {
         return Ok(());
     }
-    let parent = match path.parent() {
+    make_directories(parent(path))?;
+    make_directory(path)?;
+    sync_directory(parent(path))
+}
+
+/// The directory that a path is in.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
-    };
-    make_directories(parent)?;
-    make_directory(path)?;
-    sync_directory(parent)
+    }
 }
 
 /// Removes a file; that there is none is no failure.

@@ -199,8 +199,8 @@ impl Wal {
 
     /// Slots that hold no entry that is still needed, and all slots.
     pub fn free_slots(&self) -> (usize, usize) {
-        let free = self.free.len();
-        (free, free + self.released.len() + self.used.len())
+        let free = self.free.len() + self.released.len();
+        (free, free + self.used.len())
     }
 
     /// Takes another empty slot.
@@ -696,7 +696,8 @@ mod tests {
             blanked.push(file);
             wal.completed(op, 0, &mut ops);
             if blanked.len() == 1 {
-                assert_eq!(wal.free_slots(), (1, 3));
+                assert_eq!(wal.free_slots(), (2, 3));
+                assert_eq!(wal.free.len(), 1);
                 // The second is looked at with the first still free.
                 wal.free.clear();
             }

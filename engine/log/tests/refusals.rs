@@ -182,6 +182,29 @@ fn a_slot_that_was_being_used_again_when_the_crash_came_is_not_missed() {
 }
 
 #[test]
+fn a_slot_that_was_freed_before_the_first_frame_of_the_next_one_is_no_evidence_of_a_loss() {
+    let (mut b, id) = log_of(40, 3000);
+    b.store();
+    let identity = fs::read(b.dir().join("identity")).expect("read");
+    let held = b.recover().expect("nothing is wrong");
+    let offsets = stored(&held, id).expect("known").next_offset;
+    // Of the newest slot only the header is there; the others are free, and full of old frames.
+    let slots = b.logs[0].slots.len();
+    for (i, slot) in b.logs[0].slots.iter_mut().enumerate() {
+        match i + 1 == slots {
+            true => slot[BLOCK_BYTES..].fill(0),
+            false => slot[..BLOCK_BYTES].fill(0),
+        }
+    }
+    for i in 0..slots {
+        fs::write(b.slot_path(0, i), &b.logs[0].slots[i]).expect("written");
+    }
+    fs::write(b.dir().join("identity"), identity).expect("written");
+    let recovered = b.recover().expect("the snapshots hold everything");
+    assert_eq!(stored(&recovered, id).expect("known").next_offset, offsets);
+}
+
+#[test]
 fn an_oldest_slot_that_is_damaged_is_refused_wherever_the_damage_is() {
     for frame in [0, 4] {
         let (mut b, _) = log_of(44, 3000);

@@ -133,6 +133,7 @@ impl Shard {
                 committed,
             } => {
                 if let Some(held) = self.held(partition) {
+                    held.commits_under_way -= 1;
                     held.log.commit_offset(committed);
                 }
                 self.reply(key, Op::CommitOffset, FLAG_RESPONSE, correlation, |b| {

@@ -64,6 +64,8 @@ struct Held {
     is_retiring: bool,
     /// One of the writers is at work here.
     is_writing: bool,
+    /// Offsets of consumers that are on their way into the log.
+    commits_under_way: usize,
 }
 
 /// A log group of this shard.
@@ -273,6 +275,7 @@ impl Shard {
             is_retiring: false,
             wants_sync: false,
             is_writing: false,
+            commits_under_way: 0,
         }));
         i
     }

@@ -102,7 +102,13 @@ impl Logic for Shard {
                     let read = chunk.slice(chunk.len() - bytes..chunk.len());
                     self.remote_read_done(key, reply, Some(&read), fx);
                 }
-                _ => self.remote_read_done(key, reply, None, fx),
+                result => {
+                    let error = result
+                        .err()
+                        .map_or("the file is too short".into(), |e| e.message);
+                    tracing::error!(error, "what another shard's peer reads cannot be read");
+                    self.remote_read_done(key, reply, None, fx);
+                }
             },
             None => {}
         }
@@ -253,7 +259,7 @@ impl Shard {
         let give_up = *self.give_up_ns.get_or_insert(now.mono_ns + CLOSE_WITHIN_NS);
         let is_answered = |(key, s): (&SessionKey, &Session)| match key {
             SessionKey::Local(_) => s.forwarded.others == 0,
-            SessionKey::Remote(..) => s.out.is_empty() && s.parts.is_empty(),
+            SessionKey::Remote(..) => s.out.is_empty() && s.parts.is_empty() && !s.is_sending,
         };
         if now.mono_ns < give_up && !self.sessions.iter().all(is_answered) {
             return;

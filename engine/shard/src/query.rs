@@ -21,7 +21,7 @@ use crate::fault::Fault;
 use crate::requests::{Handled, Place, bad_envelope, partition_of};
 use crate::session::SessionKey;
 use crate::settings::MAX_SEARCHES;
-use crate::{Fx, Pending, Shard};
+use crate::{Fx, Held, Pending, Shard};
 
 /// A search for the first record at or after a time.
 #[derive(Debug)]
@@ -153,8 +153,11 @@ impl Shard {
     }
 
     /// Searches that wait for the partition are given up.
-    pub(crate) fn refuse_searches(&mut self, i: usize, fault: &Fault) {
+    pub(crate) fn refuse_searches(&mut self, i: usize, end: u64, fault: &Fault) {
         for number in self.waiting_searches(i) {
+            if self.searches.get(&number).is_some_and(|s| s.offset >= end) {
+                continue;
+            }
             self.end_search(number, Err(fault.clone()));
         }
     }
@@ -284,7 +287,7 @@ impl Shard {
             });
         }
         let is_new = held.log.consumer(consumer).is_none();
-        if is_new && held.log.consumers() >= MAX_CONSUMERS_PER_PARTITION {
+        if is_new && held.consumers_at_most() >= MAX_CONSUMERS_PER_PARTITION {
             let message = format!(
                 "{} keeps offsets of {MAX_CONSUMERS_PER_PARTITION} consumers, which is the limit",
                 held.log.id()
@@ -326,6 +329,7 @@ impl Shard {
             return Ok(Handled::Blocked);
         };
         group.last_index += 1;
+        held.commits_under_way += 1;
         let committed = CommittedT {
             consumer: entry.consumer,
             offset,
@@ -349,7 +353,7 @@ impl Shard {
         let group = held(i).and_then(|h| self.groups.get(&h.log.group()));
         let partitions = group.map_or(&[][..], |g| &g.partitions);
         let counts = partitions.iter().filter_map(|&i| held(i));
-        counts.map(|h| h.log.consumers()).sum()
+        counts.map(Held::consumers_at_most).sum()
     }
 
     pub(crate) fn read_offset(
@@ -375,6 +379,13 @@ impl Shard {
             answer.pack(b)
         });
         Ok(Handled::Done)
+    }
+}
+
+impl Held {
+    /// Named consumers, those on their way included.
+    fn consumers_at_most(&self) -> usize {
+        self.log.consumers() + self.commits_under_way
     }
 }
 

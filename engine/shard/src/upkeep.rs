@@ -240,7 +240,7 @@ impl Shard {
         let end = held.log.segment_end(base);
         let watchers = held.watchers.clone();
         self.fail_watchers(i, watchers, base..end, fault);
-        self.refuse_searches(i, fault);
+        self.refuse_searches(i, end, fault);
     }
 
     fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {

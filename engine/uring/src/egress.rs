@@ -459,7 +459,16 @@ fn is_cached(file: &OpenFile, from: u64, bytes: usize) -> Option<bool> {
             0 as libc::c_uint,
         )
     };
-    (result == 0).then_some(pages.cached >= end - first)
+    if result != 0 {
+        return None;
+    }
+    // Pages that are still being read count as cached, and they are read in order: sendfile would
+    // wait for the last one.
+    let last = from + bytes as u64 - 1;
+    let mut byte = 0u8;
+    // SAFETY: one byte may be written.
+    let mut is_read = || unsafe { read_if_cached(file, &raw mut byte, 1, last) } == 1;
+    Some(pages.cached >= end - first && is_read())
 }
 
 /// Sends what the socket takes at once.

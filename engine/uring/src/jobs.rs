@@ -307,7 +307,7 @@ fn scan(
     let (mut start, mut filled) = (0u64, 0usize);
     let mut entries: Vec<IndexEntry> = Vec::new();
     let mut max_before_ms = i64::MIN;
-    let mut position = 0u64;
+    let (mut position, mut next_offset) = (0u64, base_offset);
     while position < bytes {
         if position + batch::HEADER_BYTES as u64 > start + filled as u64 {
             if position + batch::HEADER_BYTES as u64 > length {
@@ -327,6 +327,7 @@ fn scan(
             }
         };
         let relative = header.base_offset.checked_sub(base_offset);
+        let relative = relative.filter(|_| header.base_offset == next_offset);
         let relative = relative.and_then(|offset| u32::try_from(offset).ok());
         let (Some(relative_offset), Ok(at_u32)) = (relative, u32::try_from(position)) else {
             let offset = header.base_offset;
@@ -347,6 +348,7 @@ fn scan(
                 max_timestamp_before_ms: max_before_ms,
             });
         }
+        next_offset = header.next_offset();
         max_before_ms = max_before_ms.max(header.max_timestamp_ms);
         position += header.batch_bytes as u64;
     }

@@ -1,7 +1,7 @@
 //! Where a reader finds an offset or a time: in memory, or in a range of a segment's file.
 
+use ringtide_io::buffer::CHUNK_BYTES;
 use ringtide_io::{DiskOp, FileId, OpenMode, Slice};
-use ringtide_schema::limits::MAX_PAYLOAD_BYTES;
 
 use super::{Ops, Partition, PartitionOp};
 use crate::segment::{Index, Reader, index_path, log_path};
@@ -90,7 +90,7 @@ impl Partition {
         let end = self.file_end(i);
         let range = self.segments[i].range(offset, max_bytes as u64, end);
         // A range that is too long has damage in it, behind which nothing is indexed.
-        let is_whole = range.bytes > 0 && range.bytes <= MAX_PAYLOAD_BYTES as u64;
+        let is_whole = range.bytes > 0 && range.bytes <= CHUNK_BYTES as u64;
         if !is_whole || range.next_offset <= offset {
             return Plan::OutOfRange;
         }
@@ -239,7 +239,7 @@ impl Partition {
                 return TimePlan::File {
                     file,
                     position: range.position,
-                    bytes: range.bytes.min(MAX_PAYLOAD_BYTES as u64) as usize,
+                    bytes: range.bytes.min(CHUNK_BYTES as u64) as usize,
                     otherwise: range.next_offset,
                 };
             }

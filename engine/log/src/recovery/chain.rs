@@ -5,6 +5,7 @@
 //! handed on. Where the chain breaks, [`super::table`] decides; the search for later frames that it
 //! needs is here too.
 
+use std::cell::OnceCell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use ringtide_schema::wal::{
 };
 
 use super::error::{CorruptFrame, Lost, RecoverError, Shown};
-use super::slots::LiveSlot;
+use super::slots::{LiveSlot, Unclaimed};
 use super::stream::Stream;
 use super::table::{Decision, Evidence, Found, Place, Refusal, decide};
 use crate::files::{self, AlignedBuf, FileError};
@@ -90,9 +91,73 @@ pub(super) struct Chain<'a> {
     pub(super) incarnation: u64,
     /// By generation.
     pub(super) slots: &'a [LiveSlot],
-    /// Slots that nothing claims, with how many bytes of each to search.
-    pub(super) unclaimed: &'a [(PathBuf, u64)],
+    pub(super) strays: &'a Strays<'a>,
     pub(super) direct: bool,
+}
+
+/// The frames in slots that nothing claims, of all shards; looked for when first asked for.
+pub(super) struct Strays<'a> {
+    slots: &'a [Unclaimed],
+    direct: bool,
+    /// Slot, position, header.
+    found: OnceCell<Vec<(usize, u64, FrameHeader)>>,
+}
+
+impl<'a> Strays<'a> {
+    pub(super) fn new(slots: &'a [Unclaimed], direct: bool) -> Self {
+        let found = OnceCell::new();
+        Self {
+            slots,
+            direct,
+            found,
+        }
+    }
+
+    fn frames(&self) -> Result<&[(usize, u64, FrameHeader)], FileError> {
+        if let Some(found) = self.found.get() {
+            return Ok(found);
+        }
+        let mut found = Vec::new();
+        for (number, slot) in self.slots.iter().enumerate() {
+            each_frame(
+                &slot.path,
+                slot.searched,
+                self.direct,
+                |position, header, _| {
+                    found.push((number, position, *header));
+                },
+            )?;
+        }
+        Ok(self.found.get_or_init(|| found))
+    }
+}
+
+/// Goes through the first `bytes` of a slot: every block that is the header of a frame.
+fn each_frame(
+    path: &Path,
+    bytes: u64,
+    direct: bool,
+    mut each: impl FnMut(u64, &FrameHeader, u32),
+) -> Result<(), FileError> {
+    let file = files::open_read(path, direct)?;
+    let mut buf = AlignedBuf::zeroed(MAX_FRAME_BYTES);
+    let mut at = 0;
+    while at < bytes {
+        let got = files::read_at(&file, path, &mut buf, at)?;
+        for (block, position) in buf[..got]
+            .chunks(BLOCK_BYTES)
+            .zip((at..).step_by(BLOCK_BYTES))
+        {
+            if let Ok((header, crc)) = FrameHeader::decode(block) {
+                each(position, &header, crc);
+            }
+        }
+        if got < buf.len() {
+            break;
+        }
+        at += got as u64;
+    }
+    Ok(())
 }
 
 struct Frame {
@@ -434,12 +499,10 @@ impl Chain<'_> {
                 }
             }
         }
-        for (path, bytes) in self.unclaimed {
-            self.each_header(path, *bytes, |position, header, _| {
-                if header.frame_seq >= frame_seq {
-                    later.note(path, position, header);
-                }
-            })?;
+        for (slot, position, header) in self.strays.frames()? {
+            if self.is_own(header) && header.frame_seq >= frame_seq {
+                later.note(&self.strays.slots[*slot].path, *position, header);
+            }
         }
         Ok(later)
     }
@@ -449,35 +512,6 @@ impl Chain<'_> {
             && header.shard == self.shard
             && header.frame_seq <= MAX_SEQ
             && header.first_seq <= MAX_SEQ
-    }
-
-    fn each_header(
-        &self,
-        path: &Path,
-        bytes: u64,
-        mut each: impl FnMut(u64, &FrameHeader, u32),
-    ) -> Result<(), FileError> {
-        let file = files::open_read(path, self.direct)?;
-        let mut buf = AlignedBuf::zeroed(MAX_FRAME_BYTES);
-        let mut at = 0;
-        while at < bytes {
-            let got = files::read_at(&file, path, &mut buf, at)?;
-            for (block, position) in buf[..got]
-                .chunks(BLOCK_BYTES)
-                .zip((at..).step_by(BLOCK_BYTES))
-            {
-                if let Ok((header, crc)) = FrameHeader::decode(block)
-                    && self.is_own(&header)
-                {
-                    each(position, &header, crc);
-                }
-            }
-            if got < buf.len() {
-                break;
-            }
-            at += got as u64;
-        }
-        Ok(())
     }
 
     /// What the chain's first frame would have to be, when the frame that the oldest slot begins
@@ -490,9 +524,18 @@ impl Chain<'_> {
             previous_crc: 0,
         };
         let oldest = self.slots[0].generation;
-        for slot in &self.slots[1..] {
-            self.each_header(&slot.path, slot.bytes, |_, header, crc| {
-                if header.generation < oldest && header.frame_seq >= expected.frame_seq {
+        let live = self.slots[1..].iter().map(|slot| (&slot.path, slot.bytes));
+        let free = self
+            .strays
+            .slots
+            .iter()
+            .map(|slot| (&slot.path, slot.bytes));
+        for (path, bytes) in live.chain(free) {
+            each_frame(path, bytes, self.direct, |_, header, crc| {
+                if self.is_own(header)
+                    && header.generation < oldest
+                    && header.frame_seq >= expected.frame_seq
+                {
                     expected = Expected {
                         frame_seq: header.frame_seq + 1,
                         first_seq: header.next_seq(),

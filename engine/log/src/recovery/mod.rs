@@ -23,7 +23,7 @@ use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
 pub use self::chain::LogEnd;
-use self::chain::{Chain, ChainCounts};
+use self::chain::{Chain, ChainCounts, Strays};
 use self::error::Contradiction;
 pub use self::error::RecoverError;
 use self::layout::{FOLDERS, Garbage, Top};
@@ -168,6 +168,7 @@ pub fn recover(
 
 fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError> {
     files::make_directories(dir)?;
+    files::sync_directory(files::parent(dir))?;
     for folder in FOLDERS {
         files::make_directory(&dir.join(folder))?;
     }
@@ -247,10 +248,10 @@ fn take_over(
     };
     let topics = replay.metadata().topics().cloned().collect();
     let next_topic_serial = replay.metadata().next_serial();
-    let groups = write_snapshots(dir, replay.into_groups())?;
-    // Even if nothing was written now: what a killed run made may not be durable yet, and from here
-    // on the log is not needed for it.
+    // Even if nothing was made now: what a killed run made may not be durable yet, and once a
+    // snapshot is, the log is not needed for what it names.
     files::sync_directory(&dir.join("partitions"))?;
+    let groups = write_snapshots(dir, replay.into_groups())?;
     files::sync_directory(&dir.join("groups"))?;
     write_identity(dir, &identity)?;
 
@@ -288,6 +289,7 @@ fn replay_logs(
         .map(|(path, bytes)| slots::look(path.clone(), *bytes, direct))
         .collect();
     let live = slots::sort_out(&looked?, identity)?;
+    let strays = Strays::new(&live.unclaimed, direct);
     replay.wal_bytes_total = live.shards.values().flatten().map(|slot| slot.bytes).sum();
     for (&shard, slots) in &live.shards {
         if u32::from(shard) >= identity.shards {
@@ -303,7 +305,7 @@ fn replay_logs(
             shard,
             incarnation,
             slots,
-            unclaimed: &live.unclaimed,
+            strays: &strays,
             direct,
         };
         let (

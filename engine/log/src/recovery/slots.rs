@@ -19,7 +19,7 @@ use crate::files::{self, AlignedBuf};
 
 /// The most frames of a shard that are being written at a time.
 pub(super) const MAX_FRAMES_IN_FLIGHT: u64 = 8;
-/// How far an unclaimed, blank slot is searched for frames: if one lay further on, then a frame
+/// How far a slot that was free is searched for frames: if one lay further on, then a frame
 /// before this position was finished before it was begun, and is found instead.
 pub(super) const BLANK_SEARCH_BYTES: u64 =
     BLOCK_BYTES as u64 + (MAX_FRAMES_IN_FLIGHT + 1) * MAX_FRAME_BYTES as u64;
@@ -48,8 +48,16 @@ pub(super) struct LiveSlot {
 pub(super) struct LiveSlots {
     /// By shard; generations are consecutive.
     pub(super) shards: BTreeMap<u16, Vec<LiveSlot>>,
-    /// Slots that nothing claims, with how many bytes of each to search.
-    pub(super) unclaimed: Vec<(PathBuf, u64)>,
+    pub(super) unclaimed: Vec<Unclaimed>,
+}
+
+/// A slot that nothing claims.
+#[derive(Clone, Debug)]
+pub(super) struct Unclaimed {
+    pub(super) path: PathBuf,
+    pub(super) bytes: u64,
+    /// How much of it is searched for frames that were written behind the live slots.
+    pub(super) searched: u64,
 }
 
 /// The slot files of `DIR/wal`, by name, with their lengths.
@@ -167,17 +175,16 @@ pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots,
                 was_free: slot.was_free(),
             });
         } else {
-            let searched = match slot.was_free() {
-                true => slot.bytes.min(BLANK_SEARCH_BYTES),
-                false => slot.bytes,
-            };
-            live.unclaimed.push((slot.path.clone(), searched));
+            let path = slot.path.clone();
+            live.unclaimed
+                .push(unclaimed(path, slot.bytes, slot.was_free()));
         }
     }
     for (shard, begun) in begun {
         let chain = live.shards.entry(shard).or_default();
-        for slot in adopt(chain, begun) {
-            live.unclaimed.push((slot.path, slot.bytes));
+        for Begun { slot, was_free } in adopt(chain, begun) {
+            live.unclaimed
+                .push(unclaimed(slot.path, slot.bytes, was_free));
         }
     }
     for (&shard, chain) in &mut live.shards {
@@ -198,6 +205,18 @@ pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots,
     Ok(live)
 }
 
+fn unclaimed(path: PathBuf, bytes: u64, was_free: bool) -> Unclaimed {
+    let searched = match was_free {
+        true => bytes.min(BLANK_SEARCH_BYTES),
+        false => bytes,
+    };
+    Unclaimed {
+        path,
+        bytes,
+        searched,
+    }
+}
+
 /// A slot without a header, placed by the frame that it begins with.
 struct Begun {
     slot: LiveSlot,
@@ -207,7 +226,7 @@ struct Begun {
 /// Puts slots without a header where their first frames say, as far as they join the run of the
 /// headed ones. One that was free joins only behind them: what it begins with may be of its earlier
 /// use. Gives back the others.
-fn adopt(chain: &mut Vec<LiveSlot>, mut begun: Vec<Begun>) -> Vec<LiveSlot> {
+fn adopt(chain: &mut Vec<LiveSlot>, mut begun: Vec<Begun>) -> Vec<Begun> {
     begun.sort_by_key(|begun| begun.slot.generation);
     if chain.is_empty() {
         chain.extend(begun.pop().map(|begun| begun.slot));
@@ -226,7 +245,7 @@ fn adopt(chain: &mut Vec<LiveSlot>, mut begun: Vec<Begun>) -> Vec<LiveSlot> {
         };
         match begun.iter().position(joins) {
             Some(i) => chain.push(begun.remove(i).slot),
-            None => return begun.into_iter().map(|begun| begun.slot).collect(),
+            None => return begun,
         }
     }
 }

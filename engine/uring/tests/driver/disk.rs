@@ -240,9 +240,26 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
         };
         assert_eq!(IndexView::check(&file).expect("good").len(), entries.len());
     }
-    contents[positions[50] + 16] ^= 0xff;
-    fs::write(&log, &contents).expect("write");
-    fs::remove_file(&index).expect("remove");
+    // In front of damage the segment can be read, and no index is kept that ends there.
+    for at in [16, 7] {
+        let mut damaged = contents.clone();
+        damaged[positions[50] + at] ^= 0x01;
+        fs::write(&log, &damaged).expect("write");
+        fs::remove_file(&index).or_else(absent).expect("remove");
+        let (index_path, log_path) = (index.clone(), log.clone());
+        let built = shard.disk(move |_| DiskOp::LoadIndex {
+            index_path,
+            log_path,
+            base_offset: 100,
+            bytes,
+        });
+        let Ok(Done::IndexBuilt(_, covered)) = built else {
+            panic!("{built:?}")
+        };
+        assert_eq!(covered, positions[50] as u64);
+        assert!(!index.exists());
+    }
+    fs::write(&log, &contents[..positions[50]]).expect("write");
     let error = shard
         .disk(move |_| DiskOp::LoadIndex {
             index_path: index,
@@ -250,6 +267,13 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             base_offset: 100,
             bytes,
         })
-        .expect_err("a damaged segment");
+        .expect_err("a segment that is too short");
     assert_eq!(error.kind, DiskErrorKind::Corrupt);
+}
+
+fn absent(error: std::io::Error) -> std::io::Result<()> {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => Ok(()),
+        _ => Err(error),
+    }
 }
