@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use ringtide_client::sync::{Client, Consumer};
-use ringtide_client::{Batch, ConsumerOptions, Error, OffsetAt, Start, Topic};
+use ringtide_client::{Batch, ConsumerOptions, Error, ErrorCode, OffsetAt, Start, Topic};
 use ringtide_schema::topic::check_consumer_name;
 
 use crate::cli::{ConsumeArgs, From, OutputArg};
@@ -40,6 +40,8 @@ struct Place {
     epoch: u32,
     /// What was committed, if anything was by this run.
     committed: Option<u64>,
+    /// The last commit failed, and is to be made up for.
+    put_off: bool,
 }
 
 /// Runs the command.
@@ -65,6 +67,7 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
         records: 0,
         bytes: 0,
         commit_at: Instant::now() + COMMIT_EVERY,
+        told: false,
         progress: Progress::beside_output(),
     };
     let ended = if reading.is_done() {
@@ -72,7 +75,7 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
     } else {
         reading.read_all()
     };
-    let written = reading.flush().and_then(|()| Ok(reading.commit()?));
+    let written = reading.flush().and_then(|()| Ok(reading.commit(true)?));
     reading.progress.clear();
     // What was asked for and not delivered decides the code, unless something worse happened.
     let records = reading.records;
@@ -162,6 +165,7 @@ fn places(
                 end,
                 epoch: state.leader_epoch,
                 committed: None,
+                put_off: false,
             })
         })
         .collect()
@@ -196,6 +200,8 @@ struct Reading<'a> {
     records: u64,
     bytes: u64,
     commit_at: Instant,
+    /// That commits fail was said.
+    told: bool,
     progress: Progress,
 }
 
@@ -223,25 +229,29 @@ impl Reading<'_> {
         };
         let mut outage = Outage::default();
         while !self.is_done() && !stop.load(Ordering::Relaxed) {
-            if self.take(&mut consumer, Duration::ZERO)? {
+            let mut taken = self.take(&mut consumer, Duration::ZERO)?;
+            if taken {
                 if self.buffer.len() >= WRITE_BYTES {
                     self.flush()?;
                 }
             } else {
                 // Nothing more is here: what was gathered is wanted now.
                 self.flush()?;
-                if self.take(&mut consumer, LOOK_AROUND)? {
-                    outage = Outage::default();
-                } else {
+                taken = self.take(&mut consumer, LOOK_AROUND)?;
+                if !taken {
                     outage.look(self.client, self.args.follow)?;
                     self.look_at_ends()?;
                 }
             }
+            if taken {
+                outage.since = None;
+            }
             let due = self.args.name.is_some() && Instant::now() >= self.commit_at;
             // While the broker is away a commit would only keep everything else waiting.
-            if due && self.client.trouble().is_none() {
+            if due && (taken || self.client.trouble().is_none()) {
                 self.flush()?;
-                put_off(self.commit())?;
+                let committed = self.commit(self.client.trouble().is_none());
+                self.put_off(committed)?;
             }
             let (records, bytes) = (self.records, self.bytes);
             self.progress
@@ -289,6 +299,7 @@ impl Reading<'_> {
                 end: u64::MAX,
                 epoch: batch.leader_epoch(),
                 committed: None,
+                put_off: false,
             });
             self.places.len() - 1
         });
@@ -335,44 +346,86 @@ impl Reading<'_> {
         Ok(())
     }
 
-    /// Commits what was written.
-    fn commit(&mut self) -> Result<(), Error> {
+    /// Commits what was written; those that were put off only if `again`.
+    fn commit(&mut self, again: bool) -> Result<(), Error> {
         let Some(name) = &self.args.name else {
             return Ok(());
         };
+        let (client, topic) = (self.client, self.topic);
+        // The time that a shard which is away takes is taken once.
+        let mut away: Vec<(String, Error)> = Vec::new();
+        let outcome = commit_each(&mut self.places, again, |place| {
+            let partition = place.partition;
+            let owner = client.owner(topic, partition)?;
+            if let Some((_, error)) = away.iter().find(|(server, _)| *server == owner) {
+                return Err(error.clone());
+            }
+            let outcome = client.commit_offset(name, topic, partition, place.next, place.epoch);
+            if let Err(error) = &outcome
+                && is_out_of_reach(error)
+            {
+                away.push((owner, error.clone()));
+            }
+            outcome
+        });
         self.commit_at = Instant::now() + COMMIT_EVERY;
-        for place in &mut self.places {
-            if place.committed != Some(place.next) {
-                let Place {
-                    partition,
-                    next,
-                    epoch,
-                    ..
-                } = *place;
-                self.client
-                    .commit_offset(name, self.topic, partition, next, epoch)?;
-                place.committed = Some(next);
+        outcome
+    }
+
+    /// A commit that found nobody is made up for by a later one, or by that at the end.
+    fn put_off(&mut self, committed: Result<(), Error>) -> Result<(), Error> {
+        if let Err(error) = committed {
+            if !is_out_of_reach(&error) {
+                return Err(error);
+            }
+            if !self.told {
+                self.told = true;
+                output::say(format_args!("{error}; trying again"));
             }
         }
+        self.told &= self.places.iter().any(|place| place.put_off);
         Ok(())
     }
 }
 
-/// A commit that failed for now is made up for by the next one, or by that at the end.
-fn put_off(committed: Result<(), Error>) -> Result<(), Error> {
-    committed.or_else(|error| {
-        if error.is_retriable() {
-            Ok(())
-        } else {
-            Err(error)
+/// Commits each place that has moved; the error is the first of them.
+fn commit_each(
+    places: &mut [Place],
+    again: bool,
+    mut commit: impl FnMut(&Place) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut outcome = Ok(());
+    for place in places {
+        if place.committed == Some(place.next) || (place.put_off && !again) {
+            continue;
         }
-    })
+        let committed = commit(place);
+        place.put_off = committed.is_err();
+        if committed.is_ok() {
+            place.committed = Some(place.next);
+        }
+        outcome = outcome.and(committed);
+    }
+    outcome
+}
+
+/// Whether it was only that nobody was there to do it.
+fn is_out_of_reach(error: &Error) -> bool {
+    match error {
+        Error::Timeout { .. } | Error::Disconnected { .. } | Error::Connect { .. } => true,
+        Error::Broker { code, .. } => {
+            matches!(code, ErrorCode::ShuttingDown | ErrorCode::Overloaded)
+        }
+        _ => false,
+    }
 }
 
 /// How long the broker has been away.
 #[derive(Default)]
 struct Outage {
+    /// With nothing to read meanwhile.
     since: Option<Instant>,
+    told: bool,
 }
 
 impl Outage {
@@ -380,16 +433,15 @@ impl Outage {
     /// end is not kept for ever.
     fn look(&mut self, client: &Client, follow: bool) -> Result<(), Failure> {
         let Some(error) = client.trouble() else {
-            self.since = None;
+            *self = Self::default();
             return Ok(());
         };
+        if follow && !self.told {
+            self.told = true;
+            output::say(format_args!("{error}; trying again"));
+        }
         match self.since {
-            None => {
-                self.since = Some(Instant::now());
-                if follow {
-                    output::say(format_args!("{error}; trying again"));
-                }
-            }
+            None => self.since = Some(Instant::now()),
             Some(since) if !follow && since.elapsed() >= GIVE_UP => {
                 let message = format!("{error}; gave up after {} s", GIVE_UP.as_secs());
                 return Err(Failure::new(Exit::Unreachable, message));
@@ -404,7 +456,6 @@ impl Outage {
 mod tests {
     use super::*;
     use clap::Parser;
-    use ringtide_client::ErrorCode;
 
     fn args(line: &[&str]) -> ConsumeArgs {
         let line = [&["ringtide", "consume", "t"], line].concat();
@@ -425,21 +476,54 @@ mod tests {
         assert_eq!(from, From::Latest);
     }
 
-    #[test]
-    fn a_commit_on_the_way_may_fail_for_now_but_not_for_good() {
-        let away = Error::Timeout {
+    fn away() -> Error {
+        Error::Timeout {
             what: "commit".into(),
             after: Duration::from_secs(15),
             why: "away".into(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_commit_that_found_nobody_may_be_put_off_and_one_that_was_refused_may_not() {
         let refused = |code| Error::Broker {
             code,
             what: "commit".into(),
             message: "".into(),
         };
-        assert!(put_off(Err(away)).is_ok());
-        assert!(put_off(Err(refused(ErrorCode::ShuttingDown))).is_ok());
-        assert!(put_off(Err(refused(ErrorCode::UnknownTopic))).is_err());
+        assert!(is_out_of_reach(&away()));
+        assert!(is_out_of_reach(&refused(ErrorCode::ShuttingDown)));
+        assert!(is_out_of_reach(&refused(ErrorCode::Overloaded)));
+        assert!(!is_out_of_reach(&refused(ErrorCode::TooMany)));
+        assert!(!is_out_of_reach(&refused(ErrorCode::UnknownTopic)));
+    }
+
+    #[test]
+    fn a_partition_that_is_away_does_not_keep_those_behind_it_from_being_committed() {
+        let place = |partition| Place {
+            partition,
+            next: 5,
+            end: 9,
+            epoch: 1,
+            committed: None,
+            put_off: false,
+        };
+        let mut places = [place(0), place(1), place(2)];
+        let mut asked = Vec::new();
+        let mut commit = |places: &mut [Place], again| {
+            let outcome = commit_each(places, again, |place| {
+                asked.push(place.partition);
+                (place.partition != 1).then_some(()).ok_or_else(away)
+            });
+            (outcome.is_ok(), std::mem::take(&mut asked))
+        };
+        assert_eq!(commit(&mut places, true), (false, vec![0, 1, 2]));
+        assert_eq!(
+            places.map(|place| place.committed),
+            [Some(5), None, Some(5)]
+        );
+        assert_eq!(commit(&mut places, false), (true, vec![]));
+        assert_eq!(commit(&mut places, true), (false, vec![1]));
     }
 
     #[test]
