@@ -75,6 +75,8 @@ pub(crate) struct Lane {
     pub(crate) hold: Option<Hold>,
     /// A batch under this identity failed: that those behind it are out of order says no more.
     pub(crate) gap: bool,
+    /// A batch under this identity ended without it being known whether it was appended.
+    pub(crate) unknown: bool,
     /// What the broker said last, if that was no.
     pub(crate) refusal: Option<Error>,
     pub(crate) backoff: Backoff,
@@ -95,6 +97,7 @@ impl Lane {
             next_key: 0,
             hold: None,
             gap: false,
+            unknown: false,
             refusal: None,
             backoff,
         }
@@ -179,6 +182,7 @@ impl Lane {
     pub(crate) fn take_identity(&mut self, identity: Identity) {
         self.identity = Some(identity);
         self.gap = false;
+        self.unknown = false;
         self.next_sequence = 0;
         for index in 0..self.batches.len() {
             let (id, epoch, sequence) = self.stamp(self.batches[index].records);

@@ -48,6 +48,7 @@ impl Producer {
             Err(refusal) => refusal,
         };
         let idempotent = self.options.idempotence;
+        let waits_for_ambiguous = lane.batches.iter().take(index).any(|b| b.ambiguous);
         let batch = &mut lane.batches[index];
         match ErrorCode::from_u16(number) {
             Some(ErrorCode::DuplicateSequence) if idempotent => {
@@ -59,9 +60,19 @@ impl Producer {
                 self.finish_at(partition, index, Ok(appended));
             }
             Some(ErrorCode::OutOfOrderSequence) if idempotent => {
-                // It is not in the log, nor is it on its way there: the broker waits for an
-                // earlier sequence number.
-                batch.ambiguous = false;
+                // It is not in the log: the broker waits for an earlier sequence number. What was
+                // sent on a connection that is given up may still bring that, and this one too.
+                if batch.ambiguous && lane.unknown {
+                    lane.hold_for(now, Some(Reset::Settle));
+                    let why = "its first answer was lost, and the broker lacks an earlier record \
+                               whose outcome is unknown";
+                    let error = Error::OutcomeUnknown {
+                        what: what(),
+                        why: why.into(),
+                    };
+                    return self.fail_at(partition, index, error);
+                }
+                batch.ambiguous &= waits_for_ambiguous;
                 // Everything before the first batch was acknowledged, unless one of it failed.
                 if index == 0 && !lane.gap && self.options.acks == Acks::Durable {
                     lane.hold_for(now, Some(Reset::Settle));
@@ -232,7 +243,10 @@ impl Producer {
         let Some(mut batch) = lane.batches.remove(index) else {
             return;
         };
-        lane.gap |= outcome.is_err();
+        if let Err(error) = &outcome {
+            lane.gap = true;
+            lane.unknown |= error.is_outcome_unknown();
+        }
         self.held_bytes -= batch.held;
         let (first, records) = (batch.first, batch.records);
         self.done.push_back(Completion {

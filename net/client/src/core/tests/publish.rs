@@ -5,7 +5,7 @@ use std::time::Duration;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
 
-use crate::core::tests::{World, producer_options};
+use crate::core::tests::{Line, World, producer_options};
 use crate::error::Error;
 use crate::options::{Acks, ProducerOptions};
 use crate::record::Ticket;
@@ -430,4 +430,77 @@ fn what_is_sent_after_a_flush_lingers_again() {
         world.round(Duration::from_millis(1));
     }
     assert_eq!(world.model.log("t", 0).next, 1);
+}
+
+/// Two records of one batch each, on their way when the connection is given up; what was sent is
+/// kept, to arrive later.
+fn with_two_on_a_lost_connection(apart: Duration) -> (World, [Ticket; 2], Line) {
+    let timeout = Duration::from_secs(1);
+    let mut world = World::new(
+        1,
+        producer_options().delivery_timeout(timeout).batch_bytes(1),
+    );
+    world.send(0);
+    world.heal();
+    let first = world.send(0);
+    world.now += apart;
+    let second = world.send(0);
+    world.tick();
+    let orphan = world.lines.remove(&0).expect("a line");
+    assert!(!orphan.to_broker.is_empty());
+    world.core.lost(0, "given up", world.now);
+    (world, [first, second], orphan)
+}
+
+fn arrives(world: &mut World, mut orphan: Line) {
+    world.model.feed(&mut orphan.peer, &orphan.to_broker);
+    world.heal();
+    world.check();
+}
+
+#[test]
+fn what_follows_a_record_of_unknown_outcome_on_a_lost_connection_is_not_appended_twice() {
+    let (mut world, tickets, orphan) = with_two_on_a_lost_connection(Duration::from_millis(400));
+    world.gone.insert(1);
+    while world.done.len() < 2 {
+        world.round(Duration::from_millis(10));
+    }
+    assert!(
+        world.done[&tickets[0]]
+            .as_ref()
+            .is_err_and(Error::is_outcome_unknown)
+    );
+    world.gone.clear();
+    world.heal();
+    assert!(
+        world.done[&tickets[1]]
+            .as_ref()
+            .is_err_and(Error::is_outcome_unknown)
+    );
+    let next = world.send(0);
+    world.heal();
+    assert!(world.done[&next].is_ok());
+    arrives(&mut world, orphan);
+}
+
+#[test]
+fn what_follows_a_record_that_was_refused_until_its_time_was_over_is_not_appended_twice() {
+    let (mut world, tickets, orphan) = with_two_on_a_lost_connection(Duration::from_millis(400));
+    let refused_and_out_of_order = [Some(ErrorCode::Overloaded), None];
+    world
+        .model
+        .refuse
+        .extend(refused_and_out_of_order.repeat(1000));
+    while !world.done.contains_key(&tickets[0]) {
+        world.round(Duration::from_millis(1));
+    }
+    world.model.refuse.clear();
+    world.heal();
+    let outcomes = tickets.map(|ticket| world.done[&ticket].clone());
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| outcome.as_ref().is_err_and(Error::is_outcome_unknown))
+    );
+    arrives(&mut world, orphan);
 }
