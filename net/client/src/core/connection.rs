@@ -50,6 +50,8 @@ pub(crate) enum Event<'a, T> {
         tag: T,
         error: wire::ErrorResponseT,
     },
+    /// A request that asks for no answer could not be handled.
+    Refused { error: wire::ErrorResponseT },
     /// Batches of a subscription.
     Push {
         subscription: u64,
@@ -152,6 +154,8 @@ pub(crate) struct Connection<T> {
 }
 
 const HELLO: u64 = 0;
+/// Of requests that ask for no answer; errors come with it.
+const UNANSWERED: u64 = u64::MAX;
 /// A send buffer larger than this is given back when it is empty.
 const KEPT_BYTES: usize = 1 << 20;
 
@@ -274,7 +278,7 @@ impl<T> Connection<T> {
                     tag,
                 })
             }
-            None => u64::MAX,
+            None => UNANSWERED,
         };
         self.encoder.frame(
             &mut self.out,
@@ -426,6 +430,7 @@ fn handle<T>(
                     .message
                     .unwrap_or_else(|| format!("error {}", error.code)));
             }
+            None if correlation == UNANSWERED => each(Event::Refused { error }),
             None => {}
         }
         return Ok(());

@@ -90,6 +90,7 @@ fn log(event: Event<'_, u32>) -> String {
             ..
         } => format!("{op:?} {tag} last"),
         Event::Failed { tag, op, error, .. } => format!("{op:?} {tag} error {}", error.code),
+        Event::Refused { error } => format!("refused {}", error.code),
         Event::Push { tag, payload, .. } => format!("push {tag} {}", payload.len()),
     }
 }

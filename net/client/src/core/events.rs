@@ -133,6 +133,9 @@ impl Core {
                 }
             }
             Event::Failed { tag, error, op, .. } => self.failed(tag, op, &error, now),
+            Event::Refused { error } => {
+                self.look_again(error.code);
+            }
         }
         Ok(())
     }

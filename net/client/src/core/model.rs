@@ -443,7 +443,7 @@ impl Model {
                     None => self.find(at).and_then(|log| log.publish(payload)),
                 };
                 if asked.acks() == 0 {
-                    return Ok(());
+                    return self.find(at).map(drop);
                 }
                 let result = match outcome {
                     Ok((base, duplicate)) => wire::PublishResult::new(0, 0, duplicate, 1, base, 5),

@@ -306,7 +306,7 @@ fn wait(idle: Idle, socket: &impl AsFd, flags: PollFlags, at_most: Duration) {
 
 fn give(event: Event<'_, ()>, each: &mut impl FnMut(RawEvent<'_>)) {
     match event {
-        Event::Ready => {}
+        Event::Ready | Event::Refused { .. } => {}
         Event::Answer {
             correlation,
             op: Op::Publish,

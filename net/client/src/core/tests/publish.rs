@@ -504,3 +504,18 @@ fn what_follows_a_record_that_was_refused_until_its_time_was_over_is_not_appende
     );
     arrives(&mut world, orphan);
 }
+
+#[test]
+fn without_acknowledgements_a_topic_made_anew_is_noticed_by_the_next_record() {
+    let mut world = World::new(1, producer_options().acks(Acks::None));
+    world.send(0);
+    world.heal();
+    world.model.topics.remove("t");
+    world.model.create("t", 1);
+    let renewed = world.model.topics["t"].id;
+    world.send(0);
+    for _ in 0..10 {
+        world.round(Duration::from_millis(10));
+    }
+    assert_eq!(world.core.producer(world.producer).topic.id, renewed);
+}
