@@ -408,7 +408,10 @@ impl Core {
             return self.consumer(key).fail(index, error);
         }
         if partition >= topic.partitions() {
-            return self.refresh();
+            let what = format!("consume {}/{partition}", topic.name);
+            let message = format!("the topic has {} partitions", topic.partitions());
+            let error = Error::from_wire(ErrorCode::UnknownPartition as u16, what, message);
+            return self.consumer(key).fail(index, error);
         }
         let Some(link) = self.route(&topic, partition) else {
             return;

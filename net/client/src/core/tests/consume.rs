@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use ringtide_schema::error_code::ErrorCode;
 
 use crate::core::consumer::{Place, Reader};
 use crate::core::tests::{Step, World, producer_options, step};
@@ -206,4 +207,26 @@ fn added_partitions_are_read_from_their_first_record_unless_some_were_named() {
     consume(&mut world, all, &mut reader, &mut seen);
     assert_eq!(seen, world.model.log("t", 1).values());
     assert_eq!(world.core.consumer(named).cursors.len(), 1);
+}
+
+#[test]
+fn a_place_in_a_partition_that_a_topic_made_anew_lacks_is_an_error() {
+    let mut world = World::new(2, producer_options());
+    let options = ConsumerOptions::new()
+        .start(Start::Offset(0))
+        .partitions([1]);
+    let key = consumer(&mut world, options).expect("a consumer");
+    world.round(Duration::ZERO);
+    world.model.topics.remove("t");
+    world.model.create("t", 1);
+    world.core.refresh();
+    while !world.core.consumer(key).has_news() {
+        world.round(Duration::from_millis(5));
+    }
+    assert!(matches!(world.core.consumer(key).take(), Some(Err(_))));
+    world.core.seek(key, 0, Start::Offset(0), world.now);
+    match world.core.consumer(key).take() {
+        Some(Err(error)) => assert_eq!(error.code(), Some(ErrorCode::UnknownPartition)),
+        other => panic!("{other:?}"),
+    }
 }
