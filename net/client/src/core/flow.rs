@@ -169,8 +169,13 @@ impl Core {
                 call.request.what().into(),
                 now.saturating_duration_since(call.since),
             );
-            let why = why_not(self.trouble());
-            let error = match (call.on, self.trouble(), &call.refusal) {
+            let refusal = call.refusal.as_ref();
+            let trouble = match call.request.partition() {
+                Some((topic, partition)) => self.trouble_of(topic, partition, refusal.is_some()),
+                None => self.trouble().filter(|_| refusal.is_none()),
+            };
+            let why = why_not(trouble.or(refusal));
+            let error = match (call.on, trouble, refusal) {
                 (Some(_), ..) if call.request.changes_once() => Error::OutcomeUnknown { what, why },
                 (None, Some(error @ Error::Connect { .. }), _) => error.clone(),
                 (None, None, Some(refusal)) => refusal.clone().tried_for(waited),
@@ -236,12 +241,38 @@ impl Core {
         }
     }
 
+    /// Why the owner of a partition cannot be reached, or, if the broker did not refuse the request,
+    /// what else is amiss.
+    fn trouble_of(&self, topic: &str, partition: u32, refused: bool) -> Option<&Error> {
+        let topic = self.cluster.topic(topic);
+        let owner = topic.and_then(|topic| self.cluster.owner(topic, partition));
+        let own = owner.and_then(|(host, port)| {
+            let link = self
+                .links
+                .iter()
+                .find(|l| l.port == *port && l.host == *host)?;
+            link.error.as_ref()
+        });
+        own.or_else(|| self.trouble().filter(|_| !refused))
+    }
+
+    /// What stands in the way of a partition's records, as far as is known.
+    pub(crate) fn in_the_way(&self, key: usize, partition: u32) -> Option<&Error> {
+        let producer = self.producers.get(&key)?;
+        let refusal = producer.lanes.get(partition as usize)?.refusal.as_ref();
+        let trouble = self.trouble_of(&producer.topic.name, partition, refusal.is_some());
+        trouble.or(refusal)
+    }
+
     /// Gives up what is too old. Not to be done before what has arrived was looked at.
     fn expire_lanes(&mut self, key: usize, now: Instant) {
         for partition in 0..self.producer(key).lanes.len() as u32 {
             let expiry = self.producer(key).expiry(partition);
             if expiry.is_some_and(|at| at <= now) {
-                let trouble = self.trouble().cloned();
+                let producer = self.producer(key);
+                let name = producer.topic.name.clone();
+                let refused = producer.lanes[partition as usize].refusal.is_some();
+                let trouble = self.trouble_of(&name, partition, refused).cloned();
                 self.producer(key).expire(partition, now, trouble.as_ref());
             }
         }

@@ -129,8 +129,14 @@ impl Producer {
 
     /// Whether everything that was taken by then has its outcome.
     pub(crate) fn has_settled(&self, taken: &Taken) -> bool {
+        self.unsettled(taken).is_none()
+    }
+
+    /// The first partition in which something that was taken by then has no outcome.
+    pub(crate) fn unsettled(&self, taken: &Taken) -> Option<u32> {
         let mut lanes = self.lanes.iter().zip(&taken.0);
-        lanes.all(|(lane, &number)| lane.first_open() >= number)
+        let open = lanes.position(|(lane, &number)| lane.first_open() < number);
+        open.map(|partition| partition as u32)
     }
 
     /// What became of records since the last call.

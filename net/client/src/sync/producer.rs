@@ -97,13 +97,19 @@ impl Producer {
         if self.wait_until(timeout, |core, key| core.producer(key).has_settled(&taken)) {
             return Ok(());
         }
-        Err(self.not_in_time(0, timeout))
+        let unsettled = self
+            .driver
+            .borrow_mut()
+            .core
+            .producer(self.key)
+            .unsettled(&taken);
+        Err(self.not_in_time(unsettled.unwrap_or(0), timeout))
     }
 
     fn not_in_time(&self, partition: u32, after: Duration) -> Error {
         let driver = &mut *self.driver.borrow_mut();
         let what = driver.core.producer(self.key).what(partition);
-        let why = why_not(driver.core.trouble());
+        let why = why_not(driver.core.in_the_way(self.key, partition));
         Error::UnderWay { what, after, why }
     }
 

@@ -519,3 +519,27 @@ fn without_acknowledgements_a_topic_made_anew_is_noticed_by_the_next_record() {
     }
     assert_eq!(world.core.producer(world.producer).topic.id, renewed);
 }
+
+#[test]
+fn a_refusal_is_named_although_a_shard_that_has_nothing_to_do_with_it_is_away() {
+    let timeout = Duration::from_secs(1);
+    let mut world = World::new(2, producer_options().delivery_timeout(timeout));
+    world.gone.insert(2);
+    world.send(1);
+    while world.core.trouble().is_none() {
+        world.round(Duration::from_millis(5));
+    }
+    world.model.refuse.extend([Some(ErrorCode::DiskFull); 5000]);
+    let ticket = world.send(0);
+    for _ in 0..10 {
+        world.round(Duration::from_millis(5));
+    }
+    let said = world
+        .core
+        .in_the_way(world.producer, 0)
+        .and_then(Error::code);
+    assert_eq!(said, Some(ErrorCode::DiskFull));
+    world.heal();
+    let error = world.done[&ticket].as_ref().expect_err("in vain");
+    assert_eq!(error.code(), Some(ErrorCode::DiskFull), "{error}");
+}
