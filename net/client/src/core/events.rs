@@ -49,7 +49,7 @@ impl Core {
         if std::mem::take(&mut self.throttled) {
             self.rescan = true;
         }
-        self.vouch(link, now);
+        self.vouch(link);
         while let Some((producer, partition)) = self.dirty_lanes.pop() {
             self.pump_lane(producer, partition, now);
         }
@@ -132,6 +132,10 @@ impl Core {
                     }
                 }
             }
+            // What stands before it would never be done.
+            Event::Failed {
+                tag: Tag::Vouch, ..
+            } => return Err("a ping was refused".into()),
             Event::Failed { tag, error, op, .. } => self.failed(tag, op, &error, now),
             Event::Refused { error } => {
                 self.look_again(error.code);

@@ -346,7 +346,7 @@ impl Core {
             }
         }
         if acks == Acks::None {
-            return self.vouch(link, now);
+            return self.vouch(link);
         }
         if producer.wants_identity(partition) && !producer.identity_asked {
             let retry_at = producer.identity_retry_at.filter(|&at| now < at);

@@ -177,15 +177,15 @@ impl Core {
     }
 
     /// Sends a ping behind what is not answered, unless one is under way.
-    pub(crate) fn vouch(&mut self, link: usize, now: Instant) {
-        let deadline = after(now, self.options.request_timeout);
+    /// It comes when all that was handled, which may take long.
+    pub(crate) fn vouch(&mut self, link: usize) {
         let link = &mut self.links[link];
         if link.vouched == 0
             && !link.silent.is_empty()
             && let Some(connection) = link.state.ready()
             && connection.has_room()
         {
-            Request::Ping.send(connection, None, deadline, Tag::Vouch);
+            Request::Ping.send(connection, None, None, Tag::Vouch);
             link.vouched = link.silent.len();
         }
     }
@@ -329,7 +329,7 @@ impl Core {
                 State::Up(connection) => connection.is_overdue(now),
             };
             if !overdue {
-                self.vouch(index, now);
+                self.vouch(index);
                 self.ping_if_silent(index, now);
             }
             if overdue && self.is_up(index) {
