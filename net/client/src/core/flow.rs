@@ -109,7 +109,10 @@ impl Core {
         let stale = self.cluster.stale_at.is_some_and(|at| at <= now);
         let wanted =
             stale || self.cluster.refresh_wanted || self.cluster.topics.values().any(missing);
-        if !wanted || self.cluster.refresh_in_flight {
+        if self.cluster.refresh_in_flight {
+            return;
+        }
+        if !wanted {
             return self.wake_at(self.cluster.stale_at);
         }
         if self.cluster.refresh_after.is_some_and(|at| now < at) {

@@ -259,6 +259,10 @@ impl Core {
     }
 
     pub(crate) fn down(&mut self, link: usize, error: Error, now: Instant) {
+        // A loss may be told twice: by a read and by a write.
+        if matches!(self.links[link].state, State::Down | State::Wanted) {
+            return;
+        }
         let wait = self.links[link].backoff.next(&mut self.random);
         let state = &mut self.links[link];
         state.close = true;
