@@ -279,7 +279,7 @@ impl Consumer {
                 topic: self.topic.name.clone(),
                 partition,
                 offset,
-                next: next_offset(&payload[whole..]),
+                next: next_offset(&payload[whole..]).filter(|&next| next > offset),
                 why,
             };
             self.fail(cursor, error);
@@ -469,7 +469,7 @@ impl Reader {
                         topic,
                         partition,
                         offset,
-                        next: next_offset(bytes),
+                        next: next_offset(bytes).filter(|&next| next > offset),
                         why,
                     },
                 )))

@@ -501,7 +501,7 @@ impl Core {
                     min_bytes,
                     max_wait_ms: max_wait.as_millis() as u32,
                 };
-                let deadline = after(now, timeout + max_wait);
+                let deadline = after(now, timeout.saturating_add(max_wait));
                 connection.request(Op::Fetch, deadline, tag, |b| {
                     wire::FetchRequest::create(b, &args)
                 })

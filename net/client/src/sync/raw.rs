@@ -70,6 +70,9 @@ pub enum RawEvent<'a> {
     },
 }
 
+/// As good as for ever, and within what the clock can say.
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// One connection to one shard, with TCP_NODELAY, never blocking after it is made.
 pub struct RawConnection {
     stream: TcpStream,
@@ -89,7 +92,7 @@ impl RawConnection {
             kind: error.kind(),
             why: error.to_string().into(),
         };
-        let deadline = Instant::now() + options.connect_timeout;
+        let deadline = Instant::now() + options.connect_timeout.min(LONGEST);
         let mut connecting = Connecting::begin(host, port).map_err(failed)?;
         let stream = loop {
             match connecting.proceed().map_err(failed)? {
@@ -221,7 +224,10 @@ impl RawConnection {
         max_wait: Duration,
     ) -> u64 {
         let at = wire::PartitionRef::from(partition);
-        let deadline = after(Instant::now(), self.request_timeout + max_wait);
+        let deadline = after(
+            Instant::now(),
+            self.request_timeout.saturating_add(max_wait),
+        );
         let max_wait_ms = max_wait.as_millis() as u32;
         self.connection.request(Op::Fetch, deadline, (), |b| {
             let partition = Some(&at);
