@@ -181,7 +181,7 @@ pub(crate) enum TimestampArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum AcksArg {
-    /// Not at all: sent, and nothing is heard of it
+    /// Once the broker has handled it: that it was refused is not heard of
     None,
     /// Once it is in the broker's memory
     Accepted,

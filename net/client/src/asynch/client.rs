@@ -57,7 +57,7 @@ impl Client {
         Ok(client)
     }
 
-    /// The last failure of a connection, unless one has come up since.
+    /// Why a connection that is needed is not there.
     #[must_use]
     pub fn trouble(&self) -> Option<Error> {
         self.handle.lock().core.trouble().cloned()

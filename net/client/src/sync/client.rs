@@ -48,7 +48,7 @@ impl Client {
         self.driver.borrow_mut().turn();
     }
 
-    /// The last failure of a connection, unless one has come up since.
+    /// Why a connection that is needed is not there.
     #[must_use]
     pub fn trouble(&self) -> Option<Error> {
         self.driver.borrow().core.trouble().cloned()
