@@ -207,12 +207,13 @@ impl Log {
         self.wal.turn(0, &mut self.ops);
         self.complete();
         assert_eq!(self.wal.committed(), last);
-        self.wal.release_through(last);
+        self.wal.release_through(last, &mut self.ops);
+        self.complete();
     }
 
     fn complete(&mut self) {
-        for (op, _) in self.ops.drain(..) {
-            self.wal.completed(op, 0);
+        while let Some((op, _)) = self.ops.pop() {
+            self.wal.completed(op, 0, &mut self.ops);
         }
     }
 }
