@@ -51,7 +51,7 @@ codes! {
     /// Another process holds the data directory.
     DirectoryLocked = 11, "the data directory is in use by another process";
     /// The data directory cannot be used as it is.
-    DirectoryUnusable = 12, "the data directory cannot be used: absent, unreadable, foreign or of another version";
+    DirectoryUnusable = 12, "the data directory cannot be used: absent, unreadable, foreign, of another version, or full at a start that has to write";
     /// Acknowledged data is damaged or gone.
     DirectoryCorrupt = 13, "the data directory is damaged: starting would lose acknowledged records";
     /// An address could not be bound.

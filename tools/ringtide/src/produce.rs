@@ -79,6 +79,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
             Progress::new()
         },
         bytes: 0,
+        losses: 0,
         now_ms: 0,
     };
     let mut splitter = Splitter::new(args.key_separator.as_deref(), limit);
@@ -126,6 +127,8 @@ struct Publishing {
     out: Option<Offsets>,
     progress: Progress,
     bytes: u64,
+    /// As the producer counts them, those that were told.
+    losses: u64,
     now_ms: i64,
 }
 
@@ -203,6 +206,15 @@ impl Publishing {
             self.producer.poll(each);
         } else {
             self.producer.wait(wait, each);
+        }
+        let losses = self.producer.losses();
+        if losses > self.losses {
+            self.losses = losses;
+            self.progress.clear();
+            output::say(
+                "the broker ended and lost records that it had acknowledged as accepted, which is \
+                 less than durable; records that came later have their offsets now",
+            );
         }
         if let Some(out) = &mut self.out {
             ledger.write_offsets(&mut out.lines);

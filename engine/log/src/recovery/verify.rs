@@ -3,6 +3,7 @@
 //! Nothing is changed. The log is judged by running recovery without its writes, so that a verdict
 //! here is the verdict of the next start.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use ringtide_schema::identity::Identity;
@@ -167,6 +168,10 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
             progress(Progress::Reading { done, total });
         }
     }
+    // More than one reader may come upon the same.
+    let mut seen = HashSet::new();
+    let told = |p: &Problem| (p.path.clone(), p.position, p.what.clone());
+    report.problems.retain(|problem| seen.insert(told(problem)));
     Ok(report)
 }
 

@@ -111,6 +111,13 @@ impl Producer {
             .map_or_else(Arc::default, |w| w.space.clone())
     }
 
+    /// How often the broker was found to lack records that it had acknowledged as
+    /// [`crate::Acks::Accepted`]; as [`crate::sync::Producer::losses`].
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.handle.lock().core.producer(self.key).losses
+    }
+
     /// Sends what lingers and waits until the outcome of every record that was sent before is
     /// known.
     pub async fn flush(&self) {

@@ -74,13 +74,15 @@ impl Producer {
                 }
                 batch.ambiguous &= waits_for_ambiguous;
                 // Everything before the first batch was acknowledged, unless one of it failed.
-                if index == 0 && !lane.gap && self.options.acks == Acks::Durable {
+                let lost = index == 0 && !lane.gap;
+                if lost && self.options.acks == Acks::Durable {
                     lane.hold_for(now, Some(Reset::Settle));
                     let topic = self.topic.name.clone();
                     let error = Error::AcknowledgedLost { topic, partition };
                     return self.fail_at(partition, index, error);
                 }
                 if lane.hold.is_none() {
+                    self.losses += u64::from(lost);
                     let wait = lane.backoff.next(random);
                     lane.hold_for(now + wait, Some(Reset::Settle));
                 }

@@ -82,6 +82,8 @@ pub(crate) struct Producer {
     /// It was refused: not to be asked for again before.
     pub(crate) identity_retry_at: Option<Instant>,
     pub(crate) held_bytes: usize,
+    /// How often records that were only accepted were found to be gone.
+    pub(crate) losses: u64,
     turn: u32,
     pub(super) done: VecDeque<Completion>,
     spare_builders: Vec<BatchBuilder>,
@@ -102,6 +104,7 @@ impl Producer {
             identity_asked: false,
             identity_retry_at: None,
             held_bytes: 0,
+            losses: 0,
             turn: 0,
             done: VecDeque::new(),
             spare_builders: Vec::new(),

@@ -134,6 +134,16 @@ impl Producer {
         }
     }
 
+    /// How often the broker was found to lack records that it had acknowledged as
+    /// [`crate::Acks::Accepted`]: it ended before they were written. What was sent after them has
+    /// been appended in their place. A broker that lost all of a partition's records of this producer
+    /// cannot be told from one that has forgotten it, and is not counted. Losses of durable records
+    /// are [`crate::Error::AcknowledgedLost`] instead.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.driver.borrow_mut().core.producer(self.key).losses
+    }
+
     /// Bytes of records that are not acknowledged.
     #[must_use]
     pub fn held_bytes(&self) -> usize {

@@ -231,6 +231,7 @@ fn the_loss_of_records_that_were_only_accepted_is_no_error_of_the_next() {
     world.heal();
     world.send(0);
     world.heal();
+    assert_eq!(world.core.producer(world.producer).losses, 0);
     world.model.log("t", 0).lose_last();
     let ticket = world.send(0);
     world.heal();
@@ -238,6 +239,7 @@ fn the_loss_of_records_that_were_only_accepted_is_no_error_of_the_next() {
         world.done[&ticket].as_ref().expect("appended").offset,
         Some(1)
     );
+    assert_eq!(world.core.producer(world.producer).losses, 1);
 }
 
 #[test]
