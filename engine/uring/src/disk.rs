@@ -178,6 +178,11 @@ impl Disk {
         }
     }
 
+    /// Whether the kernel works on anything.
+    pub fn is_working(&self) -> bool {
+        self.free.len() < self.slots.len()
+    }
+
     fn submit(&mut self, op: OpId, file: FileId, work: Work, ring: &mut Ring) {
         let Some(file) = self.files.get(file).cloned() else {
             self.ended.push((op, Err(not_open(file))));

@@ -164,10 +164,11 @@ impl Outgoing {
             // What could end at once waits for the next turn, so that nothing ends in here.
             return Step::Again;
         }
-        self.go(fd, token, ring, buffers)
+        self.send_rest(fd, token, ring, buffers)
     }
 
-    /// Goes on after a completion (its kind and result), or when asked to.
+    /// Goes on after a completion (its kind and result), or when asked to; `allowance` is how much
+    /// of files may be sent, and is drawn from.
     pub fn step(
         &mut self,
         completion: Option<(Kind, i32)>,
@@ -175,6 +176,7 @@ impl Outgoing {
         token: Token,
         ring: &mut Ring,
         buffers: &mut FileBuffers,
+        allowance: &mut usize,
     ) -> Step {
         match completion {
             None | Some((_, 0)) if self.egress.is_none() => return Step::Waiting,
@@ -199,7 +201,14 @@ impl Outgoing {
             }
             Some(_) => {}
         }
-        self.go(fd, token, ring, buffers)
+        if self.file.is_none() {
+            self.send_rest(fd, token, ring, buffers)
+        } else if completion.is_some() {
+            // Behind those who are ready already.
+            Step::Again
+        } else {
+            self.go_file(fd, token, ring, buffers, allowance)
+        }
     }
 
     fn memory_bytes(&self) -> usize {
@@ -215,10 +224,14 @@ impl Outgoing {
         self.memory_bytes() - self.sent
     }
 
-    fn go(&mut self, fd: RawFd, token: Token, ring: &mut Ring, buffers: &mut FileBuffers) -> Step {
-        if self.file.is_some() {
-            self.go_file(fd, token, ring, buffers)
-        } else if self.memory_left() > 0 {
+    fn send_rest(
+        &mut self,
+        fd: RawFd,
+        token: Token,
+        ring: &mut Ring,
+        buffers: &mut FileBuffers,
+    ) -> Step {
+        if self.memory_left() > 0 {
             self.send(fd, token, ring)
         } else {
             self.sent_whole(buffers)
@@ -287,6 +300,7 @@ impl Outgoing {
         token: Token,
         ring: &mut Ring,
         buffers: &mut FileBuffers,
+        allowance: &mut usize,
     ) -> Step {
         // The head goes by a call of its own rather than through the ring: header and piece are one
         // turn then, not two.
@@ -300,7 +314,7 @@ impl Outgoing {
             }
         }
         let file = self.file.as_mut().expect("a file is being sent");
-        let mut piece = file.left.min(FILE_BUFFER_BYTES);
+        let mut piece = file.left.min(FILE_BUFFER_BYTES).min(*allowance);
         if file.fetched > 0 {
             piece = piece.min(file.fetched);
         } else if file.way == CatchUp::Sendfile {
@@ -342,6 +356,7 @@ impl Outgoing {
             Ok(sent) => {
                 file.position += sent as u64;
                 file.left -= sent;
+                *allowance = allowance.saturating_sub(sent);
                 if file.left == 0 {
                     self.sent_whole(buffers)
                 } else {

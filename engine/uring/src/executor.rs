@@ -21,11 +21,21 @@ use crate::config::{IdlePolicy, ShardConfig};
 use crate::disk::Disk;
 use crate::host;
 use crate::mailbox::Mailboxes;
+use crate::memory::FILE_BUFFER_BYTES;
 use crate::net::{Deliver, Net};
 use crate::ring::{Completion, Ring};
 use crate::token::Kind;
 use crate::wake::{StopSignal, Wake};
 
+/// What a turn sends of files, of all connections together, while operations of the disk are under
+/// way: they are seen completed, and the next ones begun, between two turns.
+const FILE_BYTES_BESIDE_DISK: usize = 32 << 10;
+/// Letting go of the core for longer than this was not for threads of the kernel.
+const LONG_YIELD_NS: u64 = 300_000;
+/// So many times as long the shard holds on to the core then.
+const YIELD_REST: u64 = 20;
+/// For so long after an operation of the disk, another one is expected.
+const BESIDE_DISK_NS: u64 = 10_000_000;
 /// How long the end of a shard waits for the kernel to let go of its memory.
 const DRAIN_NS: u64 = 5_000_000_000;
 
@@ -46,6 +56,10 @@ pub(crate) struct Shard<L: Logic> {
     /// The logic was told to stop.
     stopping: bool,
     completions: Vec<Completion>,
+    /// When operations of the disk were last seen under way.
+    disk_worked_ns: u64,
+    /// When a working loop lets go of the core again.
+    next_yield_ns: u64,
     /// Files to close at the end of the turn.
     closing: Vec<FileId>,
 }
@@ -96,6 +110,8 @@ impl<L: Logic> Shard<L> {
             idle: config.idle,
             stopping: false,
             completions: Vec::with_capacity(256),
+            disk_worked_ns: 0,
+            next_yield_ns: 0,
             closing: Vec::new(),
         }
     }
@@ -115,14 +131,15 @@ impl<L: Logic> Shard<L> {
         self.wake.arm(&mut self.ring);
         self.net.accept(&mut self.ring);
         let mut heard_ns = clock::mono_ns();
+        // The logic was told of sends after its turn.
+        let mut sent_files = false;
         loop {
             if self.ring.wants_enter() {
-                self.ring
-                    .enter()
-                    .map_err(|error| broken(format!("io_uring_enter: {error}")))?;
+                self.enter()?;
             }
             let now = clock::now();
             let mut turn = self.events(now);
+            turn.busy |= std::mem::take(&mut sent_files);
             if !self.stopping && self.stop.is_stopped() {
                 self.stopping = true;
                 turn.busy = true;
@@ -137,6 +154,8 @@ impl<L: Logic> Shard<L> {
                 self.logic.turn(now, &mut self.fx);
                 turn.busy |= self.carry_out()?;
             }
+            sent_files = self.send_files(now)?;
+            turn.busy |= sent_files;
             turn.busy |= self.mail.flush();
             if turn.heard {
                 heard_ns = now.mono_ns;
@@ -149,6 +168,9 @@ impl<L: Logic> Shard<L> {
                 host::give_a_turn().await;
             }
             if working {
+                if self.disk.is_working() {
+                    self.let_kernel_work();
+                }
                 continue;
             }
             let spin = match self.idle {
@@ -159,12 +181,25 @@ impl<L: Logic> Shard<L> {
                 }
             };
             if spin {
-                // Kernel threads of this core finish writes; a loop that never lets go starves
-                // them.
                 std::thread::yield_now();
             } else {
                 self.park()?;
             }
+        }
+    }
+
+    /// Threads of the kernel complete and flush this core's writes. Under a loop that never lets go
+    /// they wait for the scheduler's tick, for milliseconds; where other programs want the core as
+    /// well, letting go costs as much, so that it is done rarely.
+    fn let_kernel_work(&mut self) {
+        let before_ns = clock::mono_ns();
+        if before_ns < self.next_yield_ns {
+            return;
+        }
+        std::thread::yield_now();
+        let away_ns = clock::mono_ns() - before_ns;
+        if away_ns > LONG_YIELD_NS {
+            self.next_yield_ns = before_ns + YIELD_REST * away_ns;
         }
     }
 
@@ -209,7 +244,6 @@ impl<L: Logic> Shard<L> {
             turn.busy = true;
             turn.heard |= matches!(completion.token.kind, Kind::Accept | Kind::Recv);
         }
-        turn.busy |= net.go_on(ring, &mut to);
         for (op, result) in disk.ended.drain(..) {
             turn.busy = true;
             to.disk(op, result);
@@ -253,6 +287,39 @@ impl<L: Logic> Shard<L> {
             self.mail.send(to, mail);
         }
         Ok(any)
+    }
+
+    /// Sends from files, once everything else of the turn is on its way: a range takes as long to
+    /// send as a device to write. Whether there was anything to send.
+    fn send_files(&mut self, now: Now) -> Result<bool, Fatal> {
+        if !self.net.has_files_to_send() {
+            return Ok(false);
+        }
+        if self.ring.wants_enter() {
+            self.enter()?;
+        }
+        if self.disk.is_working() {
+            self.disk_worked_ns = now.mono_ns;
+        }
+        let allowance = if now.mono_ns < self.disk_worked_ns + BESIDE_DISK_NS {
+            FILE_BYTES_BESIDE_DISK
+        } else {
+            FILE_BUFFER_BYTES
+        };
+        let Self {
+            net,
+            ring,
+            logic,
+            fx,
+            ..
+        } = self;
+        net.send_files(allowance, ring, &mut Deliver { logic, fx, now });
+        Ok(true)
+    }
+
+    fn enter(&mut self) -> Result<(), Fatal> {
+        let entered = self.ring.enter();
+        entered.map_err(|error| broken(format!("io_uring_enter: {error}")))
     }
 
     fn deadline_ns(&self) -> Option<u64> {

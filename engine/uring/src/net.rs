@@ -91,6 +91,8 @@ pub(crate) struct Net {
     starved: VecDeque<ConnId>,
     /// Egresses that go on without waiting for the kernel.
     ready: VecDeque<ConnId>,
+    /// Bytes of files that may still be sent in this turn.
+    file_allowance: usize,
     /// Connections whose last completion was collected.
     gone: Vec<ConnId>,
 }
@@ -115,6 +117,7 @@ impl Net {
             file_buffers: FileBuffers::new(config.file_buffers)?,
             starved: VecDeque::new(),
             ready: VecDeque::new(),
+            file_allowance: 0,
             gone: Vec::new(),
         })
     }
@@ -303,16 +306,28 @@ impl Net {
         !self.ready.is_empty() || !self.gone.is_empty() || !self.rearm.is_empty()
     }
 
-    /// Goes on with the egresses that were ready when this turn began.
-    pub fn go_on<L: Logic>(&mut self, ring: &mut Ring, to: &mut Deliver<'_, L>) -> bool {
-        let ready = self.ready.len();
-        for _ in 0..ready {
+    /// Whether an egress waits for its turn to send from a file.
+    pub fn has_files_to_send(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// Goes on with the egresses that are ready, in their order, as far as `allowance` goes.
+    pub fn send_files<L: Logic>(
+        &mut self,
+        allowance: usize,
+        ring: &mut Ring,
+        to: &mut Deliver<'_, L>,
+    ) {
+        self.file_allowance = allowance;
+        for _ in 0..self.ready.len() {
+            if self.file_allowance == 0 {
+                break;
+            }
             let Some(id) = self.ready.pop_front() else {
                 break;
             };
             self.step(id, None, ring, to);
         }
-        ready > 0
     }
 
     /// An operation of an egress completed: a send, a wait for room, or a read of a file.
@@ -349,10 +364,8 @@ impl Net {
         let token = conn.token(Kind::Send);
         let result = completion.map(|completion| (completion.token.kind, completion.result));
         let fd = conn.socket.as_raw_fd();
-        match conn
-            .out
-            .step(result, fd, token, ring, &mut self.file_buffers)
-        {
+        let (buffers, allowance) = (&mut self.file_buffers, &mut self.file_allowance);
+        match conn.out.step(result, fd, token, ring, buffers, allowance) {
             Step::Waiting => {}
             Step::Again => self.ready.push_back(id),
             Step::Starved => self.starved.push_back(id),
