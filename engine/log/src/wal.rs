@@ -208,6 +208,11 @@ impl Wal {
         self.free.push(file);
     }
 
+    /// Gives up a slot that holds nothing, unless the open frame may need it.
+    pub fn take_free_slot(&mut self) -> Option<FileId> {
+        (self.free.len() > 1).then(|| self.free.remove(0))
+    }
+
     /// Whether an entry with this payload can be appended now, without appending it.
     /// Accepting reserves its place on disk: the open frame always fits into the current slot or
     /// into a free one.

@@ -1,7 +1,7 @@
 //! Checkpoints: everything up to a point of the log goes to segments and snapshots, so that the
 //! slots before it can be used again.
 
-use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FatalReason, Now};
+use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FatalReason, Now, OpId};
 use ringtide_schema::ids::GroupId;
 use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
@@ -21,6 +21,9 @@ pub(crate) struct Checkpoint {
     groups: Vec<(GroupId, u64)>,
     /// Snapshots on their way.
     writing: Vec<(GroupId, u64)>,
+    /// On a full disk: snapshots on their way that let files go, with the last entry that they
+    /// know of.
+    early: Vec<(GroupId, u64)>,
     /// The log was asked to write everything up to the cut.
     is_flushed: bool,
 }
@@ -66,6 +69,14 @@ impl Shard {
             for &(i, _) in &c.waiting {
                 self.queue_writer(i, true);
             }
+            if self.upkeep.disk_full.is_some() && c.early.is_empty() {
+                c.early = self.write_early_snapshots(fx);
+            }
+            self.checkpoint = Some(c);
+            return;
+        }
+        if !c.early.is_empty() {
+            // They are the same files.
             self.checkpoint = Some(c);
             return;
         }
@@ -112,9 +123,33 @@ impl Shard {
             waiting,
             groups,
             writing: Vec::new(),
+            early: Vec::new(),
             is_flushed,
         });
         true
+    }
+
+    /// Where segments cannot be written before files are removed: snapshots that do not name those
+    /// files any more. They claim no more of the log than the last ones did.
+    fn write_early_snapshots(&mut self, fx: &mut Fx) -> Vec<(GroupId, u64)> {
+        let is_removing = |&i: &usize| {
+            let held = self.partitions.get(i).and_then(Option::as_ref);
+            held.is_some_and(|held| held.log.is_removing())
+        };
+        let groups: Vec<(GroupId, u64)> = self
+            .groups
+            .iter()
+            .filter(|(_, group)| group.partitions.iter().any(is_removing))
+            .map(|(&id, group)| (id, group.snapshot_index))
+            .take(MAX_SNAPSHOTS_IN_FLIGHT)
+            .collect();
+        let known = self.wal.committed();
+        let mut early = Vec::new();
+        for (id, index) in groups {
+            self.write_snapshot(id, index, fx);
+            early.push((id, known));
+        }
+        early
     }
 
     /// Returns the index that the snapshot holds. A data group's may hold more than it says (replay
@@ -169,6 +204,15 @@ impl Shard {
         let Some(c) = &mut self.checkpoint else {
             return;
         };
+        if let Some(at) = c.early.iter().position(|(g, _)| *g == id) {
+            let (_, known) = c.early.swap_remove(at);
+            match result {
+                Ok(_) => self.remove_files(id, known, fx),
+                Err(e) if e.kind == DiskErrorKind::Full => self.give_up_slot(now, fx),
+                Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
+            }
+            return;
+        }
         let Some(at) = c.writing.iter().position(|(g, _)| *g == id) else {
             return;
         };
@@ -185,8 +229,20 @@ impl Shard {
             Err(e) if e.kind == DiskErrorKind::Full => {
                 c.groups.push((group, index));
                 self.disk_is_full(&e.message, now);
+                self.give_up_slot(now, fx);
             }
             Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
+        }
+    }
+
+    /// A snapshot knows the log up to an entry: files of its partitions that nothing names go.
+    fn remove_files(&mut self, id: GroupId, known: u64, fx: &mut Fx) {
+        let partitions = self.groups.get(&id).map(|g| g.partitions.clone());
+        for i in partitions.unwrap_or_default() {
+            let closed = self.with_log(i, fx, |log, ops| log.remove_files(known, ops));
+            for file in closed.unwrap_or_default() {
+                fx.disk.push((OpId(0), DiskOp::Close { file }));
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::query::pack;
 use crate::requests::{Handled, bad_envelope};
 use crate::session::SessionKey;
 use crate::topics::Change;
-use crate::{Fx, Shard};
+use crate::{Fx, Pending, Shard};
 
 /// The change under way.
 #[derive(Debug)]
@@ -252,8 +252,18 @@ impl Shard {
             fx.disk
                 .push((ringtide_io::OpId(0), ringtide_io::DiskOp::Close { file }));
         }
+        let ops = &mut self.ops;
+        self.upkeep.pieces.retain(|(op, _)| {
+            let is_here = matches!(ops.get(op), Some(Pending::Partition(of, _)) if *of == i);
+            if is_here {
+                ops.remove(op);
+            }
+            !is_here
+        });
         // Those that are being opened are closed once more when they are.
-        self.orphans.insert(i, closed);
+        if self.has_ops(i) {
+            self.orphans.insert(i, closed);
+        }
         let Some(held) = self.partitions.get_mut(i).and_then(Option::take) else {
             return;
         };

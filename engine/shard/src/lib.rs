@@ -82,8 +82,9 @@ struct Group {
 /// What an operation on files was for.
 enum Pending {
     Partition(usize, PartitionOp),
-    OpenSlot(FileId),
+    OpenSlot(FileId, std::path::PathBuf),
     CreateSlot(std::path::PathBuf),
+    RemoveSlot,
     Snapshot(GroupId),
     Search(u64),
     RemoteRead {
@@ -100,7 +101,8 @@ pub struct Shard {
     pool: Pool,
     wal: Wal,
     topics: Topics,
-    partitions: Vec<Option<Held>>,
+    /// Boxed: a deleted one leaves an empty place, for indexes are not given out again.
+    partitions: Vec<Option<Box<Held>>>,
     index: FxHashMap<PartitionId, usize>,
     /// Files of deleted partitions, by the partition's index.
     orphans: FxHashMap<usize, Vec<FileId>>,
@@ -268,7 +270,7 @@ impl Shard {
             .or_default()
             .partitions
             .push(i);
-        self.partitions.push(Some(Held {
+        self.partitions.push(Some(Box::new(Held {
             log,
             watchers: Vec::new(),
             is_queued: false,
@@ -276,12 +278,12 @@ impl Shard {
             wants_sync: false,
             is_writing: false,
             commits_under_way: 0,
-        }));
+        })));
         i
     }
 
     fn held(&mut self, i: usize) -> Option<&mut Held> {
-        self.partitions.get_mut(i).and_then(Option::as_mut)
+        self.partitions.get_mut(i).and_then(Option::as_deref_mut)
     }
 
     /// Gives a session its turn at the end of this turn.
@@ -328,9 +330,20 @@ impl Shard {
             self.next_op += 1;
             let id = OpId(self.next_op);
             self.ops.insert(id, Pending::Partition(i, op));
-            fx.disk.push((id, disk));
+            if op == PartitionOp::Write {
+                self.upkeep.pieces.push_back((id, disk));
+            } else {
+                fx.disk.push((id, disk));
+            }
         }
+        self.write_pieces(fx);
         Some(result)
+    }
+
+    /// Whether operations of a partition are under way, even of one that was deleted.
+    fn has_ops(&self, i: usize) -> bool {
+        let is_of = |p: &Pending| matches!(p, Pending::Partition(of, _) if *of == i);
+        self.ops.values().any(is_of)
     }
 
     fn op(&mut self, pending: Pending) -> OpId {

@@ -77,13 +77,19 @@ impl Logic for Shard {
         }
         match self.ops.remove(&op) {
             Some(Pending::Partition(i, op)) => {
-                for &file in self.orphans.get(&i).into_iter().flatten() {
-                    fx.disk.push((OpId(0), DiskOp::Close { file }));
+                if let Some(files) = self.orphans.get(&i) {
+                    for &file in files {
+                        fx.disk.push((OpId(0), DiskOp::Close { file }));
+                    }
+                    if !self.has_ops(i) {
+                        self.orphans.remove(&i);
+                    }
                 }
                 self.partition_done(i, op, result, now, fx);
             }
-            Some(Pending::OpenSlot(file)) => self.slot_opened(file, result, fx),
+            Some(Pending::OpenSlot(file, path)) => self.slot_opened(file, path, result, fx),
             Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
+            Some(Pending::RemoveSlot) => self.slot_removed(result),
             Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
             Some(Pending::Search(number)) => match result {
                 Ok(DiskDone::Read { chunk, bytes }) => {

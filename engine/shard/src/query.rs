@@ -353,7 +353,7 @@ impl Shard {
         let group = held(i).and_then(|h| self.groups.get(&h.log.group()));
         let partitions = group.map_or(&[][..], |g| &g.partitions);
         let counts = partitions.iter().filter_map(|&i| held(i));
-        counts.map(Held::consumers_at_most).sum()
+        counts.map(|held| held.consumers_at_most()).sum()
     }
 
     pub(crate) fn read_offset(

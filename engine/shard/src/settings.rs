@@ -64,6 +64,8 @@ pub const SMALL_BATCH_BYTES: usize = 2048;
 pub const WRITE_OUT_BYTES: usize = 256 << 10;
 /// Partitions that write to their segments at the same time.
 pub const MAX_WRITERS: usize = 2;
+/// Pieces of segments that the disk is given at once: the log's writes wait behind them.
+pub const MAX_PIECES: usize = 2;
 /// What a partition keeps in memory for readers although it is synced, while memory is plenty.
 pub const KEEP_TAIL_BYTES: usize = 4 << 20;
 /// Answers waiting for a peer that does not read, before its requests are not read any more.

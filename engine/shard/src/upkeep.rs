@@ -10,11 +10,13 @@ use ringtide_log::partition::{PartitionOp, SYNC_BYTES, WriteError, WriteProgress
 use ringtide_log::wal::EntryMeta;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::wal::EntryKind;
+use rustc_hash::FxHashMap;
 
 use crate::commit::Answer;
 use crate::fault::Fault;
 use crate::settings::{
-    CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
+    CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_PIECES, MAX_WRITERS, UPKEEP_NS,
+    WRITE_OUT_BYTES,
 };
 use crate::{Fx, Pending, Shard};
 
@@ -27,6 +29,10 @@ pub(crate) struct Upkeep {
     short: Vec<usize>,
     /// Partitions that write.
     pub(crate) writers: usize,
+    /// Pieces of segments that wait for the disk.
+    pub(crate) pieces: VecDeque<(OpId, DiskOp)>,
+    /// Pieces that the disk was given.
+    pub(crate) pieces_under_way: usize,
     /// Why publishes are refused.
     pub(crate) disk_full: Option<String>,
     retry_at_ns: u64,
@@ -43,6 +49,8 @@ pub(crate) struct Upkeep {
     /// Slots still to be made, the next one last.
     new_slots: Vec<PathBuf>,
     opening_slots: usize,
+    /// Files of the slots that are open.
+    slot_paths: FxHashMap<FileId, PathBuf>,
     /// The turn at which the last readers' files were looked at.
     reader_turn: u64,
     next_reader_ns: u64,
@@ -64,7 +72,7 @@ impl Shard {
     fn open_slot(&mut self, path: PathBuf, fx: &mut Fx) {
         let file = self.file();
         self.upkeep.opening_slots += 1;
-        let op = self.op(Pending::OpenSlot(file));
+        let op = self.op(Pending::OpenSlot(file, path.clone()));
         fx.disk.push((
             op,
             DiskOp::Open {
@@ -87,14 +95,50 @@ impl Shard {
     pub(crate) fn slot_opened(
         &mut self,
         file: FileId,
+        path: PathBuf,
         result: Result<DiskDone, DiskError>,
         fx: &mut Fx,
     ) {
         self.upkeep.opening_slots -= 1;
         match result {
-            Ok(_) => self.wal.add_slot(file),
+            Ok(_) => {
+                self.upkeep.slot_paths.insert(file, path);
+                self.wal.add_slot(file);
+            }
             Err(e) => fatal(fx, FatalReason::Wal, e.message),
         }
+    }
+
+    /// A snapshot finds no space, or a broker that stops none for its segments: an empty slot of
+    /// the log gives its own. It is made again when there is space.
+    pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) {
+        if self.ops.values().any(|p| matches!(p, Pending::RemoveSlot)) {
+            return;
+        }
+        let Some(file) = self.wal.take_free_slot() else {
+            return;
+        };
+        let Some(path) = self.upkeep.slot_paths.remove(&file) else {
+            return;
+        };
+        tracing::warn!(path = %path.display(), "the disk is full: a slot of the log is given up for now");
+        fx.disk.push((OpId(0), DiskOp::Close { file }));
+        let op = self.op(Pending::RemoveSlot);
+        let remove = DiskOp::Remove {
+            paths: vec![path.clone()],
+            and_directory: None,
+        };
+        fx.disk.push((op, remove));
+        self.upkeep.new_slots.push(path);
+        self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
+    }
+
+    pub(crate) fn slot_removed(&mut self, result: Result<DiskDone, DiskError>) {
+        if let Err(e) = result {
+            tracing::warn!(error = e.message, "a slot of the log cannot be removed");
+        }
+        // What found no space is tried again at once, before anything else takes it.
+        self.upkeep.checkpoint_moved = true;
     }
 
     pub(crate) fn slot_made(
@@ -170,6 +214,16 @@ impl Shard {
         }
     }
 
+    /// Gives the disk as many pieces as it may have.
+    pub(crate) fn write_pieces(&mut self, fx: &mut Fx) {
+        while self.upkeep.pieces_under_way < MAX_PIECES
+            && let Some(piece) = self.upkeep.pieces.pop_front()
+        {
+            self.upkeep.pieces_under_way += 1;
+            fx.disk.push(piece);
+        }
+    }
+
     /// An operation of a partition ended.
     pub(crate) fn partition_done(
         &mut self,
@@ -179,6 +233,10 @@ impl Shard {
         now: Now,
         fx: &mut Fx,
     ) {
+        if op == PartitionOp::Write {
+            self.upkeep.pieces_under_way -= 1;
+            self.write_pieces(fx);
+        }
         let turn = self.turn;
         let keep = if self.pool.free_chunks() * 2 > self.pool.chunks() {
             KEEP_TAIL_BYTES
@@ -221,6 +279,9 @@ impl Shard {
             Err(WriteError::DiskFull(message)) => {
                 self.disk_is_full(&message, now);
                 self.queue_writer(i, true);
+                if self.is_stopping {
+                    self.give_up_slot(now, fx);
+                }
             }
             Err(WriteError::Unreadable(message)) => {
                 tracing::error!(message, "a segment cannot be read");

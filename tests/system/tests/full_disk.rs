@@ -139,3 +139,97 @@ fn a_broker_killed_on_a_full_disk_loses_nothing() {
             .is_ok()
     });
 }
+
+/// Takes what is left, to the last block.
+fn take_all(path: &std::path::Path) {
+    use std::io::Write;
+    let mut file = fs::File::create(path).expect("a writable disk");
+    for bytes in [1 << 20, 4096] {
+        let block = vec![1; bytes];
+        while file
+            .write_all(&block)
+            .and_then(|()| file.sync_data())
+            .is_ok()
+        {}
+    }
+}
+
+#[test]
+fn shorter_retention_makes_space_on_a_disk_without_a_free_block() {
+    let name = "shorter_retention_makes_space_on_a_disk_without_a_free_block";
+    let disk = match MountedDisk::ext4(96 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(name, &reason),
+    };
+    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let settings = table!(TopicSettingsT {
+        segment_bytes: Some(4 << 20)
+    });
+    let mut peer = broker.peer();
+    let topic = peer
+        .create_topic_with("full", 1, settings)
+        .expect("a topic");
+    let acknowledged = fill(&broker, &topic);
+    take_all(&disk.path().join("ballast"));
+    let refused = peer.publish(
+        topic.partition(0),
+        ringtide_system_tests::single(block(acknowledged)),
+    );
+    let fault = refused.expect_err("a full disk refuses");
+    assert_eq!(fault.code(), ErrorCode::DiskFull, "{fault:?}");
+
+    let settings = table!(TopicSettingsT {
+        retention_bytes: Some(8 << 20)
+    });
+    peer.alter_topic("full", None, settings)
+        .expect("settings of a topic are in the log, where there is room");
+    let published = wait::until("publishes to be taken again", || {
+        let bytes = ringtide_system_tests::single(block(acknowledged));
+        peer.publish(topic.partition(0), bytes).ok()
+    });
+    assert_eq!(published.base_offset, acknowledged);
+
+    // The end of the log is whole, here and after a kill.
+    for _ in 0..2 {
+        let mut peer = broker.peer();
+        let earliest = peer
+            .list_offsets(topic.partition(0), -2)
+            .expect("an offset")
+            .offset;
+        assert!(earliest > 0, "retention took nothing");
+        let records = peer.fetch_to(topic.partition(0), earliest, acknowledged + 1);
+        assert_eq!(records.len() as u64, acknowledged + 1 - earliest);
+        for (number, record) in (earliest..).zip(&records) {
+            assert!(
+                record.value.as_deref() == Some(&block(number)),
+                "record {number}"
+            );
+        }
+        broker.kill();
+        broker.restart();
+    }
+}
+
+#[test]
+fn a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log() {
+    let name = "a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log";
+    let disk = match MountedDisk::ext4(96 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(name, &reason),
+    };
+    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let settings = table!(TopicSettingsT {
+        segment_bytes: Some(4 << 20)
+    });
+    let topic = broker
+        .peer()
+        .create_topic_with("full", 1, settings)
+        .expect("a topic");
+    let acknowledged = fill(&broker, &topic);
+    let ballast = disk.path().join("ballast");
+    take_all(&ballast);
+    assert_eq!(broker.stop(), 0);
+    fs::remove_file(&ballast).expect("a file");
+    broker.restart();
+    holds_all(&broker, &topic, acknowledged);
+}

@@ -172,6 +172,18 @@ fn free_space(host: &Host) -> Check {
     };
     let found = format!("{} MiB", free >> 20);
     let wal = host.wal_bytes_to_make;
+    if free < wal && host.wal_bytes_there > 0 {
+        return Check::advice(
+            "free space",
+            found,
+            format!(
+                "The write-ahead log lacks {} MiB: publishes are refused while what there is of it \
+                 is in use",
+                wal >> 20
+            ),
+            "Free some, or lower wal-slots",
+        );
+    }
     if free < wal {
         return Check::required(
             "free space",
@@ -315,6 +327,7 @@ mod tests {
             open_files_hard: 1 << 20,
             open_files_wanted: 20_000,
             wal_bytes_to_make: 512 << 20,
+            wal_bytes_there: 0,
             directory: Directory {
                 path: "/data".into(),
                 file_system: "ext4".into(),
@@ -436,5 +449,14 @@ mod tests {
             };
             assert_eq!(verdict(&host, "kernel") == Verdict::Ok, well, "{release}");
         }
+    }
+
+    #[test]
+    fn a_log_that_is_there_in_part_is_no_reason_to_refuse_a_start() {
+        let mut host = good();
+        host.directory.free_bytes = Some(1 << 20);
+        assert_eq!(verdict(&host, "free space"), Verdict::Required);
+        host.wal_bytes_there = 256 << 20;
+        assert_eq!(verdict(&host, "free space"), Verdict::Advice);
     }
 }

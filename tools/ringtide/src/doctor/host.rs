@@ -24,6 +24,8 @@ pub(crate) struct Host {
     pub(crate) open_files_wanted: u64,
     /// What the write-ahead log will still take of the free space.
     pub(crate) wal_bytes_to_make: u64,
+    /// What there is of it.
+    pub(crate) wal_bytes_there: u64,
     pub(crate) directory: Directory,
     pub(crate) shard_cpus: Vec<usize>,
     /// All CPUs that are running.
@@ -60,6 +62,7 @@ impl Host {
     pub(crate) fn look(config: &Config) -> Self {
         let directory = Directory::look(&config.data_dir);
         let wal = config.cpus.len() as u64 * config.wal_slots as u64 * config.wal_slot_bytes;
+        let wal_bytes_there = bytes_in(&config.data_dir.join("wal"));
         let governor = |&cpu: &usize| Some((cpu, probe::governor(cpu)?));
         let interrupts = directory.device.as_deref().and_then(probe::interrupts_of);
         Self {
@@ -68,7 +71,8 @@ impl Host {
             memlock_bytes: probe::memlock_limit().unwrap_or(None),
             open_files_hard: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             open_files_wanted: (config.cpus.len() * config.max_connections) as u64 + 1024,
-            wal_bytes_to_make: wal.saturating_sub(bytes_in(&config.data_dir.join("wal"))),
+            wal_bytes_to_make: wal.saturating_sub(wal_bytes_there),
+            wal_bytes_there,
             shard_cpus: config.cpus.clone(),
             online: probe::online(),
             governors: config.cpus.iter().filter_map(governor).collect(),
