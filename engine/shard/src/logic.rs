@@ -14,6 +14,7 @@ use crate::{Fx, Pending, Shard};
 
 /// The errno of a connection that the peer reset, on Linux.
 const ECONNRESET: i32 = 104;
+const ETIMEDOUT: i32 = 110;
 /// Peers that do not take their last answers within this long are cut off at the end.
 const CLOSE_WITHIN_NS: u64 = 2_000_000_000;
 
@@ -58,6 +59,10 @@ impl Logic for Shard {
             Disconnect::Peer | Disconnect::Asked | Disconnect::Error(ECONNRESET) => {
                 tracing::debug!(peer = &*session.peer, ?why, "disconnected");
             }
+            Disconnect::Error(ETIMEDOUT) => tracing::warn!(
+                peer = &*session.peer,
+                "disconnected: it took nothing of what was sent to it for too long"
+            ),
             _ => tracing::warn!(peer = &*session.peer, ?why, "disconnected"),
         }
         for shard in session.known_to.clone() {

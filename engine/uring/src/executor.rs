@@ -152,7 +152,7 @@ impl<L: Logic> Shard<L> {
             let due = self.deadline_ns().is_some_and(|at| at <= now.mono_ns);
             if turn.busy || due {
                 self.logic.turn(now, &mut self.fx);
-                turn.busy |= self.carry_out()?;
+                turn.busy |= self.carry_out(now)?;
             }
             sent_files = self.send_files(now)?;
             turn.busy |= sent_files;
@@ -264,7 +264,7 @@ impl<L: Logic> Shard<L> {
     }
 
     /// Carries out what the logic wants done. Whether there was anything.
-    fn carry_out(&mut self) -> Result<bool, Fatal> {
+    fn carry_out(&mut self, now: Now) -> Result<bool, Fatal> {
         if let Some(fatal) = self.fx.fatal.take() {
             return Err(fatal);
         }
@@ -278,7 +278,7 @@ impl<L: Logic> Shard<L> {
             }
         }
         for op in fx.net.drain(..) {
-            self.net.apply(op, &self.disk.files, &mut self.ring);
+            self.net.apply(op, &self.disk.files, now, &mut self.ring);
         }
         for file in self.closing.drain(..) {
             self.disk.files.close(file);

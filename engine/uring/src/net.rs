@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
 
 use io_uring::{opcode, types};
 use ringtide_io::{ConnId, Disconnect, Effects, Logic, NetOp, Now};
@@ -39,7 +40,11 @@ struct Conn {
     receiving: Receiving,
     paused: bool,
     out: Box<Outgoing>,
+    /// When the egress began, or last went on with its file.
+    sending_since_ns: u64,
     close_after_send: bool,
+    /// All is sent; the peer's end is waited for.
+    lingering: bool,
     /// Set when closing began.
     ending: Option<Disconnect>,
     /// Its last completion was collected.
@@ -67,6 +72,11 @@ fn generation_of(id: ConnId) -> u32 {
 /// How long accepting rests after the system had no descriptor or memory for another connection.
 const ACCEPT_REST_NS: u64 = 100_000_000;
 
+/// How long a connection that we close is read for the peer's end.
+const LINGER_NS: u64 = 1_000_000_000;
+/// An idle peer is asked after this long whether it is still there, and again at this interval.
+const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(10)];
+
 /// The sockets of a shard.
 pub(crate) struct Net {
     listener: TcpListener,
@@ -83,6 +93,7 @@ pub(crate) struct Net {
     max_connections: usize,
     catch_up: CatchUp,
     send_buffer: Option<usize>,
+    peer_timeout: Duration,
     pub receive: ReceiveBuffers,
     /// Receives to arm again now that all buffers are back.
     rearm: Vec<ConnId>,
@@ -95,6 +106,8 @@ pub(crate) struct Net {
     file_allowance: usize,
     /// Connections whose last completion was collected.
     gone: Vec<ConnId>,
+    /// Connections that linger, and until when, in this order.
+    lingering: VecDeque<(u64, ConnId)>,
 }
 
 impl Net {
@@ -112,6 +125,7 @@ impl Net {
             max_connections: config.max_connections.clamp(1, 1 << SLOT_BITS),
             catch_up: config.catch_up,
             send_buffer: config.socket_send_buffer,
+            peer_timeout: config.peer_timeout,
             receive: ReceiveBuffers::new(config.recv_buffers, config.recv_buffer_bytes)?,
             rearm: Vec::new(),
             file_buffers: FileBuffers::new(config.file_buffers)?,
@@ -119,6 +133,7 @@ impl Net {
             ready: VecDeque::new(),
             file_allowance: 0,
             gone: Vec::new(),
+            lingering: VecDeque::new(),
         })
     }
 
@@ -180,9 +195,10 @@ impl Net {
         self.pause_accepting(ring);
     }
 
-    /// When accepting is to be tried again.
+    /// When accepting is to be tried again, or the first lingering connection has had its time.
     pub fn deadline_ns(&self) -> Option<u64> {
-        self.accept_again_ns
+        let lingers = self.lingering.front().map(|&(until_ns, _)| until_ns);
+        self.accept_again_ns.into_iter().chain(lingers).min()
     }
 
     pub fn on_accept<L: Logic>(
@@ -222,8 +238,15 @@ impl Net {
         let _ = stream.set_nodelay(true);
         let socket = OwnedFd::from(stream);
         if let Some(bytes) = self.send_buffer {
-            set_send_buffer(&socket, bytes);
+            set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, bytes);
         }
+        // A peer that takes nothing of what waits for it, or is gone without a word.
+        let millis = self.peer_timeout.as_millis() as usize;
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, millis);
+        let [idle, interval] = KEEP_ALIVE.map(|d| d.as_secs() as usize);
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, idle);
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, interval);
         let slot = self.free.pop().unwrap_or_else(|| {
             self.conns.push(None);
             self.conns.len() as u32 - 1
@@ -237,7 +260,9 @@ impl Net {
             receiving: Receiving::Off,
             paused: false,
             out: Box::default(),
+            sending_since_ns: 0,
             close_after_send: false,
+            lingering: false,
             ending: None,
             quiet: false,
         };
@@ -253,8 +278,12 @@ impl Net {
         ring: &mut Ring,
         to: &mut Deliver<'_, L>,
     ) {
+        let timeout = self.peer_timeout;
         let conn = self.of(completion.token);
-        let id = conn.id;
+        let (id, lingering) = (conn.id, conn.lingering);
+        // The kernel says why it gave up a peer at most once, and not always here.
+        let waited_ns = to.now.mono_ns.saturating_sub(conn.sending_since_ns);
+        let gave_up = !conn.out.is_idle() && u128::from(waited_ns) >= timeout.as_nanos();
         if !completion.more() {
             conn.receiving = Receiving::Off;
         }
@@ -267,6 +296,8 @@ impl Net {
             self.receive.give(buffer);
         }
         match completion.result {
+            0 if lingering => self.end(id, Disconnect::Asked, ring),
+            0 if gave_up => self.end(id, Disconnect::Error(libc::ETIMEDOUT), ring),
             0 => self.end(id, Disconnect::Peer, ring),
             1.. if completion.more() => {}
             1.. => self.rearm.push(id),
@@ -291,6 +322,12 @@ impl Net {
         if self.accept_again_ns.is_some_and(|at| at <= to.now.mono_ns) {
             self.accept_again_ns = None;
             self.accept(ring);
+        }
+        while let Some((_, id)) = self
+            .lingering
+            .pop_front_if(|(until_ns, _)| *until_ns <= to.now.mono_ns)
+        {
+            self.end(id, Disconnect::Asked, ring);
         }
         let any = !self.gone.is_empty();
         while let Some(id) = self.gone.pop() {
@@ -361,6 +398,9 @@ impl Net {
             self.finish_if_quiet(id);
             return;
         }
+        if completion.is_none() {
+            conn.sending_since_ns = to.now.mono_ns;
+        }
         let token = conn.token(Kind::Send);
         let result = completion.map(|completion| (completion.token.kind, completion.result));
         let fd = conn.socket.as_raw_fd();
@@ -373,7 +413,7 @@ impl Net {
                 let close = conn.close_after_send;
                 to.logic.sent(id, egress, to.now, to.fx);
                 if close {
-                    self.end(id, Disconnect::Asked, ring);
+                    self.linger(id, to.now, ring);
                 }
             }
             Step::Failed(why) => self.end(id, why, ring),
@@ -390,7 +430,7 @@ impl Net {
 
     // What the logic asks for
 
-    pub fn apply(&mut self, op: NetOp, files: &Files, ring: &mut Ring) {
+    pub fn apply(&mut self, op: NetOp, files: &Files, now: Now, ring: &mut Ring) {
         match op {
             NetOp::Send(id, egress) => {
                 let buffers = &mut self.file_buffers;
@@ -404,6 +444,7 @@ impl Net {
                 if conn.ending.is_some() || conn.close_after_send {
                     return;
                 }
+                conn.sending_since_ns = now.mono_ns;
                 let token = conn.token(Kind::Send);
                 let fd = conn.socket.as_raw_fd();
                 match conn
@@ -418,7 +459,9 @@ impl Net {
                 }
             }
             NetOp::Pause(id) => {
-                let Some(conn) = self.conn(id) else { return };
+                let Some(conn) = self.conn(id).filter(|conn| !conn.close_after_send) else {
+                    return;
+                };
                 conn.paused = true;
                 if conn.receiving == Receiving::Armed {
                     conn.receiving = Receiving::Cancelling;
@@ -432,10 +475,9 @@ impl Net {
             }
             NetOp::Close(id) => {
                 let Some(conn) = self.conn(id) else { return };
+                conn.close_after_send = true;
                 if conn.out.is_idle() {
-                    self.end(id, Disconnect::Asked, ring);
-                } else {
-                    conn.close_after_send = true;
+                    self.linger(id, now, ring);
                 }
             }
             NetOp::Abort(id) => self.end(id, Disconnect::Asked, ring),
@@ -443,6 +485,21 @@ impl Net {
     }
 
     // Ending
+
+    /// Says that no more follows, and reads until the peer's end: to close a socket with something
+    /// unread in it resets the connection, and a peer may lose to that what it was sent last.
+    fn linger(&mut self, id: ConnId, now: Now, ring: &mut Ring) {
+        let Some(conn) = self.conn(id) else { return };
+        if conn.ending.is_some() || conn.lingering {
+            return;
+        }
+        conn.lingering = true;
+        conn.paused = false;
+        arm(conn, ring);
+        // SAFETY: no pointers; the descriptor is open. That the peer is gone already is no matter.
+        unsafe { libc::shutdown(conn.socket.as_raw_fd(), libc::SHUT_WR) };
+        self.lingering.push_back((now.mono_ns + LINGER_NS, id));
+    }
 
     /// Shuts a connection down; `disconnected` follows when the kernel let go of it.
     fn end(&mut self, id: ConnId, why: Disconnect, ring: &mut Ring) {
@@ -524,15 +581,16 @@ fn arm(conn: &mut Conn, ring: &mut Ring) {
     conn.receiving = Receiving::Armed;
 }
 
-fn set_send_buffer(socket: &OwnedFd, bytes: usize) {
-    let value = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+/// Sets an option whose value is an int. A refusal leaves the default.
+fn set_option(socket: &OwnedFd, level: libc::c_int, name: libc::c_int, value: usize) {
+    let value = libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX);
     let length = size_of_val(&value) as libc::socklen_t;
-    // SAFETY: the option's value is an int, passed with its size. A refusal leaves the default.
+    // SAFETY: the option's value is an int, passed with its size.
     unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUF,
+            level,
+            name,
             (&raw const value).cast(),
             length,
         )

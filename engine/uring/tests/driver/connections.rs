@@ -265,3 +265,56 @@ fn stopping_ends_with_connections_open() {
     shard.stop().expect("ends well");
     assert_eq!(stream.read(&mut [0; 1]).expect("end of stream"), 0);
 }
+
+#[test]
+fn what_was_sent_before_a_close_arrives_although_the_peer_goes_on_sending() {
+    let mut shard = Shard::start(|_| {});
+    let (mut stream, conn) = shard.connect();
+    shard.net(move || NetOp::Pause(conn));
+    shard.settle();
+    // Never read by the logic: closing a socket with this in it would reset the connection.
+    stream.write_all(&[7; 64 << 10]).expect("written");
+    shard.net(move || {
+        let last = Egress {
+            head: b"the last words".to_vec(),
+            body: Body::Nothing,
+        };
+        NetOp::Send(conn, last)
+    });
+    shard.sent(conn);
+    shard.net(move || NetOp::Close(conn));
+    shard.settle();
+    stream
+        .write_all(&[7; 64 << 10])
+        .expect("the broker still reads");
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).expect("no reset");
+    assert_eq!(got, b"the last words");
+    drop(stream);
+    assert_eq!(shard.disconnected(conn), Disconnect::Asked);
+}
+
+#[test]
+fn a_closed_connection_whose_peer_stays_ends_all_the_same() {
+    let mut shard = Shard::start(|_| {});
+    let (stream, conn) = shard.connect();
+    shard.net(move || NetOp::Close(conn));
+    assert_eq!(shard.disconnected(conn), Disconnect::Asked);
+    drop(stream);
+}
+
+#[test]
+fn a_peer_that_takes_nothing_is_disconnected() {
+    let mut shard = Shard::start(|config| config.peer_timeout = Duration::from_secs(1));
+    let (deaf, conn) = shard.connect();
+    shard.net(move || {
+        let much = Egress {
+            head: vec![1; 64 << 20],
+            body: Body::Nothing,
+        };
+        NetOp::Send(conn, much)
+    });
+    let why = shard.disconnected(conn);
+    assert_eq!(why, Disconnect::Error(libc::ETIMEDOUT));
+    drop(deaf);
+}
