@@ -7,7 +7,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::{Deref, DerefMut};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use ringtide_schema::limits::BLOCK_BYTES;
@@ -299,13 +299,15 @@ pub fn make_directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Makes a directory and those above it unless they are there; what was made is durable.
-pub fn make_directories(path: &Path) -> Result<(), FileError> {
+/// Makes a directory and those above it unless they are there; what was made is durable, and is
+/// added to `made`, the topmost first.
+pub(crate) fn make_directories(path: &Path, made: &mut Vec<PathBuf>) -> Result<(), FileError> {
     if path.is_dir() {
         return Ok(());
     }
-    make_directories(parent(path))?;
+    make_directories(parent(path), made)?;
     make_directory(path)?;
+    made.push(path.to_owned());
     sync_directory(parent(path))
 }
 
@@ -358,6 +360,35 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 #[derive(Debug)]
 pub struct DirectoryLock {
     _file: File,
+    made: Made,
+}
+
+impl DirectoryLock {
+    /// Gives the lock back and removes what was made to take it, so that a directory that is refused
+    /// afterwards is left as it was found. A directory that holds something by now stays.
+    pub fn undo(self) {
+        self.made.remove();
+    }
+}
+
+/// What taking a lock has made.
+#[derive(Debug, Default)]
+struct Made {
+    /// The topmost first.
+    directories: Vec<PathBuf>,
+    lock: Option<PathBuf>,
+}
+
+impl Made {
+    /// What cannot be removed stays, empty and without harm.
+    fn remove(&self) {
+        if let Some(lock) = &self.lock {
+            let _ = fs::remove_file(lock);
+        }
+        for directory in self.directories.iter().rev() {
+            let _ = fs::remove_dir(directory);
+        }
+    }
 }
 
 /// Why the lock was not had.
@@ -379,11 +410,40 @@ pub enum LockError {
     File(#[from] FileError),
 }
 
-/// Takes the lock of a data directory; its file is made if missing.
+/// Takes the lock of a data directory; directory and lock are made if missing, and removed again if
+/// that fails.
 pub fn lock(directory: &Path) -> Result<DirectoryLock, LockError> {
+    let mut made = Made::default();
+    match lock_noting(directory, &mut made) {
+        Ok(file) => Ok(DirectoryLock { _file: file, made }),
+        Err(error) => {
+            made.remove();
+            Err(error)
+        }
+    }
+}
+
+fn lock_noting(directory: &Path, made: &mut Made) -> Result<File, LockError> {
+    make_directories(directory, &mut made.directories)?;
     let path = directory.join("lock");
-    let file = open_write(&path, false, true)?;
-    take(file, directory, path)
+    loop {
+        let was_there = path.symlink_metadata().is_ok();
+        let file = take(open_write(&path, false, true)?, directory, &path)?;
+        // Who undid its lock in the meantime has removed the file: then this is not the lock any more.
+        if is_at(&file, &path)? {
+            made.lock = (!was_there).then_some(path);
+            return Ok(file);
+        }
+    }
+}
+
+fn is_at(file: &File, path: &Path) -> Result<bool, FileError> {
+    let held = file.metadata().map_err(failed(Action::Lock, path))?;
+    match fs::metadata(path) {
+        Ok(there) => Ok((there.dev(), there.ino()) == (held.dev(), held.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(FileError::new(Action::Lock, path, false, e)),
+    }
 }
 
 /// Takes the lock of a data directory without changing anything in it. `None`: no broker has ever
@@ -391,20 +451,23 @@ pub fn lock(directory: &Path) -> Result<DirectoryLock, LockError> {
 pub fn lock_read_only(directory: &Path) -> Result<Option<DirectoryLock>, LockError> {
     let path = directory.join("lock");
     match open_read(&path, false) {
-        Ok(file) => take(file, directory, path).map(Some),
+        Ok(file) => Ok(Some(DirectoryLock {
+            _file: take(file, directory, &path)?,
+            made: Made::default(),
+        })),
         Err(e) if e.cause == Cause::Missing => Ok(None),
         Err(e) => Err(e.into()),
     }
 }
 
-fn take(file: File, directory: &Path, path: PathBuf) -> Result<DirectoryLock, LockError> {
+fn take(file: File, directory: &Path, path: &Path) -> Result<File, LockError> {
     match file.try_lock() {
-        Ok(()) => Ok(DirectoryLock { _file: file }),
+        Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(LockError::Running {
             directory: directory.to_owned(),
-            lock: path,
+            lock: path.to_owned(),
         }),
-        Err(TryLockError::Error(e)) => Err(FileError::new(Action::Lock, &path, false, e).into()),
+        Err(TryLockError::Error(e)) => Err(FileError::new(Action::Lock, path, false, e).into()),
     }
 }
 
@@ -429,6 +492,46 @@ mod tests {
         assert!(error.to_string().contains("a broker is running"), "{error}");
         drop(held);
         assert!(lock_read_only(dir.path()).expect("free again").is_some());
+    }
+
+    #[test]
+    fn a_lock_that_is_undone_leaves_nothing_that_was_made_for_it() {
+        let home = tempfile::tempdir().expect("a place for the test");
+        let dir = home.path().join("a/b");
+        lock(&dir).expect("free").undo();
+        assert!(
+            list(home.path())
+                .expect("readable")
+                .expect("there")
+                .is_empty()
+        );
+        lock(&dir).expect("free again");
+        assert!(dir.join("lock").exists(), "only undoing removes it");
+    }
+
+    #[test]
+    fn a_lock_that_is_undone_leaves_what_was_there() {
+        let home = tempfile::tempdir().expect("a place for the test");
+        drop(lock(home.path()).expect("free"));
+        lock(home.path()).expect("free again").undo();
+        assert!(home.path().join("lock").exists(), "made by the first");
+        let dir = home.path().join("new");
+        let held = lock(&dir).expect("free");
+        fs::write(dir.join("identity"), "").expect("written");
+        held.undo();
+        assert!(dir.join("identity").exists());
+    }
+
+    #[test]
+    fn a_lock_that_was_removed_by_who_undid_it_is_not_taken_for_the_lock() {
+        let home = tempfile::tempdir().expect("a place for the test");
+        let path = home.path().join("lock");
+        let file = open_write(&path, false, true).expect("made");
+        assert!(is_at(&file, &path).expect("readable"));
+        fs::remove_file(&path).expect("removed");
+        assert!(!is_at(&file, &path).expect("readable"));
+        fs::write(&path, "").expect("made anew");
+        assert!(!is_at(&file, &path).expect("readable"));
     }
 
     #[test]

@@ -70,6 +70,47 @@ fn a_directory_with_foreign_files_is_not_taken_for_a_new_one() {
         "{refusal:?}"
     );
     assert_eq!(fs::read(&foreign).expect("a file"), b"not ours");
+    assert_eq!(files_below(home.path()), [foreign], "nothing was added");
+}
+
+#[test]
+fn a_start_that_is_refused_leaves_no_new_directory() {
+    let first = Broker::start();
+    let home = tempfile::tempdir_in(data_root()).expect("a folder");
+    let path = home.path().join("a/b");
+    let taken = first.address(0).to_string();
+    let args = ["serve", "--data-dir", text(&path), "--listen", &taken];
+    let refused = Cli::without_server().run(&args).failed();
+    assert_eq!(refused.code(), exit::CANNOT_LISTEN, "{refused:?}");
+    assert!(!home.path().join("a").exists());
+}
+
+#[test]
+fn a_refused_directory_that_had_no_lock_gets_none() {
+    let (mut broker, mut identity) = used();
+    let path = |name| broker.data_dir().join(name);
+    fs::remove_file(path("lock")).expect("a lock");
+    identity[8..10].copy_from_slice(&9_u16.to_le_bytes());
+    fs::write(path("identity"), &identity).expect("a writable file");
+    let lock = path("lock");
+    broker.restart_refused().says(&["format 9"]);
+    assert!(!lock.exists());
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_made_is_refused_for_that() {
+    let home = tempfile::tempdir_in(data_root()).expect("a folder");
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink("elsewhere", &link).expect("a link");
+    let refusal = Setup::new().data_dir(&link).refused();
+    refusal.says(&[text(&link), "is a link to elsewhere", "--data-dir"]);
+    let nowhere = Setup::new().data_dir(Path::new("/proc/ringtide")).refused();
+    nowhere.says(&["/proc: ", "--data-dir"]);
+    for refused in [refusal, nowhere] {
+        let code = refused.status.code();
+        assert_eq!(code, Some(exit::DIRECTORY_UNUSABLE), "{refused:?}");
+        assert!(!refused.said.contains("O_DIRECT"), "{}", refused.said);
+    }
 }
 
 #[test]

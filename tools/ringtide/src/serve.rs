@@ -1,6 +1,7 @@
 //! `ringtide serve`: from a configuration to shards that run, and to their end.
 //!
-//! Nothing is changed on disk before the host was found fit and the data directory is locked; no
+//! Nothing is changed on disk before the host was found fit and the data directory is locked, and what
+//! the lock made is removed again if the start is refused before there is data; no
 //! connection is answered before recovery is done. What cannot be mended by waiting ends the
 //! process with the exit code of its reason.
 
@@ -10,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ringtide_io::{Fatal, FatalReason};
-use ringtide_log::files::{self, DirectoryLock};
+use ringtide_log::files;
 use ringtide_log::recovery::{self, Progress, RecoverError, RecoverOptions, Recovered, SlotFile};
 use ringtide_schema::identity::{Identity, IdentityError};
 use ringtide_schema::ids::GroupId;
@@ -56,9 +57,15 @@ fn serve(config: &Config, log: &LogFlusher) -> Result<(), Failure> {
     let open_files = raise_open_files();
     let host = Host::look(config);
     doctor::require(&host, &config.data_dir)?;
-    let _lock = lock(&config.data_dir)?;
-    let listeners = listen(config)?;
-    let recovered = recover(config)?;
+    let lock = files::lock(&config.data_dir)?;
+    let opened = listen(config).and_then(|listeners| Ok((listeners, recover(config)?)));
+    let (listeners, recovered) = match opened {
+        Ok(opened) => opened,
+        Err(refusal) => {
+            lock.undo();
+            return Err(refusal);
+        }
+    };
     announce(config, &host, &recovered, open_files);
 
     let identity = recovered.identity;
@@ -88,12 +95,6 @@ fn raise_open_files() -> Option<u64> {
         return getrlimit(Resource::Nofile).current;
     }
     maximum
-}
-
-fn lock(dir: &Path) -> Result<DirectoryLock, Failure> {
-    files::make_directories(dir)
-        .map_err(|error| Failure::new(Exit::DirectoryUnusable, error.to_string()))?;
-    Ok(files::lock(dir)?)
 }
 
 /// Binds every shard's port before the data is touched.

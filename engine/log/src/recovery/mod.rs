@@ -167,7 +167,7 @@ pub fn recover(
 }
 
 fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError> {
-    files::make_directories(dir)?;
+    files::make_directories(dir, &mut Vec::new())?;
     files::sync_directory(files::parent(dir))?;
     for folder in FOLDERS {
         files::make_directory(&dir.join(folder))?;

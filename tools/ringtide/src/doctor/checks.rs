@@ -1,7 +1,7 @@
 //! What each fact about the host means for a broker. Pure: facts in, verdicts out.
 
 use super::Check;
-use super::host::{Directory, Host};
+use super::host::{Directory, Host, NoAccess};
 use crate::cpu_list::show;
 use crate::exit::Exit;
 use crate::setting::show_bytes;
@@ -106,13 +106,13 @@ fn data_directory(directory: &Directory) -> Check {
     let path = directory.path.display();
     match &directory.access {
         Ok(()) => Check::ok("data directory", format!("{path} can be written to")),
-        Err(why) => Check {
+        Err(NoAccess { why, mend }) => Check {
             exit: Exit::DirectoryUnusable,
             ..Check::required(
                 "data directory",
                 format!("{path}: {why}"),
                 "everything the broker keeps goes there",
-                "Let the broker's user own it, or choose another with --data-dir",
+                *mend,
             )
         },
     }

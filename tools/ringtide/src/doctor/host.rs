@@ -47,7 +47,7 @@ pub(crate) struct Directory {
     /// The device's name; absent for file systems without one.
     pub(crate) device: Option<String>,
     /// Whether files can be made there, or why not.
-    pub(crate) access: Result<(), String>,
+    pub(crate) access: Result<(), NoAccess>,
     /// Whether blocks can be written past the page cache, or why not.
     pub(crate) direct_io: Result<(), String>,
     pub(crate) free_bytes: Option<u64>,
@@ -55,6 +55,13 @@ pub(crate) struct Directory {
     pub(crate) volatile_cache: Option<bool>,
     /// Whether a single write can pass that cache.
     pub(crate) fua: Option<bool>,
+}
+
+/// Why files cannot be made in a directory.
+#[derive(Clone, Debug)]
+pub(crate) struct NoAccess {
+    pub(crate) why: String,
+    pub(crate) mend: &'static str,
 }
 
 impl Host {
@@ -106,29 +113,66 @@ impl Directory {
     }
 }
 
+const OWN: &str = "Let the broker's user own it, or choose another with --data-dir";
+
 /// Whether files can be made in `directory`, and whether past the page cache.
-fn try_direct(data_dir: &Path, directory: &Path) -> (Result<(), String>, Result<(), String>) {
-    if data_dir.exists() && !data_dir.is_dir() {
-        return (
-            Err(format!("{} is not a directory", data_dir.display())),
-            Ok(()),
-        );
+fn try_direct(data_dir: &Path, directory: &Path) -> (Result<(), NoAccess>, Result<(), String>) {
+    if let Some(obstacle) = obstacle(data_dir) {
+        return (Err(obstacle), Ok(()));
     }
+    let refused = |error: std::io::Error, mend| {
+        let why = error.to_string();
+        (Err(NoAccess { why, mend }), Ok(()))
+    };
     if let Err(error) = fs::read_dir(directory) {
-        return (Err(error.to_string()), Ok(()));
+        return refused(error, OWN);
     }
     match probe::direct_io(directory) {
         DirectIo::Works => (Ok(()), Ok(())),
         DirectIo::Unsupported => (Ok(()), Err("the file system does not know it".into())),
         DirectIo::Failed(error) => match error.kind() {
-            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-                (Err(error.to_string()), Ok(()))
+            ErrorKind::PermissionDenied => refused(error, OWN),
+            ErrorKind::ReadOnlyFilesystem => refused(
+                error,
+                "Mount the file system writable, or choose another with --data-dir",
+            ),
+            // The directory is there, so it is one in which no file can be made, such as /proc.
+            ErrorKind::NotFound => {
+                let why = "no file can be made in it".into();
+                let mend = "Choose with --data-dir a directory on a local ext4 or XFS file system";
+                (Err(NoAccess { why, mend }), Ok(()))
             }
             // A full disk has a check of its own.
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => (Ok(()), Ok(())),
             _ => (Ok(()), Err(error.to_string())),
         },
     }
+}
+
+/// What stands where the data directory, or one above it, would have to be.
+fn obstacle(data_dir: &Path) -> Option<NoAccess> {
+    let whole = std::path::absolute(data_dir).ok()?;
+    let absent = |path: &&Path| !path.is_dir();
+    let found = whole
+        .ancestors()
+        .take_while(absent)
+        .find_map(|path| Some((path, path.symlink_metadata().ok()?)));
+    let (path, metadata) = found?;
+    let shown = path.display();
+    if metadata.is_symlink() && !path.exists() {
+        let target = fs::read_link(path).unwrap_or_default();
+        return Some(NoAccess {
+            why: format!(
+                "{shown} is a link to {}, which does not exist",
+                target.display()
+            ),
+            mend: "Make the directory that the link leads to, or choose another with --data-dir",
+        });
+    }
+    Some(NoAccess {
+        why: format!("{shown} is not a directory"),
+        mend: "Move it away, or choose another with --data-dir",
+    })
 }
 
 fn nearest_existing(path: &Path) -> PathBuf {
@@ -165,7 +209,30 @@ mod tests {
         let home = tempfile::tempdir().expect("a directory");
         let path = home.path().join("file");
         fs::write(&path, "").expect("writable");
-        let why = Directory::look(&path).access.expect_err("a file");
-        assert!(why.contains("is not a directory"), "{why}");
+        for data_dir in [path.clone(), path.join("below")] {
+            let refused = Directory::look(&data_dir).access.expect_err("a file");
+            let words = format!("{} is not a directory", path.display());
+            assert!(refused.why.contains(&words), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_leads_nowhere_is_no_access() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("link");
+        std::os::unix::fs::symlink("elsewhere", &path).expect("made");
+        for data_dir in [path.clone(), path.join("below")] {
+            let refused = Directory::look(&data_dir).access.expect_err("nowhere");
+            assert!(refused.why.contains("a link to elsewhere"), "{refused:?}");
+        }
+        fs::create_dir(home.path().join("elsewhere")).expect("made");
+        assert!(obstacle(&path).is_none(), "now it leads somewhere");
+    }
+
+    #[test]
+    fn a_directory_in_which_no_file_can_be_made_is_no_access() {
+        let directory = Directory::look(Path::new("/proc/ringtide-data"));
+        assert!(directory.access.is_err(), "{directory:?}");
+        assert!(directory.direct_io.is_ok(), "{directory:?}");
     }
 }
