@@ -160,13 +160,23 @@ fn an_empty_directory_is_no_data_directory() {
     assert_eq!(contents(root.path()).len(), 0);
 }
 
-fn shown(
-    path: &Path,
-    inspect: impl Fn(&Path, &mut dyn std::io::Write) -> Result<(), inspect::InspectError>,
-) -> String {
+type Inspect = fn(&Path, &mut dyn std::io::Write) -> Result<u64, inspect::InspectError>;
+
+/// What is shown of a file, and how many places in it are damaged.
+fn judged(path: &Path, inspect: Inspect) -> (String, u64) {
     let mut out = Vec::new();
-    inspect(path, &mut out).expect("readable");
-    String::from_utf8(out).expect("text")
+    let bad = inspect(path, &mut out).expect("readable");
+    let text = String::from_utf8(out).expect("text");
+    let lines = text.lines().filter(|line| line.starts_with("BAD")).count();
+    assert_eq!(lines as u64, bad, "{text}");
+    (text, bad)
+}
+
+/// What is shown of a file that is not damaged.
+fn shown(path: &Path, inspect: Inspect) -> String {
+    let (text, bad) = judged(path, inspect);
+    assert_eq!(bad, 0, "{text}");
+    text
 }
 
 #[test]
@@ -182,15 +192,124 @@ fn a_slot_is_shown_up_to_the_first_bad_place() {
         text.ends_with("end at byte 8192: never written\n"),
         "{text}"
     );
+    let end = |text: &str| text.lines().last().expect("a line").to_owned();
     b.logs[0].slots[0][BLOCK_BYTES + 300] ^= 1;
     b.store();
-    let text = shown(&slot, inspect::wal);
+    let torn = end(&shown(&slot, inspect::wal));
     assert!(
-        text.lines()
-            .last()
-            .is_some_and(|l| l.starts_with("BAD at byte 4160")),
-        "{text}"
+        torn.starts_with("end at byte 4096: its entry 1 at byte 4160"),
+        "nothing shows that it was committed: {torn}"
     );
+}
+
+#[test]
+fn a_slot_is_damaged_where_a_later_frame_says_that_it_was_committed() {
+    let (mut b, id) = directory();
+    let slot = b.slot_path(0, 0);
+    b.publish(id, 3000);
+    let later = b.frame(0);
+    let pristine = b.logs[0].slots[0].clone();
+    for at in [BLOCK_BYTES + 10, BLOCK_BYTES + 300] {
+        b.logs[0].slots[0] = pristine.clone();
+        b.logs[0].slots[0][at] ^= 1;
+        b.store();
+        let (text, bad) = judged(&slot, inspect::wal);
+        let place = format!("the frame at byte {} says", later.position);
+        assert!(bad == 1 && text.contains(&place), "{at}: {text}");
+    }
+    b.logs[0].slots[0] = pristine;
+    let first = b.logs[0].frames[0];
+    b.overwrite(0, first, 0);
+    b.store();
+    assert_eq!(judged(&slot, inspect::wal).1, 1, "as if never written");
+}
+
+#[test]
+fn a_free_slot_is_not_damaged() {
+    let (mut b, _) = directory();
+    let slot = b.slot_path(0, 0);
+    b.logs[0].slots[0][..BLOCK_BYTES].fill(0);
+    b.store();
+    let text = shown(&slot, inspect::wal);
+    assert!(text.contains("free") && text.contains("frame 1"), "{text}");
+    b.logs[0].slots[0][8] = 1;
+    b.store();
+    assert_eq!(
+        judged(&slot, inspect::wal).1,
+        1,
+        "neither blank nor a header"
+    );
+}
+
+/// A sealed segment of six batches, copied to where nothing is beside it.
+fn copied(b: &Builder, id: PartitionId) -> (PathBuf, Vec<u8>) {
+    let bytes = fs::read(partition(b, id).join(log_name(6))).expect("a segment");
+    let alone = b.dir().join("copy");
+    fs::create_dir(&alone).expect("made");
+    (alone.join(log_name(6)), bytes)
+}
+
+#[test]
+fn an_open_segment_may_end_within_a_batch_or_in_zeros() {
+    let (b, id) = directory();
+    let (path, bytes) = copied(&b, id);
+    let last = bytes.len() / 6 * 5;
+    let mut zeros = bytes.clone();
+    zeros[last + 100..].fill(0);
+    zeros.extend([0; BLOCK_BYTES]);
+    for unfinished in [&bytes[..last + 700], &bytes[..last + 7], &zeros] {
+        fs::write(&path, unfinished).expect("written");
+        let text = shown(&path, inspect::segment);
+        let words = format!("unfinished end at byte {last}: ");
+        assert!(
+            text.contains(&words) && text.contains("5 batches"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_batch_is_damage_when_a_whole_one_follows() {
+    let (b, id) = directory();
+    let (path, pristine) = copied(&b, id);
+    let batch = pristine.len() / 6;
+    // Its length, its magic, its records.
+    for at in [9, 11, 16, 300] {
+        let mut bytes = pristine.clone();
+        bytes[3 * batch + at] ^= 1;
+        fs::write(&path, bytes).expect("written");
+        let (text, bad) = judged(&path, inspect::segment);
+        let place = format!("follows at byte {}", 4 * batch);
+        assert!(bad == 1 && text.contains(&place), "{at}: {text}");
+    }
+}
+
+#[test]
+fn a_sealed_segment_that_ends_within_a_batch_is_damaged() {
+    let (b, id) = directory();
+    let (path, bytes) = copied(&b, id);
+    fs::write(&path, &bytes[..bytes.len() - 1]).expect("written");
+    assert_eq!(judged(&path, inspect::segment).1, 0, "nothing is beside it");
+    for (beside, bad) in [(index_name(6), 1), (log_name(12), 1), (log_name(0), 0)] {
+        let beside = path.with_file_name(beside);
+        fs::write(&beside, "").expect("written");
+        assert_eq!(judged(&path, inspect::segment).1, bad, "{beside:?}");
+        fs::remove_file(&beside).expect("removed");
+    }
+}
+
+#[test]
+fn a_damaged_index_and_a_damaged_snapshot_are_told_from_whole_ones() {
+    let (b, id) = directory();
+    let index_path = partition(&b, id).join(index_name(6));
+    fs::write(&index_path, "junk").expect("written");
+    assert_eq!(judged(&index_path, inspect::index).1, 1);
+    let path = b.dir().join("groups").join(b.group_of(id).snapshot_name());
+    let mut bytes = fs::read(&path).expect("a snapshot");
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&path, bytes).expect("written");
+    assert_eq!(judged(&path, inspect::snapshot).1, 1);
 }
 
 #[test]

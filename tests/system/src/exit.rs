@@ -13,8 +13,8 @@ pub const UNREACHABLE: i32 = 4;
 pub const OUTCOME_UNKNOWN: i32 = 5;
 /// `consume` delivered fewer records than `--count`.
 pub const FEWER_THAN_ASKED: i32 = 6;
-/// `verify` found problems.
-pub const VERIFY_FOUND: i32 = 7;
+/// `verify` or `inspect` found problems.
+pub const PROBLEMS_FOUND: i32 = 7;
 /// The host lacks what the broker cannot do without.
 pub const HOST_UNFIT: i32 = 10;
 /// The data directory is in use.

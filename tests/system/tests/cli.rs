@@ -870,7 +870,7 @@ fn the_exit_codes_are_listed_in_the_help_and_in_the_manual() {
         exit::UNREACHABLE,
         exit::OUTCOME_UNKNOWN,
         exit::FEWER_THAN_ASKED,
-        exit::VERIFY_FOUND,
+        exit::PROBLEMS_FOUND,
         exit::HOST_UNFIT,
         exit::DIRECTORY_LOCKED,
         exit::DIRECTORY_UNUSABLE,

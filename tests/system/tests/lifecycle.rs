@@ -377,9 +377,10 @@ fn stopped() -> Broker {
     broker
 }
 
-fn find(broker: &Broker, wanted: impl Fn(&str) -> bool) -> String {
+/// The files of a data directory that are wanted and not empty.
+fn files(broker: &Broker, wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let mut folders = vec![broker.data_dir().to_owned()];
-    let mut seen = Vec::new();
+    let mut found = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
@@ -387,13 +388,16 @@ fn find(broker: &Broker, wanted: impl Fn(&str) -> bool) -> String {
             if path.is_dir() {
                 folders.push(path);
             } else if wanted(&text) && path.metadata().is_ok_and(|m| m.len() > 0) {
-                return text;
-            } else {
-                seen.push(text);
+                found.push(text);
             }
         }
     }
-    panic!("no such file among {seen:?}");
+    found
+}
+
+fn find(broker: &Broker, wanted: impl Fn(&str) -> bool) -> String {
+    let found = files(broker, wanted).into_iter().next();
+    found.unwrap_or_else(|| panic!("no such file among {:?}", files(broker, |_| true)))
 }
 
 #[test]
@@ -416,7 +420,7 @@ fn verify_finds_damage_in_a_segment_and_names_it() {
     bytes[at] ^= 1;
     fs::write(&segment, bytes).expect("a writable file");
     let verified = Cli::without_server().run(&["verify", "--data-dir", data_dir]);
-    assert_eq!(verified.code(), exit::VERIFY_FOUND, "{verified:?}");
+    assert_eq!(verified.code(), exit::PROBLEMS_FOUND, "{verified:?}");
     let name = segment.rsplit('/').next().expect("a name");
     let said = format!("{}{}", verified.text(), verified.stderr);
     assert!(said.contains(name), "{name} is not in: {said}");
@@ -457,6 +461,47 @@ fn inspect_shows_each_kind_of_file() {
         let shown = cli.run(&["inspect", kind, &path]).ok();
         assert!(!shown.text().is_empty(), "inspect {kind} shows nothing");
     }
+}
+
+#[test]
+fn inspect_of_a_damaged_file_shows_what_it_can_and_fails() {
+    let broker = stopped();
+    let segment = find(&broker, |p| p.ends_with("/00000000000000000000.log"));
+    let mut bytes = fs::read(&segment).expect("a file");
+    let at = bytes.len() - 1;
+    bytes[at] ^= 1;
+    fs::write(&segment, bytes).expect("a writable file");
+    let inspected = Cli::without_server()
+        .run(&["inspect", "segment", &segment])
+        .failed();
+    assert_eq!(inspected.code(), exit::PROBLEMS_FOUND, "{inspected:?}");
+    let shown = inspected.text();
+    assert!(shown.contains("batch at byte 0: offsets 0..=0"), "{shown}");
+    assert!(shown.contains("\nBAD at byte "), "{shown}");
+    assert!(inspected.stderr.contains(&segment), "{}", inspected.stderr);
+}
+
+#[test]
+fn inspect_of_what_a_killed_broker_left_finds_no_damage() {
+    let mut broker = Broker::start();
+    let mut peer = broker.peer();
+    let partition = peer.create_topic("t", 1).partition(0);
+    // More than is written to a segment at once, and no whole number of blocks.
+    for _ in 0..70 {
+        peer.put(partition, [b'x'; 10_001]);
+    }
+    drop(peer);
+    let segments = || files(&broker, |p| p.ends_with(".log"));
+    wait::for_it("a segment", || !segments().is_empty());
+    broker.kill();
+    let mut unfinished = 0;
+    for (kind, end) in [("segment", ".log"), ("wal", ".wal")] {
+        for path in files(&broker, |p| p.ends_with(end)) {
+            let shown = Cli::without_server().run(&["inspect", kind, &path]).ok();
+            unfinished += shown.text().matches("unfinished end at byte").count();
+        }
+    }
+    assert_eq!(unfinished, 1, "of the one segment");
 }
 
 #[test]

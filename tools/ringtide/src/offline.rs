@@ -1,7 +1,8 @@
 //! `ringtide verify` and `ringtide inspect`: a stopped broker's files, read without it.
 
 use std::fmt::Write as _;
-use std::io::{self, BufWriter};
+use std::fs::File;
+use std::io::{self, BufWriter, ErrorKind};
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub(crate) fn verify_directory(dir: &Path) -> Result<(), Failure> {
         .count();
     if serious > 0 {
         let message = format!("{}: {serious} of the problems are serious", dir.display());
-        return Err(Failure::new(Exit::VerifyFound, message));
+        return Err(Failure::new(Exit::ProblemsFound, message));
     }
     Ok(())
 }
@@ -120,12 +121,36 @@ pub(crate) fn inspect_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
             "{path} is by its name no {kind} file; try `ringtide inspect {other} {path}`"
         )));
     }
+    readable(kind, path)?;
     if let Some(dir) = data_directory_of(path) {
         // A file that changes while it is read would be shown as damaged.
         let _lock = files::lock_read_only(&dir)?;
         return show_file(kind, path);
     }
     show_file(kind, path)
+}
+
+/// Whether there is a file that can be read, in the words of who gave its path: it may lie anywhere,
+/// so that advice about data directories would mislead.
+fn readable(kind: FileKind, path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    if path.is_dir() {
+        let (kind, place) = (name(kind), place(kind));
+        return Err(Failure::failed(format!(
+            "{shown} is a directory; name one {kind} file, in a data directory {place}"
+        )));
+    }
+    let Err(error) = File::open(path) else {
+        return Ok(());
+    };
+    let advice = match error.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied => "run this as a user who may read it, such as the broker's",
+        _ => "read it on the host that has it, or copy it first",
+    };
+    Err(Failure::failed(format!(
+        "cannot open {shown}: {error}; {advice}"
+    )))
 }
 
 fn show_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
@@ -136,12 +161,23 @@ fn show_file(kind: FileKind, path: &Path) -> Result<(), Failure> {
         FileKind::Index => inspect::index(path, &mut out),
         FileKind::Snapshot => inspect::snapshot(path, &mut out),
     };
-    shown
-        .and_then(|()| Ok(io::Write::flush(&mut out)?))
-        .map_err(|error| match error {
-            InspectError::Out(error) => output::failure(error),
-            error => Failure::failed(error.to_string()),
-        })
+    let flushed = shown.and_then(|bad| {
+        io::Write::flush(&mut out)?;
+        Ok(bad)
+    });
+    match flushed {
+        Ok(0) => Ok(()),
+        Ok(bad) => Err(Failure::new(
+            Exit::ProblemsFound,
+            format!(
+                "{} is damaged: lines that begin with BAD say where ({bad}); `ringtide verify` says \
+                 what that means for the data directory",
+                path.display()
+            ),
+        )),
+        Err(InspectError::Out(error)) => Err(output::failure(error)),
+        Err(error) => Err(Failure::failed(error.to_string())),
+    }
 }
 
 fn name(kind: FileKind) -> &'static str {
@@ -150,6 +186,15 @@ fn name(kind: FileKind) -> &'static str {
         FileKind::Segment => "segment",
         FileKind::Index => "index",
         FileKind::Snapshot => "snapshot",
+    }
+}
+
+fn place(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Wal => "wal/NUMBER.wal",
+        FileKind::Segment => "partitions/ID/OFFSET.log",
+        FileKind::Index => "partitions/ID/OFFSET.index",
+        FileKind::Snapshot => "groups/NUMBER.snapshot",
     }
 }
 
@@ -186,6 +231,33 @@ mod tests {
         assert!(
             message.contains("inspect snapshot /nowhere/00001.snapshot"),
             "{message}"
+        );
+    }
+
+    #[test]
+    fn a_path_without_a_file_to_show_is_refused_with_what_to_do() {
+        let home = tempfile::tempdir().expect("a directory");
+        let message = |path: &Path| inspect_file(FileKind::Wal, path).expect_err("none").message;
+        let absent = message(&home.path().join("000000.wal"));
+        assert!(
+            absent.contains("000000.wal") && absent.contains("check the path"),
+            "{absent}"
+        );
+        assert!(!absent.contains("restore"), "{absent}");
+        let directory = message(home.path());
+        assert!(directory.contains("name one wal file"), "{directory}");
+    }
+
+    #[test]
+    fn damage_decides_the_exit_code() {
+        let home = tempfile::tempdir().expect("a directory");
+        let path = home.path().join("00000000000000000000.index");
+        std::fs::write(&path, "junk").expect("written");
+        let failure = inspect_file(FileKind::Index, &path).expect_err("damage");
+        assert_eq!(failure.exit, Exit::ProblemsFound);
+        assert!(
+            failure.message.contains("00000.index is damaged"),
+            "{failure}"
         );
     }
 

@@ -1,8 +1,12 @@
 //! Showing one file of a data directory to a person, with the result of every check.
 //!
-//! Each function writes lines until the file ends or something in it cannot be read; the last line
-//! then says what and where. Only the file itself is looked at, so that it may be a copy.
+//! Each function writes lines until the file ends or something in it cannot be read, which it says
+//! with its place, and gives the number of places that are damaged: those of lines that begin with
+//! `BAD`. What an interrupted write leaves behind, or one that is still to be continued, is none.
+//! Only the file itself is read, so that it may be a copy; names beside a segment tell whether it is
+//! sealed.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -10,7 +14,7 @@ use ringtide_schema::index::{ENTRY_BYTES, HEADER_BYTES, IndexView};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::{
     EntryHeader, FRAME_CLOSING, FRAME_HEADER_BYTES, FrameError, FrameHeader, MAX_FRAME_BYTES,
-    SlotHeader,
+    SlotError, SlotHeader,
 };
 use ringtide_schema::{ids::PartitionId, snapshot};
 
@@ -30,7 +34,8 @@ pub enum InspectError {
 }
 
 /// Shows a slot of the write-ahead log: its header, each frame, each entry.
-pub fn wal(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
+pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
+    let mut bad = 0;
     let file = files::open_read(path, false)?;
     let bytes = files::file_bytes(&file, path)?;
     let mut buf = AlignedBuf::zeroed(MAX_FRAME_BYTES);
@@ -43,40 +48,45 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
                 slot.data_directory, slot.shard, slot.generation, slot.incarnation
             )?;
             if slot.slot_bytes != bytes {
+                bad += 1;
                 writeln!(out, "BAD its header says {} bytes", slot.slot_bytes)?;
             }
             Some(slot)
         }
+        Err(SlotError::Blank) => {
+            writeln!(
+                out,
+                "slot of {bytes} bytes, free: its header is blank, what follows was given up"
+            )?;
+            None
+        }
         Err(error) => {
+            bad += 1;
             writeln!(out, "BAD at byte 0: {error}")?;
             None
         }
     };
+    let mut usage = slot.map(|slot| (slot.incarnation, slot.generation));
     let mut position = BLOCK_BYTES as u64;
     let mut previous: Option<(FrameHeader, u32)> = None;
-    while position < bytes {
+    // The entry that comes next, once that is known.
+    let mut next_seq = None;
+    let why = loop {
+        if position >= bytes {
+            writeln!(out, "end at byte {position}: the slot is full")?;
+            return Ok(bad);
+        }
         let got = files::read_at(&file, path, &mut buf[..BLOCK_BYTES], position)?;
         let (header, crc) = match FrameHeader::decode(&buf[..got]) {
             Ok(decoded) => decoded,
             Err(FrameError::Magic) if buf[..got].iter().all(|&b| b == 0) => {
-                writeln!(out, "end at byte {position}: never written")?;
-                return Ok(());
+                break "never written".to_owned();
             }
-            Err(error) => {
-                writeln!(out, "end at byte {position}: {error}")?;
-                return Ok(());
-            }
+            Err(error) => break error.to_string(),
         };
-        let stale = slot.is_some_and(|slot| {
-            (header.incarnation, header.generation) != (slot.incarnation, slot.generation)
-        });
-        if stale {
-            writeln!(
-                out,
-                "end at byte {position}: a frame of start {}, generation {}",
-                header.incarnation, header.generation
-            )?;
-            return Ok(());
+        let found = (header.incarnation, header.generation);
+        if *usage.get_or_insert(found) != found {
+            break format!("a frame of start {}, generation {}", found.0, found.1);
         }
         let closing = if header.flags & FRAME_CLOSING != 0 {
             ", closing"
@@ -100,26 +110,91 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
                 "BAD at byte {position}: it does not follow frame {}",
                 before.frame_seq
             )?;
-            return Ok(());
+            return Ok(bad + 1);
         }
+        next_seq = Some(header.first_seq);
         let end = FRAME_HEADER_BYTES + header.entries_bytes as usize;
         let got = files::read_at(&file, path, &mut buf[..end], position)?;
-        if !entries(&buf[..got], &header, position, out)? {
-            return Ok(());
+        if let Some(why) = entries(&buf[..got], &header, position, out)? {
+            break why;
         }
+        next_seq = Some(header.next_seq());
         previous = Some((header, crc));
         position += header.disk_bytes() as u64;
+    };
+    let shown = match slot {
+        Some(slot) => {
+            let rest = Rest {
+                file: &file,
+                path,
+                from: position + BLOCK_BYTES as u64,
+                bytes,
+            };
+            rest.shows_committed(&slot, next_seq, &mut buf)?
+        }
+        None => None,
+    };
+    match shown {
+        Some((at, committed)) => {
+            bad += 1;
+            writeln!(
+                out,
+                "BAD at byte {position}: {why}; the frame at byte {at} says that entries up to \
+                 {committed} were committed"
+            )?;
+        }
+        None => writeln!(out, "end at byte {position}: {why}")?,
     }
-    writeln!(out, "end at byte {position}: the slot is full")?;
-    Ok(())
+    Ok(bad)
 }
 
+/// What lies behind the place where the frames of a slot end.
+struct Rest<'a> {
+    file: &'a File,
+    path: &'a Path,
+    from: u64,
+    bytes: u64,
+}
+
+impl Rest<'_> {
+    /// The first frame of the slot that says that the entry which should have come next was
+    /// committed, or that before its own if nothing is known of the next: its position and what it
+    /// says. Without one the frames end as an interrupted write leaves them.
+    fn shows_committed(
+        &self,
+        slot: &SlotHeader,
+        mut next_seq: Option<u64>,
+        buf: &mut [u8],
+    ) -> Result<Option<(u64, u64)>, FileError> {
+        let mut position = self.from;
+        while position < self.bytes {
+            let got = files::read_at(self.file, self.path, buf, position)?;
+            for block in buf[..got].chunks(BLOCK_BYTES) {
+                if let Ok((header, _)) = FrameHeader::decode(block)
+                    && (header.incarnation, header.generation)
+                        == (slot.incarnation, slot.generation)
+                    && header.committed
+                        >= *next_seq.get_or_insert(header.first_seq.saturating_sub(1).max(1))
+                {
+                    return Ok(Some((position, header.committed)));
+                }
+                position += BLOCK_BYTES as u64;
+            }
+            if got < buf.len() {
+                break;
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Shows the entries of a frame; gives why they end before they should, if they do.
 fn entries(
     frame: &[u8],
     header: &FrameHeader,
     position: u64,
     out: &mut dyn Write,
-) -> Result<bool, InspectError> {
+) -> Result<Option<String>, InspectError> {
     let mut at = FRAME_HEADER_BYTES;
     for seq in header.first_seq..header.next_seq() {
         let place = position + at as u64;
@@ -127,10 +202,17 @@ fn entries(
             match EntryHeader::decode(&frame[at.min(frame.len())..], header.incarnation) {
                 Ok(decoded) => decoded,
                 Err(error) => {
-                    writeln!(out, "BAD at byte {place}: {error}")?;
-                    return Ok(false);
+                    return Ok(Some(format!(
+                        "its entry {seq} at byte {place} is not whole: {error}"
+                    )));
                 }
             };
+        if entry.seq != seq {
+            let found = entry.seq;
+            return Ok(Some(format!(
+                "its entry at byte {place} is number {found} where {seq} was to come"
+            )));
+        }
         writeln!(
             out,
             "  entry {} at byte {place}: {:?}, group {} index {}, {} offset {}, {} bytes, ok",
@@ -142,35 +224,47 @@ fn entries(
             entry.base_offset,
             payload.len()
         )?;
-        if entry.seq != seq {
-            writeln!(out, "BAD at byte {place}: entry {seq} was to come")?;
-            return Ok(false);
-        }
         at += entry.disk_bytes();
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Shows a segment: each batch with its position, and the whole.
-pub fn segment(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
+pub fn segment(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
+    let mut bad = 0;
     let bytes = files::bytes_at(path)?;
     let base = path
         .file_name()
-        .and_then(|name| parse_name(&name.to_string_lossy()));
+        .and_then(|name| parse_name(&name.to_string_lossy()))
+        .map(|(base, _)| base);
     let mut scan = Scan::open(path, bytes, Vec::new())?;
-    let mut contents = Contents::new(base.map_or(0, |(base, _)| base));
-    let mut expected = base.map(|(base, _)| base);
+    let mut contents = Contents::new(base.unwrap_or(0));
+    let mut expected = base;
+    let mut position = 0;
     loop {
-        let position = scan.position();
         let (header, batch) = match scan.next()? {
             None => break,
             Some(Ok(found)) => found,
             Some(Err(error)) => {
-                writeln!(
-                    out,
-                    "BAD at byte {position}: {error} (of a segment that is not sealed, the last \
-                     batch may go on in the snapshot, and zeros may follow)"
-                )?;
+                let behind = scan.behind(contents.next_offset)?;
+                let why = match (behind, sealed_by(path, base)?) {
+                    (Some(at), _) => Some(format!("a whole batch follows at byte {at}")),
+                    (None, Some(name)) => {
+                        Some(format!("the segment is sealed: {name} is beside it"))
+                    }
+                    (None, None) => None,
+                };
+                match why {
+                    Some(why) => {
+                        bad += 1;
+                        writeln!(out, "BAD at byte {position}: {error}; {why}")?;
+                    }
+                    None => writeln!(
+                        out,
+                        "unfinished end at byte {position}: {error}; the segment is still open, and \
+                         the rest of what it holds is in the snapshot or in the write-ahead log"
+                    )?,
+                }
                 break;
             }
         };
@@ -193,31 +287,43 @@ pub fn segment(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
         if let Some(expected) = expected
             && header.base_offset != expected
         {
+            bad += 1;
             writeln!(out, "BAD at byte {position}: offset {expected} was to come")?;
         }
         expected = Some(header.next_offset());
         contents.add(&header, batch);
+        position = scan.position();
     }
     writeln!(
         out,
-        "{} bytes of {bytes}: {} batches, {} records, next offset {}, prefix crc {:#010x}",
-        scan.position(),
-        contents.batches,
-        contents.records,
-        contents.next_offset,
-        contents.prefix_crc
+        "{position} bytes of {bytes}: {} batches, {} records, next offset {}, prefix crc {:#010x}",
+        contents.batches, contents.records, contents.next_offset, contents.prefix_crc
     )?;
-    Ok(())
+    Ok(bad)
+}
+
+/// The name beside a segment that shows that it is sealed: its index, or a later segment.
+fn sealed_by(path: &Path, base: Option<u64>) -> Result<Option<String>, FileError> {
+    let Some(base) = base else {
+        return Ok(None);
+    };
+    let shows = |name: &String| match parse_name(name) {
+        Some((other, true)) => other > base,
+        Some((other, false)) => other == base,
+        None => false,
+    };
+    let beside = files::list(files::parent(path))?.unwrap_or_default();
+    Ok(beside.into_iter().map(|listed| listed.name).find(shows))
 }
 
 /// Shows an index: each entry.
-pub fn index(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
+pub fn index(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
     let bytes = whole(path)?;
     let view = match IndexView::check(&bytes) {
         Ok(view) => view,
         Err(error) => {
             writeln!(out, "BAD at byte 0: {error}")?;
-            return Ok(());
+            return Ok(1);
         }
     };
     writeln!(
@@ -242,17 +348,17 @@ pub fn index(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
             entry.timestamp_ms
         )?;
     }
-    Ok(())
+    Ok(0)
 }
 
 /// Shows the snapshot of a log group.
-pub fn snapshot(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
+pub fn snapshot(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
     let bytes = whole(path)?;
     let group = match snapshot::decode(&bytes) {
         Ok(group) => group,
         Err(error) => {
             writeln!(out, "BAD at byte 0: {error}")?;
-            return Ok(());
+            return Ok(1);
         }
     };
     writeln!(
@@ -322,7 +428,7 @@ pub fn snapshot(path: &Path, out: &mut dyn Write) -> Result<(), InspectError> {
             )?;
         }
     }
-    Ok(())
+    Ok(0)
 }
 
 fn whole(path: &Path) -> Result<Vec<u8>, InspectError> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use ringtide_schema::batch::{BatchError, CRC_START, Header, check_stored};
 use ringtide_schema::index::{IndexEntry, IndexView};
+use ringtide_schema::limits::MAX_BATCH_BYTES;
 
 use crate::files::{self, FileError};
 
@@ -72,6 +73,41 @@ impl Scan {
         self.at += header.batch_bytes;
         self.position += header.batch_bytes as u64;
         Ok(Some(Ok((header, &self.buf[start..self.at]))))
+    }
+
+    /// Behind a bad batch: where the next whole one begins whose offset is past `offset`, if there is
+    /// any. A damaged length leads nowhere, so every byte is tried.
+    pub(super) fn behind(mut self, offset: u64) -> Result<Option<u64>, FileError> {
+        loop {
+            if self.at == self.buf.len() && !self.fill()? {
+                return Ok(None);
+            }
+            self.at += 1;
+            self.position += 1;
+            if self.begins_whole_batch(offset)? {
+                return Ok(Some(self.position));
+            }
+        }
+    }
+
+    fn begins_whole_batch(&mut self, offset: u64) -> Result<bool, FileError> {
+        loop {
+            // What cannot be a batch is told from the header, without reading on for the rest of it.
+            let header = Header::peek(&self.buf[self.at..]);
+            let checked = header.and_then(|header| {
+                let past = header.base_offset.saturating_sub(offset);
+                let possible = (1..=u64::from(u32::MAX)).contains(&past)
+                    && header.batch_bytes <= MAX_BATCH_BYTES;
+                possible
+                    .then(|| check_stored(&self.buf[self.at..]))
+                    .transpose()
+            });
+            match checked {
+                Ok(batch) => return Ok(batch.is_some()),
+                Err(BatchError::Incomplete { .. }) if self.fill()? => {}
+                Err(_) => return Ok(false),
+            }
+        }
     }
 
     /// Reads on; false at the end.
