@@ -313,6 +313,17 @@ fn a_damaged_index_and_a_damaged_snapshot_are_told_from_whole_ones() {
 }
 
 #[test]
+fn the_index_of_an_open_segment_is_said_to_be_that() {
+    let (b, id) = directory();
+    let index = |base| partition(&b, id).join(index_name(base));
+    fs::write(index(12), index::encode(12, 17, &[])).expect("written");
+    let report = report(&b);
+    let problem = &report.problems[0];
+    assert_eq!((&problem.path, problem.serious), (&index(12), false));
+    assert!(problem.what.contains("still open"), "{problem}");
+}
+
+#[test]
 fn a_segment_an_index_and_a_snapshot_are_shown() {
     let (b, id) = directory();
     let path = partition(&b, id).join(log_name(6));

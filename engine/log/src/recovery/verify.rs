@@ -209,14 +209,26 @@ fn log(
     report.log.skipped = replay.skipped;
     replay.finish()?;
     report.topics = replay.metadata().topics().count();
+    let open_indexes: HashSet<PathBuf> = directories
+        .iter()
+        .flat_map(|(id, directory)| {
+            let stored = replay.partition(*id);
+            let segments = stored
+                .and_then(|p| p.segments.as_deref())
+                .unwrap_or_default();
+            let open = segments.iter().filter(|segment| !segment.sealed);
+            open.map(|segment| directory.join(index_name(segment.base_offset)))
+        })
+        .collect();
     let garbage = layout::garbage(directories, &replay, true)?;
     for path in garbage.files.iter().chain(&garbage.directories) {
-        report.note(
-            path,
-            None,
-            "no longer needed; the next start after a crash removes it",
-            false,
-        );
+        let what = if open_indexes.contains(path) {
+            "the index of a segment that is still open to the broker: it ended before it had recorded \
+             that the segment was sealed; the next start removes it, and it is made anew"
+        } else {
+            "no longer needed; the next start after a crash removes it"
+        };
+        report.note(path, None, what, false);
     }
     let live = |id: &PartitionId| matches!(replay.standing(id.topic), Standing::Live(_));
     Ok(ids.into_iter().filter(|id| !live(id)).collect())
