@@ -85,23 +85,34 @@ pub(crate) enum ConfigError {
         origin: Origin,
         need: String,
     },
+    /// Clients would not know where to connect.
+    #[error(
+        "listen = {value} ({origin}) means every address of this host, and clients need one that they can connect to: add --advertise HOST, for example --advertise broker-1.example.com (in the configuration file: advertise = \"HOST\")"
+    )]
+    Unadvertised { value: String, origin: Origin },
     /// No setting has this name.
-    #[error("{}: there is no setting {key:?}{}; docs/OPERATIONS.md lists them all", .path.display(), meant(.nearest))]
+    #[error("{}, line {line}: there is no setting {key:?}{}; `ringtide serve --help` lists them all", .path.display(), meant(.nearest))]
     UnknownKey {
         path: PathBuf,
+        line: usize,
         key: String,
         nearest: Option<&'static str>,
     },
     /// The value is a table, a date or the like.
-    #[error("{}: {key} cannot be {what}: give a string, a number, or a list of numbers", .path.display())]
+    #[error("{}, line {line}: {key} cannot be {what}: give a string, a number, or a list of numbers", .path.display())]
     WrongType {
         path: PathBuf,
+        line: usize,
         key: String,
         what: &'static str,
     },
     /// Not TOML.
-    #[error("{}: not a TOML file: {why}", .path.display())]
-    Syntax { path: PathBuf, why: String },
+    #[error("{}, line {line}: not TOML: {why}; write each setting as KEY = VALUE, text in double quotes", .path.display())]
+    Syntax {
+        path: PathBuf,
+        line: usize,
+        why: String,
+    },
     /// The file cannot be read.
     #[error("cannot read the configuration file {}: {why}; check the path given with --config", .path.display())]
     Unreadable { path: PathBuf, why: String },
@@ -109,7 +120,7 @@ pub(crate) enum ConfigError {
 
 fn meant(nearest: &Option<&'static str>) -> String {
     nearest
-        .map(|name| format!(", did you mean {name:?}?"))
+        .map(|name| format!(" (did you mean {name:?}?)"))
         .unwrap_or_default()
 }
 
@@ -135,8 +146,9 @@ impl Config {
             return data_dir.refuse("give the path of a directory");
         }
         let cpus = choose_cpus(&given!(cpus), allowed)?;
-        let listen = choose_listen(&given!(listen), cpus.len())?;
-        let advertise = choose_advertise(&given!(advertise), listen)?;
+        let given_listen = given!(listen);
+        let listen = choose_listen(&given_listen, cpus.len())?;
+        let advertise = choose_advertise(&given!(advertise), listen, &given_listen)?;
         let wal_slot_bytes = given!(wal_slot_bytes);
         let slot = wal_slot_bytes.bytes(64 * MIB, ringtide_schema::wal::MIN_SLOT_BYTES, 4 * GIB)?;
         if !slot.is_multiple_of(MIB) {
@@ -258,19 +270,22 @@ fn choose_listen(given: &Given<'_>, shards: usize) -> Result<SocketAddr, ConfigE
     Ok(address)
 }
 
-fn choose_advertise(given: &Given<'_>, listen: SocketAddr) -> Result<String, ConfigError> {
-    match given.value() {
-        Some("") => given.refuse("give the host name or address that clients connect to"),
-        Some(value) if value.parse::<SocketAddr>().is_ok() || has_port(value) => given.refuse(
+fn choose_advertise(
+    given: &Given<'_>,
+    listen: SocketAddr,
+    given_listen: &Given<'_>,
+) -> Result<String, ConfigError> {
+    match (given.value(), given_listen.text) {
+        (Some(""), _) => given.refuse("give the host name or address that clients connect to"),
+        (Some(value), _) if value.parse::<SocketAddr>().is_ok() || has_port(value) => given.refuse(
             "give a host name or address without a port; each shard advertises its own port",
         ),
-        Some(value) => Ok(value.into()),
-        None if listen.ip().is_unspecified() => given.refuse(format_args!(
-            "listening on {} means every address of this host, so say which name or address \
-             clients shall use, for example --advertise broker-1.example.com",
-            listen.ip()
-        )),
-        None => Ok(listen.ip().to_string()),
+        (Some(value), _) => Ok(value.into()),
+        (None, Some(text)) if listen.ip().is_unspecified() => Err(ConfigError::Unadvertised {
+            value: text.value.clone(),
+            origin: text.origin.clone(),
+        }),
+        (None, _) => Ok(listen.ip().to_string()),
     }
 }
 
@@ -323,7 +338,7 @@ mod tests {
             (
                 &[],
                 "wal-slots = 0",
-                &["wal-slots = 0", "ringtide.toml", "from 3 to 1024"],
+                &["wal-slots = 0 (ringtide.toml, line 1)", "from 3 to 1024"],
             ),
             (
                 &[("wal-slots", "many")],
@@ -348,7 +363,17 @@ mod tests {
             (
                 &[("listen", "0.0.0.0:7311")],
                 "",
-                &["advertise", "every address"],
+                &[
+                    "listen = 0.0.0.0:7311 (--listen)",
+                    "every address",
+                    "--advertise HOST",
+                    "advertise = \"HOST\"",
+                ],
+            ),
+            (
+                &[],
+                "\nlisten = \"[::]:7311\"",
+                &["listen = [::]:7311 (ringtide.toml, line 2)", "--advertise"],
             ),
             (
                 &[("advertise", "host:1")],
@@ -404,7 +429,25 @@ mod tests {
             .to_string();
         assert!(message.contains("listen cannot be a table"), "{message}");
         let message = config(&[], "listen = ").expect_err("syntax").to_string();
-        assert!(message.contains("not a TOML file"), "{message}");
+        assert!(message.contains("not TOML"), "{message}");
+    }
+
+    #[test]
+    fn an_error_in_the_file_names_its_line() {
+        for wrong in [
+            "colour = 4",
+            "listen.host = 3",
+            "wal-slots = 0",
+            "idle = ",
+            "idle",
+        ] {
+            let file = format!("# a comment\nlog-level = \"warn\"\n\n{wrong}\ncpus = [0]\n");
+            let message = config(&[], &file).expect_err("wrong").to_string();
+            assert!(
+                message.contains("ringtide.toml, line 4") && !message.contains('\n'),
+                "{wrong}: {message}"
+            );
+        }
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //! One declaration gives the flag, its help, the key of the TOML file and the order in which the
 //! manual lists them, so the names cannot differ.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+
+use toml::Spanned;
 
 use crate::config::ConfigError;
 
@@ -14,8 +17,8 @@ use crate::config::ConfigError;
 pub(crate) enum Origin {
     /// On the command line.
     Flag(&'static str),
-    /// In this file.
-    File(PathBuf),
+    /// In this line of this file.
+    File(PathBuf, usize),
     /// Nowhere.
     Default,
 }
@@ -25,7 +28,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Flag("") => f.write_str("command line"),
             Self::Flag(name) => write!(f, "--{name}"),
-            Self::File(path) => write!(f, "{}", path.display()),
+            Self::File(path, line) => write!(f, "{}, line {line}", path.display()),
             Self::Default => f.write_str("default"),
         }
     }
@@ -55,7 +58,7 @@ macro_rules! settings {
         #[derive(Clone, Debug, Default, clap::Args)]
         pub(crate) struct Raw {
             $($(#[doc = $help])+
-            #[arg(long = $name, value_name = $value)]
+            #[arg(long = $name, value_name = $value, allow_negative_numbers = true)]
             pub(crate) $field: Option<Text>,)*
         }
 
@@ -95,7 +98,8 @@ settings! {
     data_dir, "data-dir", "DIR";
     /// Where the first shard listens; shard i listens on port + i [default: 127.0.0.1:7311]
     listen, "listen", "HOST:PORT";
-    /// The host that clients are told to connect to [default: that of --listen]
+    /// The host that clients are told to connect to, without a port; must be given when listening
+    /// on all addresses (0.0.0.0 or [::]) [default: that of --listen]
     advertise, "advertise", "HOST";
     /// The CPU of each shard, for example 0 or 2,3 or 2-5 [default: the last half, at most 4]
     cpus, "cpus", "LIST";
@@ -103,9 +107,11 @@ settings! {
     idle, "idle", "POLICY";
     /// How long an adaptive shard looks before it sleeps, in microseconds [default: 200]
     idle_spin_us, "idle-spin-us", "N";
-    /// Memory of each shard for records on their way [default: 256MiB]
+    /// Memory of each shard for records on their way; bytes, plain or with KiB, MiB or GiB
+    /// [default: 256MiB]
     memory_bytes, "memory-bytes", "BYTES";
-    /// Size of each file of the write-ahead log [default: 64MiB]
+    /// Size of each file of the write-ahead log; bytes, plain or with KiB, MiB or GiB
+    /// [default: 64MiB]
     wal_slot_bytes, "wal-slot-bytes", "BYTES";
     /// Files of each shard's write-ahead log [default: 8]
     wal_slots, "wal-slots", "N";
@@ -117,7 +123,7 @@ settings! {
     log_groups, "log-groups", "N";
     /// How often segments are synced, in milliseconds [default: 1000]
     sync_interval_ms, "sync-interval-ms", "N";
-    /// How stored records are sent: sendfile or copy [default: sendfile]
+    /// How records that lie in segments are sent: sendfile or copy [default: sendfile]
     catch_up, "catch-up", "HOW";
     /// What is logged: error, warn, info, debug or trace [default: info]
     log_level, "log-level", "LEVEL";
@@ -149,30 +155,35 @@ impl Raw {
 
     /// The settings in the text of a TOML file.
     pub(crate) fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let table: toml::Table =
-            text.parse()
-                .map_err(|error: toml::de::Error| ConfigError::Syntax {
-                    path: path.into(),
-                    why: error.to_string().trim_end().into(),
-                })?;
+        let line_of = |at: usize| text[..at].matches('\n').count() + 1;
+        let table: BTreeMap<Spanned<String>, Spanned<toml::Value>> =
+            toml::from_str(text).map_err(|error| ConfigError::Syntax {
+                path: path.into(),
+                line: error.span().map_or(1, |span| line_of(span.start)),
+                why: error.message().replace('\n', ", "),
+            })?;
         let mut raw = Self::default();
         for (key, value) in table {
+            let line = line_of(key.span().start);
+            let (key, value) = (key.into_inner(), value.into_inner());
             let Some(field) = raw.field(&key) else {
                 let nearest = nearest(&key);
                 return Err(ConfigError::UnknownKey {
                     path: path.into(),
+                    line,
                     key,
                     nearest,
                 });
             };
             let value = plain(&value).ok_or_else(|| ConfigError::WrongType {
                 path: path.into(),
+                line,
                 what: type_name(&value),
                 key,
             })?;
             *field = Some(Text {
                 value,
-                origin: Origin::File(path.into()),
+                origin: Origin::File(path.into(), line),
             });
         }
         Ok(raw)
