@@ -248,11 +248,21 @@ fn a_partition_can_be_named_and_an_unknown_one_is_refused() {
 }
 
 #[test]
-fn producing_to_an_unknown_topic_fails_and_names_it() {
+fn a_command_for_an_unknown_topic_fails_and_names_it() {
     let (_broker, cli) = scene(1);
-    let failed = cli.feed(&["produce", "nowhere"], b"a\n").failed();
-    assert_eq!(failed.code(), exit::FAILED, "{failed:?}");
-    assert!(failed.stderr.contains("nowhere"), "{}", failed.stderr);
+    let commands = [
+        &["produce", "nowhere"][..],
+        &["consume", "nowhere"],
+        &["topic", "describe", "nowhere"],
+        &["topic", "delete", "nowhere"],
+        &["topic", "alter", "nowhere", "--partitions", "2"],
+    ];
+    for args in commands {
+        let failed = cli.feed(args, b"a\n").failed();
+        assert_eq!(failed.code(), exit::FAILED, "{failed:?}");
+        let words = "there is no topic \"nowhere\"";
+        assert!(failed.stderr.contains(words), "{}", failed.stderr);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ringtide_client::sync::Client;
-use ringtide_client::{Error, Options};
+use ringtide_client::{Error, ErrorCode, Options};
 
 use crate::cli::ServerArgs;
 use crate::exit::{Exit, Failure};
@@ -24,6 +24,17 @@ pub(crate) fn connect(server: &ServerArgs) -> Result<Client, Failure> {
             }
             connected => return Ok(connected?),
         }
+    }
+}
+
+/// What an error means that concerns the topic which the command line names.
+pub(crate) fn of_topic(name: &str) -> impl FnOnce(Error) -> Failure {
+    move |error| match error.code() {
+        Some(ErrorCode::UnknownTopic) => Failure::failed(format!(
+            "there is no topic {name:?}; `ringtide topic list` shows those there are, `ringtide \
+             topic create` makes one"
+        )),
+        _ => error.into(),
     }
 }
 
@@ -64,11 +75,15 @@ mod tests {
         };
         assert_eq!(exit_of(&connect), Exit::Unreachable);
         let refused = Error::Broker {
-            code: ringtide_client::ErrorCode::UnknownTopic,
+            code: ErrorCode::UnknownTopic,
             what: "produce".into(),
             message: "".into(),
         };
         assert_eq!(exit_of(&refused), Exit::Failed);
+        let failure = of_topic("orders")(refused);
+        let words = "there is no topic \"orders\"";
+        assert!(failure.message.starts_with(words), "{failure}");
+        assert_eq!(failure.exit, Exit::Failed);
         let unknown = Error::OutcomeUnknown {
             what: "create".into(),
             why: "lost".into(),

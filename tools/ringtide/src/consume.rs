@@ -12,7 +12,7 @@ use ringtide_client::{Batch, ConsumerOptions, Error, ErrorCode, OffsetAt, Start,
 use ringtide_schema::topic::check_consumer_name;
 
 use crate::cli::{ConsumeArgs, From, OutputArg};
-use crate::connect::connect;
+use crate::connect::{connect, of_topic};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::progress::{Progress, grouped, rate};
@@ -48,7 +48,7 @@ struct Place {
 pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
     let from = check(args)?;
     let client = connect(&args.server)?;
-    let topic = client.topic(&args.topic)?;
+    let topic = client.topic(&args.topic).map_err(of_topic(&args.topic))?;
     let mut places = places(&client, &topic, args, from)?;
     if !args.follow {
         places.retain(|place| place.next < place.end);

@@ -15,7 +15,7 @@ use ringtide_schema::batch::HEADER_BYTES;
 use ringtide_schema::record::RECORD_OVERHEAD_MAX_BYTES;
 
 use crate::cli::{AcksArg, CompressionArg, ProduceArgs};
-use crate::connect::{connect, exit_of};
+use crate::connect::{connect, exit_of, of_topic};
 use crate::exit::Failure;
 use crate::ledger::{Done, Ledger};
 use crate::lines::{Line, LineError, Splitter};
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
         ));
     }
     let client = connect(&args.server)?;
-    let topic = client.topic(&args.topic)?;
+    let topic = client.topic(&args.topic).map_err(of_topic(&args.topic))?;
     if let Some(partition) = args.partition.filter(|&p| p >= topic.partitions()) {
         let (name, count) = (&topic.name, topic.partitions());
         return Err(Failure::failed(format!(

@@ -9,7 +9,7 @@ use ringtide_client::{
 use serde::Serialize;
 
 use crate::cli::{TimestampArg, TopicCommand, TopicSettingArgs, VisibleArg};
-use crate::connect::connect;
+use crate::connect::{connect, of_topic};
 use crate::exit::Failure;
 use crate::output::print;
 
@@ -36,7 +36,9 @@ pub(crate) fn run(command: TopicCommand) -> Result<(), Failure> {
             })
         }
         TopicCommand::Describe { name, json, server } => {
-            let description = connect(&server)?.describe_topic(&name)?;
+            let description = connect(&server)?
+                .describe_topic(&name)
+                .map_err(of_topic(&name))?;
             print(&if json {
                 json_description(&description)
             } else {
@@ -56,11 +58,15 @@ pub(crate) fn run(command: TopicCommand) -> Result<(), Failure> {
                      `ringtide topic alter --help` lists them",
                 ));
             }
-            let topic = connect(&server)?.alter_topic(&name, partitions, &settings)?;
+            let topic = connect(&server)?
+                .alter_topic(&name, partitions, &settings)
+                .map_err(of_topic(&name))?;
             print(&format!("altered {}\n", summary(&topic)))
         }
         TopicCommand::Delete { name, server } => {
-            connect(&server)?.delete_topic(&name)?;
+            connect(&server)?
+                .delete_topic(&name)
+                .map_err(of_topic(&name))?;
             print(&format!("deleted {name}\n"))
         }
     }
