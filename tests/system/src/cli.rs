@@ -225,6 +225,17 @@ impl Running {
         }
     }
 
+    /// Waits until it has read all that was written to its standard input.
+    ///
+    /// # Panics
+    /// When it does not.
+    pub fn has_read(&self) {
+        let stdin = self.stdin.as_ref().expect("an open standard input");
+        wait::for_it("the reading of the input", || {
+            rustix::io::ioctl_fionread(stdin).expect("a pipe") == 0
+        });
+    }
+
     /// The next line of its standard output, without its end; `None` at the end.
     ///
     /// # Panics
@@ -289,6 +300,15 @@ impl Running {
     #[must_use]
     pub fn finish(mut self) -> Finished {
         drop(self.stdin.take());
+        self.finish_open()
+    }
+
+    /// Waits for its end, its standard input still open.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[must_use]
+    pub fn finish_open(mut self) -> Finished {
         let mut stdout = Vec::new();
         let deadline = Instant::now() + PATIENCE;
         while let Some(lines) = &self.lines {

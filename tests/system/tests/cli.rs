@@ -13,6 +13,7 @@ use ringtide_schema::record::BatchBuilder;
 use ringtide_system_tests::{
     Broker, Cli, Finished, Ports, Setup, batch_at, exit, now_ms, table, wait,
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// A broker with a topic "t" of this many partitions.
@@ -291,6 +292,63 @@ fn a_broker_that_goes_away_leaves_a_count_of_acknowledged_and_unknown_records() 
         said.contains("acknowledged") && said.contains("unknown"),
         "{said}"
     );
+}
+
+#[test]
+fn a_producer_that_is_interrupted_says_what_it_does_not_know() {
+    let (broker, cli) = scene(1);
+    let mut producer = cli.start(&["produce", "t", "--offsets"]);
+    for n in 0..10 {
+        producer.write(format!("{n}\n").as_bytes());
+        producer.line().expect("an offset");
+    }
+    // It is there, and acknowledges nothing.
+    broker.signal(Signal::STOP);
+    for n in 10..17 {
+        producer.write(format!("{n}\n").as_bytes());
+    }
+    producer.has_read();
+    producer.signal(Signal::INT);
+    let failed = producer.finish_open().failed();
+    assert_eq!(failed.code(), exit::OUTCOME_UNKNOWN, "{failed:?}");
+    let words = "10 records acknowledged; of 7 the outcome is unknown (lines 11-17)";
+    assert!(failed.stderr.contains(words), "{}", failed.stderr);
+    assert_eq!(failed.lines(), ["- -"; 7], "one for each line");
+}
+
+#[test]
+fn a_producer_that_is_interrupted_publishes_what_it_has_read() {
+    let (broker, cli) = scene(1);
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut producer = cli.start(&["produce", "t", "--offsets"]);
+        producer.write(b"one\n");
+        producer.line().expect("an offset");
+        producer.write(b"two\n");
+        producer.has_read();
+        producer.signal(signal);
+        let done = producer.finish_open().ok();
+        assert_eq!(done.lines().len(), 1, "{done:?}");
+    }
+    let pair = [b"one".to_vec(), b"two".to_vec()];
+    assert_eq!(held(&broker), [[pair.clone(), pair].concat()]);
+}
+
+#[test]
+fn a_producer_that_is_interrupted_within_a_line_does_not_publish_it() {
+    let (broker, cli) = scene(1);
+    let mut producer = cli.start(&["produce", "t", "--offsets"]);
+    producer.write(b"one\ntw");
+    producer.line().expect("an offset");
+    producer.has_read();
+    producer.signal(Signal::INT);
+    let failed = producer.finish_open().failed();
+    assert_eq!(failed.code(), exit::FAILED, "{failed:?}");
+    assert!(
+        failed.stderr.contains("line 2") && failed.stderr.contains("1 record acknowledged"),
+        "{}",
+        failed.stderr
+    );
+    assert_eq!(held(&broker), [[b"one"]]);
 }
 
 #[test]

@@ -139,6 +139,21 @@ impl Ledger {
         }
     }
 
+    /// Nothing more will be heard of the records that have no outcome yet: it is unknown.
+    pub(crate) fn give_up(&mut self, error: Error) {
+        let waiting = self.outstanding.iter_mut().flat_map(|outstanding| {
+            outstanding.first += outstanding.lines.len() as u64;
+            outstanding.lines.drain(..).filter(|&line| line != 0)
+        });
+        self.unknown.extend(waiting);
+        for place in self.places.iter_mut().flatten() {
+            if matches!(place, Place::Waiting) {
+                *place = Place::Failed;
+            }
+        }
+        self.first_error.get_or_insert(error);
+    }
+
     /// How many records were acknowledged, or sent, in words.
     pub(crate) fn counted(&self) -> String {
         format!("{} {}", records(self.count), self.done)
@@ -309,6 +324,24 @@ mod tests {
                 failure.message
             );
         }
+    }
+
+    #[test]
+    fn what_is_given_up_is_unknown_and_nothing_else_is() {
+        let mut ledger = Ledger::new(true, Done::Acknowledged);
+        for (line, partition, number) in [(1, 0, 0), (2, 1, 0), (3, 0, 1), (4, 0, 2)] {
+            ledger.sent(line, ticket(partition, number));
+        }
+        ledger.delivered(ticket(0, 0), Ok(Some(7)));
+        ledger.delivered(ticket(0, 2), Ok(Some(9)));
+        ledger.give_up(error(true));
+        let mut out = Vec::new();
+        ledger.write_offsets(&mut out);
+        assert_eq!(out, b"0 7\n- -\n- -\n0 9\n");
+        let failure = ledger.failure().expect("a failure");
+        assert_eq!(failure.exit, Exit::OutcomeUnknown);
+        let words = "2 records acknowledged; of 2 the outcome is unknown (lines 2-3)";
+        assert!(failure.message.starts_with(words), "{failure}");
     }
 
     #[test]

@@ -84,6 +84,11 @@ impl Splitter {
         self.line(&line, &mut each)
     }
 
+    /// The number of the line whose end has not arrived, if there is one.
+    pub(crate) fn begun_line(&self) -> Option<u64> {
+        (!self.begun.is_empty()).then_some(self.lines + 1)
+    }
+
     fn begin(&mut self, part: &[u8]) -> Result<(), LineError> {
         if self.begun.len() + part.len() > self.limit {
             return Err(LineError::TooLong {
@@ -170,6 +175,21 @@ mod tests {
         assert_eq!(values(b"a\nb"), [b"a", b"b"]);
         assert_eq!(values(b"\n\nx\n\n"), [b"".as_slice(), b"", b"x", b""]);
         assert_eq!(values(b"a\r\n\xff\0\n"), [b"a\r".as_slice(), b"\xff\0"]);
+    }
+
+    #[test]
+    fn a_line_is_begun_until_its_end_arrives() {
+        let mut splitter = Splitter::new(None, 8);
+        let mut feed = |input: &[u8]| {
+            splitter
+                .feed(input, |_| Ok::<(), LineError>(()))
+                .expect("short lines");
+            splitter.begun_line()
+        };
+        assert_eq!(feed(b""), None);
+        assert_eq!(feed(b"a\nb"), Some(2));
+        assert_eq!(feed(b"b"), Some(2));
+        assert_eq!(feed(b"\n"), None);
     }
 
     #[test]

@@ -1,18 +1,24 @@
 //! `ringtide produce`: standard input to records.
 //!
 //! One thread reads, the other cuts lines, sends and collects acknowledgements, so that a slow
-//! input is sent line by line as it comes, and a fast one in full batches.
+//! input is sent line by line as it comes, and a fast one in full batches. A signal ends the reading:
+//! what was read by then is published like everything else, and what became of it decides the exit
+//! code.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ringtide_client::sync::Producer;
 use ringtide_client::{Acks, Codec, Delivered, Error, ProducerOptions, Record};
 use ringtide_schema::batch::HEADER_BYTES;
 use ringtide_schema::record::RECORD_OVERHEAD_MAX_BYTES;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::cli::{AcksArg, CompressionArg, ProduceArgs};
 use crate::connect::{connect, exit_of, of_topic};
@@ -21,6 +27,7 @@ use crate::ledger::{Done, Ledger};
 use crate::lines::{Line, LineError, Splitter};
 use crate::output;
 use crate::progress::{Progress, rate};
+use crate::signals::stop_flag;
 
 /// What is read at once.
 const READ_BYTES: usize = 256 << 10;
@@ -32,6 +39,16 @@ const PIECES: usize = 4;
 const LOOK_AT_INPUT: Duration = Duration::from_millis(1);
 /// How long acknowledgements are waited for when there is no input to look at.
 const LOOK_AT_PROGRESS: Duration = Duration::from_millis(100);
+
+/// How long the input is waited for before the reading thread looks whether it is to end.
+const LOOK_AT_STOP: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 50_000_000,
+};
+/// How long a record is tried.
+const GIVE_UP: Duration = Duration::from_secs(30);
+/// How long acknowledgements are waited for after a signal.
+const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Runs the command.
 pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
@@ -59,12 +76,14 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
             CompressionArg::Lz4 => Codec::Lz4,
             CompressionArg::Zstd => Codec::Zstd,
         })
-        .batch_bytes(args.batch as usize);
+        .batch_bytes(args.batch as usize)
+        .delivery_timeout(GIVE_UP);
     let done = match args.acks {
         AcksArg::None => Done::Sent,
         _ => Done::Acknowledged,
     };
     let limit = topic.settings.max_batch_bytes as usize - HEADER_BYTES - RECORD_OVERHEAD_MAX_BYTES;
+    let stop = stop_flag()?;
     let mut publishing = Publishing {
         producer: client.producer(&args.topic, options)?,
         partition: args.partition,
@@ -81,9 +100,11 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
         bytes: 0,
         losses: 0,
         now_ms: 0,
+        stop: Arc::clone(&stop),
+        stopped: None,
     };
     let mut splitter = Splitter::new(args.key_separator.as_deref(), limit);
-    let ended = publishing.take_input(&mut splitter, &Input::start()?);
+    let ended = publishing.take_input(&mut splitter, &Input::start(stop)?);
     publishing.settle();
     let unprinted = publishing.out.and_then(|out| out.failed);
     match (publishing.ledger.failure(), ended) {
@@ -115,6 +136,9 @@ enum Stop {
     Send { number: u64, error: Error },
     #[error("cannot read standard input: {0}")]
     Read(#[from] io::Error),
+    /// A signal came before the line was whole, or could be sent.
+    #[error("ended by a signal: line {number} and what follows it was not published")]
+    Signal { number: u64 },
     /// A record failed; the ledger knows which and why.
     #[error("a record was not acknowledged")]
     Failed,
@@ -130,6 +154,10 @@ struct Publishing {
     /// As the producer counts them, those that were told.
     losses: u64,
     now_ms: i64,
+    /// Raised by a signal.
+    stop: Arc<AtomicBool>,
+    /// When that was first seen.
+    stopped: Option<Instant>,
 }
 
 impl Publishing {
@@ -157,8 +185,21 @@ impl Publishing {
                 return Err(Stop::Failed);
             }
         }
+        if self.stop.load(Ordering::Relaxed) {
+            // Whether the line would have ended there, nobody knows.
+            return match splitter.begun_line() {
+                Some(number) => Err(Stop::Signal { number }),
+                None => Ok(()),
+            };
+        }
         self.now_ms = now_ms();
         splitter.end(|line| self.send(line))
+    }
+
+    /// Whether a signal came, and the time after it is over.
+    fn is_out_of_time(&mut self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+            && self.stopped.get_or_insert_with(Instant::now).elapsed() >= STOP_PATIENCE
     }
 
     fn send(&mut self, line: Line<'_>) -> Result<(), Stop> {
@@ -176,6 +217,10 @@ impl Publishing {
                     if self.ledger.has_failed() {
                         return Err(Stop::Failed);
                     }
+                    if self.is_out_of_time() {
+                        let number = line.number;
+                        return Err(Stop::Signal { number });
+                    }
                 }
                 Err(error) => {
                     return Err(Stop::Send {
@@ -187,12 +232,19 @@ impl Publishing {
         }
     }
 
-    /// Waits until every record that was sent has an outcome.
+    /// Waits until every record that was sent has an outcome, or the time after a signal is over.
     fn settle(&mut self) {
-        while self.producer.held_bytes() > 0 {
+        while self.producer.held_bytes() > 0 && !self.is_out_of_time() {
             self.collect(LOOK_AT_PROGRESS);
         }
         self.collect(Duration::ZERO);
+        if self.producer.held_bytes() > 0 {
+            self.ledger.give_up(Error::OutcomeUnknown {
+                what: "publishing the last lines".into(),
+                why: "a signal ended the command before they were acknowledged".into(),
+            });
+            self.print_offsets();
+        }
         self.progress.clear();
     }
 
@@ -216,13 +268,17 @@ impl Publishing {
                  less than durable; records that came later have their offsets now",
             );
         }
-        if let Some(out) = &mut self.out {
-            ledger.write_offsets(&mut out.lines);
-            out.flush();
-        }
-        let bytes = self.bytes;
+        self.print_offsets();
+        let (ledger, bytes) = (&self.ledger, self.bytes);
         self.progress
             .tick(|elapsed| format!("{}, {}", ledger.counted(), rate(bytes, elapsed)));
+    }
+
+    fn print_offsets(&mut self) {
+        if let Some(out) = &mut self.out {
+            self.ledger.write_offsets(&mut out.lines);
+            out.flush();
+        }
     }
 }
 
@@ -269,23 +325,32 @@ struct Input {
 }
 
 impl Input {
-    fn start() -> Result<Self, Failure> {
+    fn start(stop: Arc<AtomicBool>) -> Result<Self, Failure> {
         let (give, pieces) = sync_channel(PIECES);
         let (spare, spares) = channel();
         std::thread::Builder::new()
             .name("input".into())
-            .spawn(move || read_input(&give, &spares))
+            .spawn(move || read_input(&give, &spares, &stop))
             .map_err(|error| Failure::failed(format!("cannot start a thread: {error}")))?;
         Ok(Self { pieces, spare })
     }
 }
 
-fn read_input(give: &SyncSender<io::Result<Piece>>, spares: &Receiver<Vec<u8>>) {
+/// Reads to the end, or until `stop` is raised; what was read is always given.
+fn read_input(give: &SyncSender<io::Result<Piece>>, spares: &Receiver<Vec<u8>>, stop: &AtomicBool) {
     // A larger pipe means fewer changes between its writer and this thread. It is a favour that
     // the system may refuse, and that only a pipe can do.
     let _ = rustix::pipe::fcntl_setpipe_size(io::stdin(), PIPE_BYTES);
-    let mut input = io::stdin().lock();
-    loop {
+    let stdin = io::stdin();
+    let mut input = stdin.lock();
+    while !stop.load(Ordering::Relaxed) {
+        let waited = poll(
+            &mut [PollFd::new(&stdin, PollFlags::IN)],
+            Some(&LOOK_AT_STOP),
+        );
+        if matches!(waited, Ok(0) | Err(Errno::INTR)) {
+            continue;
+        }
         let mut buffer = spares.try_recv().unwrap_or_else(|_| vec![0; READ_BYTES]);
         let piece = match input.read(&mut buffer) {
             Ok(0) => return,
