@@ -986,3 +986,32 @@ fn a_benchmark_writes_its_latencies() {
     let ascending = ["p50", "p90", "p99", "p99_9", "max"].map(at);
     assert!(ascending[0] > 0 && ascending.is_sorted(), "{ascending:?}");
 }
+
+#[test]
+fn a_benchmark_adds_its_json_to_a_redirected_standard_output() {
+    let broker = Broker::start();
+    let file = broker.home().join("out");
+    std::fs::write(&file, "before\n").expect("a writable folder");
+    let redirected = File::options().append(true).open(&file);
+    let args = [
+        "bench",
+        "--closed-loop",
+        "--duration",
+        "0.1",
+        "--acks",
+        "accepted",
+        "--json",
+        "/dev/stdout",
+    ];
+    let mut command = broker.cli().command(&args);
+    let done = command
+        .stdout(redirected.expect("the file"))
+        .output()
+        .expect("it ends");
+    let text = std::fs::read_to_string(&file).expect("text");
+    let json = text.strip_prefix("before\n").expect("what was there");
+    let report: Value = serde_json::from_str(json).expect("JSON and nothing else");
+    assert!(report["produce"]["count"].is_u64(), "{report}");
+    let table = String::from_utf8_lossy(&done.stderr);
+    assert!(table.contains("publish to answer"), "{table}");
+}

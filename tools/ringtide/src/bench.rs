@@ -2,9 +2,11 @@
 //! `perf/`; here are its command line, its table and its files.
 
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Write as _};
 use std::ops::ControlFlow;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -45,7 +47,8 @@ pub(crate) struct BenchArgs {
     /// Run on this CPU [default: wherever the system likes]
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
-    /// Write the figures to this file as JSON
+    /// Write the figures to this file as JSON; /dev/stdout: to standard output, and the table to
+    /// standard error
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     #[command(flatten)]
@@ -80,10 +83,19 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let json = args.json.as_deref().map(JsonFile::create).transpose()?;
 
     let report = measure(&options)?;
-    if let Some(json) = json {
-        json.write(&report)?;
+    let table = table(&report);
+    match json {
+        Some(json) if json.is_stdout => {
+            // Whoever reads it reads JSON and nothing else.
+            let _ = io::stderr().write_all(table.as_bytes());
+            json.write(&report)
+        }
+        Some(json) => {
+            json.write(&report)?;
+            print(&table)
+        }
+        None => print(&table),
     }
-    print(&table(&report))
 }
 
 fn measure(options: &closed_loop::Options) -> Result<Report, Failure> {
@@ -117,11 +129,13 @@ fn exit_of_bench(error: &BenchError) -> Exit {
 }
 
 /// The file for the figures: opened before the measurement, so that a wrong path costs no time. It is
-/// written beside its place and put there when it is whole; what is no file is written directly.
+/// written beside its place and put there when it is whole; what is no file is written directly, and
+/// so is standard output or error, which may be a file that holds more than this.
 struct JsonFile {
     path: PathBuf,
     beside: Option<PathBuf>,
     file: File,
+    is_stdout: bool,
 }
 
 impl JsonFile {
@@ -130,20 +144,36 @@ impl JsonFile {
             let path = path.display();
             Failure::usage(format!("--json {path}: cannot write there: {error}"))
         };
+        let direct = |file, is_stdout| Self {
+            path: path.into(),
+            beside: None,
+            file,
+            is_stdout,
+        };
+        if let Ok(found) = path.metadata() {
+            if let Some(stdout) = stream_at(&found, io::stdout()) {
+                return Ok(direct(stdout, true));
+            }
+            if let Some(stderr) = stream_at(&found, io::stderr()) {
+                return Ok(direct(stderr, false));
+            }
+            if !found.is_file() {
+                let file = File::options().write(true).open(path).map_err(refused)?;
+                return Ok(direct(file, false));
+            }
+        }
         // Of a link, the file that it leads to.
         let path = path.canonicalize().unwrap_or_else(|_| path.into());
-        let is_other = path.metadata().is_ok_and(|found| !found.is_file());
-        if is_other {
-            let file = File::options().write(true).open(&path).map_err(refused)?;
-            let beside = None;
-            return Ok(Self { path, beside, file });
-        }
         let mut beside = path.clone().into_os_string();
         beside.push(format!(".{}.tmp", std::process::id()));
         let beside = PathBuf::from(beside);
         let file = File::create(&beside).map_err(refused)?;
-        let beside = Some(beside);
-        Ok(Self { path, beside, file })
+        Ok(Self {
+            path,
+            beside: Some(beside),
+            file,
+            is_stdout: false,
+        })
     }
 
     fn write(mut self, report: &Report) -> Result<(), Failure> {
@@ -162,6 +192,13 @@ impl JsonFile {
         }
         Ok(())
     }
+}
+
+/// The stream, if it leads to the file that was found.
+fn stream_at(found: &Metadata, stream: impl AsFd) -> Option<File> {
+    let stream: File = stream.as_fd().try_clone_to_owned().ok()?.into();
+    let metadata = stream.metadata().ok()?;
+    ((metadata.dev(), metadata.ino()) == (found.dev(), found.ino())).then_some(stream)
 }
 
 impl Drop for JsonFile {
