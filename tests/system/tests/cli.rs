@@ -750,7 +750,7 @@ fn a_topic_is_made_described_altered_and_deleted() {
         "--retention-bytes",
         "1000000",
         "--segment-bytes",
-        "65536",
+        "64KiB",
         "--visible",
         "accepted",
         "--timestamp-type",
@@ -896,6 +896,27 @@ fn any_shard_will_do_as_server() {
     }
     seen.sort_unstable();
     assert_eq!(seen, (0..40).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_failure_writes_nothing_where_json_is_expected() {
+    let (_broker, cli) = scene(1);
+    for args in [
+        &["topic", "describe", "nowhere", "--json"][..],
+        &["consume", "nowhere", "--output", "json"],
+        &["bench", "--json", "/dev/stdout"],
+        &[
+            "bench",
+            "--closed-loop",
+            "--acks",
+            "none",
+            "--json",
+            "/dev/stdout",
+        ],
+    ] {
+        let failed = cli.run(args).failed();
+        assert_eq!(failed.stdout, b"", "{args:?}");
+    }
 }
 
 #[test]

@@ -35,17 +35,23 @@ pub(crate) struct BenchArgs {
     /// When a record counts as published: accepted or durable
     #[arg(long, value_name = "LEVEL", default_value = "durable")]
     pub(crate) acks: AcksArg,
-    /// Bytes of each record
-    #[arg(long, value_name = "BYTES", default_value_t = 128)]
+    /// What each record has; bytes, plain or with KiB
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "128",
+        value_parser = crate::cli::bytes,
+        allow_negative_numbers = true
+    )]
     pub(crate) size: u32,
     /// How long is measured, after a second of warm-up
-    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) duration: Duration,
     /// Measure as well how long it takes until a subscriber has the record
     #[arg(long)]
     pub(crate) deliver: bool,
     /// Run on this CPU [default: wherever the system likes]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) cpu: Option<usize>,
     /// Write the figures to this file as JSON; /dev/stdout: to standard output, and the table to
     /// standard error

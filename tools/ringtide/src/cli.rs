@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArgs;
 use crate::raw_config::{Raw, Text};
+use crate::setting::{parse_bytes, show_bytes};
 
 /// A storage-first message broker for Linux: durable, replayable logs in microseconds
 #[derive(Debug, Parser)]
@@ -19,17 +20,35 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run a broker
+    ///
+    /// SIGTERM or SIGINT ends it when what was accepted is stored; a second signal ends it at once.
+    /// docs/OPERATIONS.md says more of each setting.
     Serve(Box<ServeArgs>),
     /// Create, list, describe, alter or delete topics
     #[command(subcommand)]
     Topic(TopicCommand),
     /// Publish records from standard input, one a line
+    ///
+    /// A record that is not acknowledged within 30 seconds is given up, and nothing after it is taken:
+    /// standard error says how many records were acknowledged, which lines were not, and of which
+    /// lines that is unknown. SIGINT or SIGTERM ends reading, and what was read is still published if
+    /// that takes no more than 2 seconds; a second signal ends it at once.
     Produce(ProduceArgs),
     /// Write records to standard output
+    ///
+    /// Partitions are read side by side, each in the order of its offsets. Without --follow it gives
+    /// up when the broker has been away for 30 seconds. With --follow it waits for the broker, and
+    /// SIGINT or SIGTERM ends it with success.
     Consume(ConsumeArgs),
     /// Measure how fast a broker is
+    ///
+    /// It makes a topic of its own and deletes it afterwards. A run that was disturbed says so and
+    /// ends with exit code 3.
     Bench(BenchArgs),
-    /// Show what a file of a stopped broker holds
+    /// Show what a file of a stopped broker holds, and whether it is damaged
+    ///
+    /// A line that begins with BAD says what is damaged and where; the exit code is then 7. That a
+    /// file ends in an interrupted write, or goes on in another file, is no damage.
     Inspect {
         /// What kind of file it is
         kind: FileKind,
@@ -37,18 +56,24 @@ pub(crate) enum Command {
         path: PathBuf,
     },
     /// Read a stopped broker's data directory to the last byte and report what is wrong with it
+    ///
+    /// Nothing is changed. A line that begins with PROBLEM says that records are lost or changed, or
+    /// that the broker will not start; the exit code is then 7. A note mends itself.
     Verify {
         /// The directory
         #[arg(long, value_name = "DIR", default_value = "./ringtide-data")]
         data_dir: PathBuf,
     },
     /// Check whether this host suits a broker, and say what would mend it
+    ///
+    /// Nothing is changed. The exit code is 10 if a broker cannot run on this host, and 12 if it
+    /// cannot use the data directory.
     Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
-    /// A TOML file whose keys are the flags below without the dashes; flags win
+    /// A TOML file whose keys are the flags below without the leading dashes; flags win
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
     #[command(flatten)]
@@ -70,14 +95,31 @@ pub(crate) enum FileKind {
 /// Which broker to talk to.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ServerArgs {
-    /// Any shard of the broker
+    /// Any shard of the broker; without a port 7311, an IPv6 address in brackets
     #[arg(
         long,
-        value_name = "HOST:PORT",
+        value_name = "HOST[:PORT]",
         env = "RINGTIDE_SERVER",
-        default_value = "127.0.0.1:7311"
+        default_value = "127.0.0.1:7311",
+        value_parser = server
     )]
     pub(crate) server: String,
+}
+
+fn server(text: &str) -> Result<String, String> {
+    let host = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') && port.parse::<u16>().is_ok() => host,
+        _ => text,
+    };
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    if host.is_empty() || (host.contains(':') && !bracketed) {
+        return Err(
+            "give HOST or HOST:PORT, for example broker-1:7311, or an IPv6 address in brackets \
+             such as [::1]:7311"
+                .into(),
+        );
+    }
+    Ok(text.into())
 }
 
 #[derive(Debug, Subcommand)]
@@ -87,14 +129,20 @@ pub(crate) enum TopicCommand {
         /// Letters, digits, '.', '_' and '-', at most 249 of them
         name: String,
         /// How many partitions it has
-        #[arg(long, value_name = "N", default_value_t = 1, value_parser = partitions())]
+        #[arg(
+            long,
+            value_name = "N",
+            default_value_t = 1,
+            value_parser = partitions(),
+            allow_negative_numbers = true
+        )]
         partitions: u32,
         #[command(flatten)]
         settings: TopicSettingArgs,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// List all topics
+    /// List all topics, with their partitions and when consumers are given a record
     List {
         /// Write JSON
         #[arg(long)]
@@ -103,6 +151,10 @@ pub(crate) enum TopicCommand {
         server: ServerArgs,
     },
     /// Show a topic's settings and partitions
+    ///
+    /// Of each partition: the first offset that can be read, the next that a consumer will be given,
+    /// the next that will be written, segments and their bytes, the shard that owns it, and its
+    /// leader epoch.
     Describe {
         /// The topic
         name: String,
@@ -112,12 +164,17 @@ pub(crate) enum TopicCommand {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Change settings, or add partitions
+    /// Change settings, or add partitions; what is not named stays as it is
     Alter {
         /// The topic
         name: String,
         /// How many partitions it shall have; may only grow
-        #[arg(long, value_name = "N", value_parser = partitions())]
+        #[arg(
+            long,
+            value_name = "N",
+            value_parser = partitions(),
+            allow_negative_numbers = true
+        )]
         partitions: Option<u32>,
         #[command(flatten)]
         settings: TopicSettingArgs,
@@ -137,29 +194,59 @@ fn partitions() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..=i64::from(ringtide_schema::limits::MAX_PARTITIONS))
 }
 
+/// Bytes, plain or with a unit, as in the settings of a broker, which knows the bounds.
+pub(crate) fn bytes(text: &str) -> Result<u32, String> {
+    parse_bytes(text)
+        .and_then(|bytes| bytes.try_into().ok())
+        .ok_or_else(|| {
+            "give bytes below 4 GiB, as a number or with KiB, MiB or GiB behind it".into()
+        })
+}
+
+fn bytes_or_unbounded(text: &str) -> Result<i64, String> {
+    if text == "-1" {
+        return Ok(-1);
+    }
+    parse_bytes(text)
+        .and_then(|bytes| i64::try_from(bytes).ok())
+        .ok_or_else(|| {
+            "give bytes, as a number or with KiB, MiB or GiB behind it, or -1: without bound".into()
+        })
+}
+
 /// The settings of a topic; what is not given is left to the broker or unchanged.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct TopicSettingArgs {
-    /// Records older than this may be removed; -1: kept for ever [default of a new topic: 7 days]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    /// Records older than this may be removed; milliseconds, -1: kept for ever
+    /// [default of a new topic: 7 days]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
     pub(crate) retention_ms: Option<i64>,
-    /// A partition larger than this loses its oldest segments; -1: no bound [new topic: -1]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    /// A partition larger than this loses its oldest segments; bytes, plain or with KiB, MiB or GiB,
+    /// -1: no bound [new topic: -1]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        value_parser = bytes_or_unbounded,
+        allow_negative_numbers = true
+    )]
     pub(crate) retention_bytes: Option<i64>,
-    /// A segment is sealed before it grows past this [new topic: 256 MiB]
-    #[arg(long, value_name = "N")]
+    /// A segment is sealed before it grows past this; bytes, plain or with KiB, MiB or GiB
+    /// [new topic: 256MiB]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true)]
     pub(crate) segment_bytes: Option<u32>,
     /// When consumers are given a record [new topic: durable]
     #[arg(long, value_name = "WHEN")]
     pub(crate) visible: Option<VisibleArg>,
-    /// The largest batch of records [new topic: 1 MiB]
-    #[arg(long, value_name = "N")]
+    /// The largest batch of records, and so the largest record; bytes, plain or with KiB or MiB
+    /// [new topic: 1MiB]
+    #[arg(long, value_name = "BYTES", value_parser = bytes, allow_negative_numbers = true)]
     pub(crate) max_batch_bytes: Option<u32>,
     /// Whose clock timestamps are: the publisher's or the broker's [new topic: create]
     #[arg(long, value_name = "WHOSE")]
     pub(crate) timestamp_type: Option<TimestampArg>,
-    /// How far ahead of the broker's clock a timestamp may be; -1: no bound [new topic: 1 hour]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    /// How far ahead of the broker's clock a timestamp may be; milliseconds, -1: no bound
+    /// [new topic: 1 hour]
+    #[arg(long, value_name = "MS", allow_negative_numbers = true)]
     pub(crate) timestamp_max_ahead_ms: Option<i64>,
 }
 
@@ -204,16 +291,23 @@ pub(crate) struct ProduceArgs {
     /// The topic
     pub(crate) topic: String,
     /// Publish everything to this partition [default: by key, or in turn without keys]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) partition: Option<u32>,
-    /// What ends the key of each line; the rest is the value
+    /// What ends the key of each line; the rest is the value [default: lines have no key]
     #[arg(long, value_name = "S", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub(crate) key_separator: Option<String>,
     /// When a record counts as published
     #[arg(long, value_name = "LEVEL", default_value = "durable")]
     pub(crate) acks: AcksArg,
-    /// Bytes that a batch may grow to; a larger record has one of its own, so 1 sends each alone
-    #[arg(long, value_name = "N", default_value_t = 256 << 10, value_parser = batch_bytes())]
+    /// What a batch may grow to; bytes, plain or with KiB or MiB. A larger record has a batch of its
+    /// own, so 1 sends each alone
+    #[arg(
+        long,
+        value_name = "BYTES",
+        default_value = "256KiB",
+        value_parser = batch_bytes,
+        allow_negative_numbers = true
+    )]
     pub(crate) batch: u32,
     /// How batches are compressed
     #[arg(long, value_name = "C", default_value = "none")]
@@ -227,15 +321,23 @@ pub(crate) struct ProduceArgs {
     pub(crate) server: ServerArgs,
 }
 
-fn batch_bytes() -> clap::builder::RangedI64ValueParser<u32> {
-    clap::value_parser!(u32).range(1..=ringtide_schema::limits::MAX_BATCH_BYTES as i64)
+fn batch_bytes(text: &str) -> Result<u32, String> {
+    let most = ringtide_schema::limits::MAX_BATCH_BYTES as u32;
+    bytes(text)
+        .ok()
+        .filter(|bytes| (1..=most).contains(bytes))
+        .ok_or_else(|| {
+            let most = show_bytes(most.into());
+            format!("give bytes from 1 to {most}, as a number or with KiB or MiB behind it")
+        })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OutputArg {
     /// The value and a newline
     Value,
-    /// A JSON object a line: partition, offset, timestamp, key, value, headers
+    /// A JSON object a line: partition, offset, timestamp, key, value, headers; what is not UTF-8 is
+    /// base64, with "value_encoding": "base64" (or "key_encoding") beside it
     Json,
 }
 
@@ -269,8 +371,8 @@ impl std::str::FromStr for From {
             },
         };
         from.ok_or_else(|| {
-            "give earliest, latest, committed, an offset such as 42, or a time in milliseconds \
-             since 1970 such as @1700000000000"
+            "give earliest, latest, committed, an offset from 0 on such as 42, or a time in \
+             milliseconds since 1970 such as @1700000000000"
                 .into()
         })
     }
@@ -281,19 +383,20 @@ pub(crate) struct ConsumeArgs {
     /// The topic
     pub(crate) topic: String,
     /// Read this partition only [default: all]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) partition: Option<u32>,
-    /// Where to begin: earliest, latest, committed, OFFSET or @UNIX_MS
-    /// [default: committed with --name, else earliest]
-    #[arg(long, value_name = "WHERE")]
+    /// Where to begin in each partition: earliest, latest, committed, OFFSET (the same one in each
+    /// that is read; see --partition) or @UNIX_MS [default: committed with --name, else earliest]
+    #[arg(long, value_name = "WHERE", allow_negative_numbers = true)]
     pub(crate) from: Option<From>,
-    /// Commit what was written to standard output under this consumer's name
+    /// Commit what was written to standard output under this consumer's name, and go on from there
+    /// the next time
     #[arg(long, value_name = "CONSUMER")]
     pub(crate) name: Option<String>,
-    /// End after this many records
-    #[arg(long, value_name = "N")]
+    /// End after this many records; with fewer the exit code is 6
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) count: Option<u64>,
-    /// Wait for records that are yet to come
+    /// Wait for records that are yet to come, rather than end where the topic ended at the start
     #[arg(long)]
     pub(crate) follow: bool,
     /// What is written for each record
@@ -348,6 +451,80 @@ mod tests {
             &["ringtide", "consume", "--server", "h:1", "t"],
         ] {
             Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{line:?}: {error}"));
+        }
+    }
+
+    /// How a line is refused.
+    fn refusal(line: &[&str]) -> String {
+        let line = [&["ringtide"], line].concat();
+        let refused = Cli::try_parse_from(&line);
+        refused
+            .err()
+            .unwrap_or_else(|| panic!("{line:?}"))
+            .to_string()
+    }
+
+    #[test]
+    fn a_negative_number_is_refused_for_what_it_is() {
+        for (line, words) in [
+            (&["consume", "t", "--from", "-5"][..], "an offset from 0 on"),
+            (&["consume", "t", "--count", "-5"], "invalid value '-5'"),
+            (&["consume", "t", "--partition", "-1"], "invalid value '-1'"),
+            (&["produce", "t", "--batch", "-1"], "from 1 to 1 MiB"),
+            (&["topic", "create", "t", "--partitions", "-1"], "1..=4096"),
+            (&["topic", "create", "t", "--segment-bytes", "-1"], "KiB"),
+            (&["bench", "--size", "-1"], "invalid value '-1'"),
+            (&["bench", "--duration", "-1"], "give seconds"),
+        ] {
+            let said = refusal(line);
+            assert!(said.contains(words), "{line:?}: {said}");
+            assert!(!said.contains("tip:"), "{line:?}: {said}");
+        }
+    }
+
+    #[test]
+    fn a_topics_bytes_are_written_as_a_brokers_are() {
+        let line = [
+            "ringtide",
+            "topic",
+            "create",
+            "t",
+            "--retention-bytes",
+            "3GiB",
+            "--segment-bytes",
+            "64 MiB",
+            "--max-batch-bytes",
+            "4096",
+        ];
+        let cli = Cli::try_parse_from(line).expect("bytes");
+        let Command::Topic(TopicCommand::Create { settings, .. }) = cli.command else {
+            panic!("{:?}", cli.command);
+        };
+        assert_eq!(settings.retention_bytes, Some(3 << 30));
+        assert_eq!(settings.segment_bytes, Some(64 << 20));
+        assert_eq!(settings.max_batch_bytes, Some(4096));
+        for bytes in ["64MB", "4GiB", "many"] {
+            let said = refusal(&["topic", "create", "t", "--segment-bytes", bytes]);
+            assert!(said.contains("KiB, MiB or GiB"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_a_host_with_or_without_a_port() {
+        for good in ["h", "h:1", "1.2.3.4", "[::1]", "[::1]:7311"] {
+            assert_eq!(server(good).as_deref(), Ok(good));
+        }
+        for bad in [
+            "",
+            ":7311",
+            "::1",
+            "h:",
+            "h:port",
+            "h:99999",
+            "fe80::1:7311",
+        ] {
+            let said = refusal(&["topic", "list", "--server", bad]);
+            assert!(said.contains("HOST:PORT"), "{bad:?}: {said}");
         }
     }
 
