@@ -136,15 +136,13 @@ fn places(
             let next = match from {
                 From::Earliest => earliest,
                 From::Latest => end,
-                From::Offset(offset) if offset > end => {
-                    return Err(Error::OffsetOutOfRange {
-                        topic: topic.name.clone(),
-                        partition,
-                        offset,
-                        earliest: earliest.cast_signed(),
-                        latest: end.cast_signed(),
-                    }
-                    .into());
+                From::Offset(offset) if !(earliest..=end).contains(&offset) => {
+                    let name = &topic.name;
+                    return Err(Failure::failed(format!(
+                        "--from {offset} is out of range in {name}/{partition}, which begins at \
+                         {earliest} and ends before {end}: give an offset within, or name the \
+                         partition that is meant with --partition"
+                    )));
                 }
                 From::Offset(offset) => offset,
                 From::Time(ms) => {

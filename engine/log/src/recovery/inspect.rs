@@ -82,6 +82,10 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
             Err(FrameError::Magic) if buf[..got].iter().all(|&b| b == 0) => {
                 break "never written".to_owned();
             }
+            Err(FrameError::Magic) => {
+                break "no frame begins here, as in what an earlier use of the slot left"
+                    .to_owned();
+            }
             Err(error) => break error.to_string(),
         };
         let found = (header.incarnation, header.generation);
