@@ -323,10 +323,10 @@ impl Net {
             self.accept_again_ns = None;
             self.accept(ring);
         }
-        while let Some((_, id)) = self
-            .lingering
-            .pop_front_if(|(until_ns, _)| *until_ns <= to.now.mono_ns)
+        while let Some(&(until_ns, id)) = self.lingering.front()
+            && until_ns <= to.now.mono_ns
         {
+            self.lingering.pop_front();
             self.end(id, Disconnect::Asked, ring);
         }
         let any = !self.gone.is_empty();
