@@ -42,7 +42,8 @@ impl Client {
     /// Connects to the broker that these servers (HOST:PORT; any shard of it) belong to.
     ///
     /// # Errors
-    /// When none of them answers: each is tried once.
+    /// [`Error::Connect`], [`Error::Disconnected`] or [`Error::Protocol`] when none of them answers,
+    /// each having been tried once; [`Error::Invalid`] for a server that is not of that form.
     pub async fn connect<S: AsRef<str>>(
         servers: impl IntoIterator<Item = S>,
         options: Options,
@@ -81,11 +82,19 @@ impl Client {
     }
 
     /// Asks the broker whether it is there.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls).
     pub async fn ping(&self) -> Result<()> {
         self.call(Request::Ping).await.map(drop)
     }
 
-    /// Makes a topic.
+    /// Makes a topic; returns when it is durable and in force on every shard.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `TopicExists`, `InvalidTopicName`, `InvalidSetting` (an
+    /// impossible setting or number of partitions), `TooMany`. [`Error::OutcomeUnknown`] when the answer
+    /// was lost: look whether the topic is there.
     pub async fn create_topic(
         &self,
         name: &str,
@@ -103,6 +112,10 @@ impl Client {
     }
 
     /// Changes settings of a topic, or adds partitions: `partitions` is the new total.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `InvalidSetting` (also for fewer partitions
+    /// than there are), `TooMany`. [`Error::OutcomeUnknown`] when the answer was lost.
     pub async fn alter_topic(
         &self,
         name: &str,
@@ -120,6 +133,10 @@ impl Client {
     }
 
     /// Deletes a topic and its records.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`. [`Error::OutcomeUnknown`] when the answer was
+    /// lost.
     pub async fn delete_topic(&self, name: &str) -> Result<()> {
         self.call(Request::DeleteTopic { name: name.into() })
             .await
@@ -127,11 +144,18 @@ impl Client {
     }
 
     /// All topics.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls).
     pub async fn list_topics(&self) -> Result<Vec<Topic>> {
         self.call(Request::ListTopics).await?.topics()
     }
 
-    /// One topic: identity, settings, owners.
+    /// One topic: identity, settings, owners. One that is not there is asked for again for 300 ms: it
+    /// may be about to be made.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`.
     pub async fn topic(&self, name: &str) -> Result<Topic> {
         self.call(Request::DescribeTopic { name: name.into() })
             .await?
@@ -139,6 +163,9 @@ impl Client {
     }
 
     /// One topic with the state of each partition.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription> {
         let topic = self.topic(name).await?;
         let mut partitions = Vec::new();
@@ -149,6 +176,9 @@ impl Client {
     }
 
     /// The state of one partition.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`.
     pub async fn describe_partition(
         &self,
         topic: &str,
@@ -162,6 +192,9 @@ impl Client {
     }
 
     /// An end of a partition, or the first offset at or after a time.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`, `DataUnreadable`.
     pub async fn list_offsets(
         &self,
         topic: &str,
@@ -178,7 +211,12 @@ impl Client {
     }
 
     /// Stores where a named consumer is: the next offset that it wants of this topic, and of no
-    /// other that is made under its name.
+    /// other that is made under its name. Returns when it is durable.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic` (also when it was made anew),
+    /// `UnknownPartition`, `InvalidConsumerName`, `TooMany`, `OffsetOutOfRange` for an offset past the
+    /// end.
     pub async fn commit_offset(
         &self,
         consumer: &str,
@@ -211,7 +249,10 @@ impl Client {
         self.call(request).await.map(drop)
     }
 
-    /// Where a named consumer has committed to be.
+    /// Where a named consumer has committed to be; `None` if it has not.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`, `InvalidConsumerName`.
     pub async fn read_offset(
         &self,
         consumer: &str,
@@ -229,6 +270,10 @@ impl Client {
     }
 
     /// A producer of one topic.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`; [`Error::Invalid`] for options that are
+    /// impossible.
     pub async fn producer(&self, topic: &str, options: ProducerOptions) -> Result<Producer> {
         let topic = Arc::new(self.topic(topic).await?);
         let mut state = self.handle.lock();
@@ -239,21 +284,18 @@ impl Client {
     }
 
     /// A consumer of one topic.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`; [`Error::Invalid`] for
+    /// options that are impossible. What is wrong with the place to begin, reading tells.
     pub async fn consumer(&self, topic: &str, options: ConsumerOptions) -> Result<Consumer> {
         let topic = Arc::new(self.topic(topic).await?);
         let (name, limit) = (topic.name.clone(), options.inflated_bytes);
         let mut state = self.handle.lock();
         let key = state.core.add_consumer(topic, options)?;
-        let news = Arc::default();
-        state.consumers.insert(key, Arc::clone(&news));
         state.settle();
         drop(state);
-        Ok(Consumer::new(
-            self.clone(),
-            self.handle.clone(),
-            key,
-            news,
-            (name, limit),
-        ))
+        let handle = self.handle.clone();
+        Ok(Consumer::new(self.clone(), handle, key, name, limit))
     }
 }

@@ -1,14 +1,17 @@
 //! Consuming from a task.
 
 use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use futures_core::Stream;
 
 use crate::asynch::client::Client;
 use crate::asynch::shared::Handle;
-use crate::core::consumer::{Batch, Position, Reader};
+use crate::core::consumer::{Batch, OwnedBatch, Position, Reader};
 use crate::error::{Error, Result};
 use crate::options::Start;
 
@@ -16,11 +19,28 @@ use crate::options::Start;
 ///
 /// After an error that concerns one partition that partition stands still until [`Consumer::seek`];
 /// the others go on. Lost connections are not errors: the consumer goes on where it was.
+///
+/// It is a [`Stream`] as well, of batches that own their records, which costs a copy of each:
+///
+/// ```no_run
+/// use futures_lite::StreamExt;
+/// use ringtide_client::{ConsumerOptions, Result, asynch::Client};
+///
+/// # async fn example(client: Client) -> Result<()> {
+/// let mut consumer = client.consumer("ticks", ConsumerOptions::new()).await?;
+/// while let Some(batch) = consumer.try_next().await? {
+///     for record in &batch.records {
+///         println!("{}: {:?}", record.offset, record.value);
+///     }
+///     consumer.commit("example").await?;
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct Consumer {
     client: Client,
     handle: Arc<Handle>,
     key: usize,
-    news: Arc<Notify>,
     reader: Reader,
     /// By partition: where to go on after what was handed out.
     positions: BTreeMap<u32, Position>,
@@ -31,15 +51,14 @@ impl Consumer {
         client: Client,
         handle: Arc<Handle>,
         key: usize,
-        news: Arc<Notify>,
-        (topic, limit): (Arc<str>, usize),
+        topic: Arc<str>,
+        limit: usize,
     ) -> Self {
         let reader = Reader::new(topic, limit);
         Self {
             client,
             handle,
             key,
-            news,
             reader,
             positions: BTreeMap::new(),
         }
@@ -49,13 +68,33 @@ impl Consumer {
     /// loses nothing.
     ///
     /// # Errors
-    /// [`Error::OffsetOutOfRange`], [`Error::BadBatch`] and what the broker refuses for good.
+    /// [`Error::OffsetOutOfRange`], [`Error::BadBatch`] and what the broker refuses for good. None is
+    /// retriable: the partition stands still until [`Self::seek`].
     pub async fn next(&mut self) -> Result<Batch<'_>> {
+        poll_fn(|context| self.poll_more(context)).await?;
+        self.read()
+    }
+
+    /// Whether [`Self::read`] has a batch to read.
+    fn poll_more(&mut self, context: &Context<'_>) -> Poll<Result<()>> {
         while !self.reader.has_more() {
-            if !self.take_chunk()? {
-                self.news.notified().await;
+            let mut state = self.handle.lock();
+            let Some(chunk) = state.core.consumer(self.key).take() else {
+                state.consumers.insert(self.key, context.waker().clone());
+                return Poll::Pending;
+            };
+            let chunk = chunk?;
+            let cursor = chunk.cursor;
+            if let Some(old) = self.reader.begin(chunk) {
+                state.core.consumer(self.key).recycle(old.bytes);
             }
+            state.core.pump_cursor(self.key, cursor, Instant::now());
+            state.settle();
         }
+        Poll::Ready(Ok(()))
+    }
+
+    fn read(&mut self) -> Result<Batch<'_>> {
         match self.reader.next() {
             Some(Ok(batch)) => {
                 self.positions.insert(batch.partition(), batch.position());
@@ -67,24 +106,9 @@ impl Consumer {
                 state.settle();
                 Err(error)
             }
-            // `has_more` was true.
+            // `poll_more` was ready.
             None => Err(Error::Closed),
         }
-    }
-
-    fn take_chunk(&mut self) -> Result<bool> {
-        let mut state = self.handle.lock();
-        let Some(chunk) = state.core.consumer(self.key).take() else {
-            return Ok(false);
-        };
-        let chunk = chunk?;
-        let cursor = chunk.cursor;
-        if let Some(old) = self.reader.begin(chunk) {
-            state.core.consumer(self.key).recycle(old.bytes);
-        }
-        state.core.pump_cursor(self.key, cursor, Instant::now());
-        state.settle();
-        Ok(true)
     }
 
     /// The partitions that it reads.
@@ -109,6 +133,9 @@ impl Consumer {
     }
 
     /// The offset after the last batch of a partition that was handed out; `None` before the first.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a partition that it does not read.
     pub fn position(&self, partition: u32) -> Result<Option<u64>> {
         self.cursor(partition)?;
         Ok(self.positions.get(&partition).map(|p| p.offset))
@@ -121,6 +148,10 @@ impl Consumer {
     }
 
     /// Moves to another place in a partition; what had arrived for it is forgotten.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a partition that it does not read. What is wrong with the place, reading
+    /// tells.
     pub fn seek(&mut self, partition: u32, start: Start) -> Result<()> {
         let cursor = self.cursor(partition)?;
         self.reader.forget(cursor);
@@ -132,15 +163,32 @@ impl Consumer {
     }
 
     /// Stores, under this consumer name, the position of every partition from which batches were
-    /// handed out: the next one that starts with [`Start::committed`] goes on there.
+    /// handed out: the next one that starts with [`Start::committed`] goes on there. Returns when they
+    /// are durable.
     ///
     /// # Errors
-    /// `UnknownTopic` when the topic was deleted, or made anew since: the position means nothing there.
+    /// Those of [any call](Error#of-calls): `UnknownTopic` when the topic was deleted, or made anew
+    /// since: the position means nothing there. Partitions after the one that failed were not
+    /// committed.
     pub async fn commit(&self, consumer: &str) -> Result<()> {
         for &at in self.positions.values() {
             self.client.commit(consumer, &self.reader.topic, at).await?;
         }
         Ok(())
+    }
+}
+
+/// As [`Consumer::next`], with batches that own their records. It has no end; after an error, ask on.
+impl Stream for Consumer {
+    type Item = Result<OwnedBatch>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let consumer = self.get_mut();
+        let next = match ready!(consumer.poll_more(context)) {
+            Ok(()) => consumer.read().map(OwnedBatch::from),
+            Err(error) => Err(error),
+        };
+        Poll::Ready(Some(next))
     }
 }
 

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::Instant;
 
 use rustix::net::RecvFlags;
@@ -82,7 +83,8 @@ pub(crate) struct State {
     pub(crate) core: Core,
     pub(crate) calls: HashMap<u64, oneshot::Sender<Result<Response>>>,
     pub(crate) producers: HashMap<usize, ProducerWaiters>,
-    pub(crate) consumers: HashMap<usize, Arc<Notify>>,
+    /// Who waits for news of a consumer.
+    pub(crate) consumers: HashMap<usize, Waker>,
     lines: Vec<Line>,
     buffer: Vec<u8>,
     /// When the background task wakes by itself.
@@ -162,10 +164,12 @@ impl State {
         self.write(now);
         self.give_answers();
         self.give_acks();
-        for (&key, news) in &self.consumers {
-            if self.core.consumer(key).has_news() {
-                news.notify_one();
-            }
+        let core = &mut self.core;
+        for (_, waiting) in self
+            .consumers
+            .extract_if(|&key, _| core.consumer(key).has_news())
+        {
+            waiting.wake();
         }
         let sooner = match (self.core.next_deadline(), self.armed) {
             (Some(next), Some(armed)) => next < armed,

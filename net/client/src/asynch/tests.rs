@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures_lite::{StreamExt, future::poll_once};
+
 use crate::asynch::{Client, Consumer};
 use crate::core::served::serve;
 use crate::{ConsumerOptions, Error, Options, ProducerOptions, Record, Start, TopicSettings};
@@ -73,6 +75,77 @@ async fn acknowledgements_are_futures_with_partition_and_offset() {
     assert_eq!(committed.map(|c| c.offset), Some(300));
     consumer.seek(1, Start::Offset(298)).expect("moved");
     assert_eq!(read(&mut consumer, 2).await, ["298", "299"]);
+}
+
+#[tokio::test]
+async fn as_a_stream_a_consumer_gives_whole_records_and_wakes_who_waits_for_them() {
+    let served = serve(1);
+    let client = within(Client::connect(&served.servers, Options::new()))
+        .await
+        .expect("connected");
+    within(client.create_topic("t", 1, &TopicSettings::default()))
+        .await
+        .expect("created");
+    let options = ConsumerOptions::new().start(Start::Earliest);
+    let mut consumer = within(client.consumer("t", options))
+        .await
+        .expect("a consumer");
+    let waiting = tokio::spawn(async move {
+        let batch = consumer.try_next().await.expect("a good batch");
+        (batch.expect("no end"), consumer)
+    });
+    // It waits before there is anything.
+    while client.handle.lock().consumers.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let producer = within(client.producer("t", ProducerOptions::new()))
+        .await
+        .expect("a producer");
+    let headers = [("source", Some(&b"feed"[..])), ("empty", None)];
+    let record = Record::new("v").key("k").headers(&headers).timestamp_ms(7);
+    let ack = within(producer.send(&record)).await.expect("taken");
+    within(ack).await.expect("appended");
+    let (batch, consumer) = within(waiting).await.expect("no panic");
+    assert_eq!((&*batch.topic, batch.partition), ("t", 0));
+    assert_eq!((batch.next_offset, batch.leader_epoch), (1, 1));
+    let [record] = &batch.records[..] else {
+        panic!("{batch:?}");
+    };
+    assert_eq!((record.offset, record.timestamp_ms), (0, 7));
+    assert_eq!(record.key.as_deref(), Some(&b"k"[..]));
+    assert_eq!(record.value.as_deref(), Some(&b"v"[..]));
+    let headers = [
+        (b"source".to_vec(), Some(b"feed".to_vec())),
+        (b"empty".to_vec(), None),
+    ];
+    assert_eq!(record.headers, headers);
+    assert_eq!(consumer.position(0).expect("a partition"), Some(1));
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_after_an_error() {
+    let served = serve(1);
+    let client = within(Client::connect(&served.servers, Options::new()))
+        .await
+        .expect("connected");
+    within(client.create_topic("t", 1, &TopicSettings::default()))
+        .await
+        .expect("created");
+    let producer = within(client.producer("t", ProducerOptions::new()))
+        .await
+        .expect("a producer");
+    let ack = within(producer.send(&Record::new("v"))).await;
+    within(ack.expect("taken")).await.expect("appended");
+    let options = ConsumerOptions::new().start(Start::Offset(9));
+    let mut consumer = within(client.consumer("t", options))
+        .await
+        .expect("a consumer");
+    let error = within(consumer.try_next()).await.expect_err("out of range");
+    assert!(matches!(error, Error::OffsetOutOfRange { .. }), "{error}");
+    assert!(poll_once(consumer.try_next()).await.is_none(), "it waits");
+    consumer.seek(0, Start::Earliest).expect("moved");
+    let batch = within(consumer.try_next()).await.expect("a good batch");
+    assert_eq!(batch.expect("no end").records.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,7 @@ use std::time::Instant;
 use ringtide_schema::batch::{Batches, Header};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::TopicId;
-use ringtide_schema::record::{Record, Records, records};
+use ringtide_schema::record::{Record, RecordHeader, Records, records};
 
 use crate::core::backoff::Backoff;
 use crate::core::call::OffsetAt;
@@ -382,6 +382,63 @@ impl<'a> Batch<'a> {
     pub fn records(&self) -> impl Iterator<Item = Record<'a>> + use<'a> {
         let from = self.from;
         self.records.clone().skip_while(move |r| r.offset < from)
+    }
+}
+
+/// A batch that owns its records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OwnedBatch {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: u32,
+    /// The offset after the last: where to go on, and what to commit.
+    pub next_offset: u64,
+    /// The epoch under which the batch was appended.
+    pub leader_epoch: u32,
+    /// The records, in offset order; offsets may have gaps.
+    pub records: Vec<OwnedRecord>,
+}
+
+/// A record that was read, with its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OwnedRecord {
+    /// Its offset in the partition.
+    pub offset: u64,
+    /// Its time, in ms since 1970.
+    pub timestamp_ms: i64,
+    /// What it is about.
+    pub key: Option<Vec<u8>>,
+    /// What it says.
+    pub value: Option<Vec<u8>>,
+    /// Key and value pairs beside it.
+    pub headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl From<Batch<'_>> for OwnedBatch {
+    fn from(batch: Batch<'_>) -> Self {
+        Self {
+            topic: batch.topic.clone(),
+            partition: batch.partition,
+            next_offset: batch.next_offset(),
+            leader_epoch: batch.leader_epoch(),
+            records: batch.records().map(OwnedRecord::from).collect(),
+        }
+    }
+}
+
+impl From<Record<'_>> for OwnedRecord {
+    fn from(record: Record<'_>) -> Self {
+        let owned = |h: RecordHeader<'_>| (h.key.to_vec(), h.value.map(<[u8]>::to_vec));
+        Self {
+            offset: record.offset,
+            timestamp_ms: record.timestamp_ms,
+            key: record.key.map(<[u8]>::to_vec),
+            value: record.value.map(<[u8]>::to_vec),
+            headers: record.headers().map(owned).collect(),
+        }
     }
 }
 
