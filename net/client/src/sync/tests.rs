@@ -66,6 +66,18 @@ fn a_refused_connection_is_reported_at_once_with_the_server_and_what_to_do() {
 }
 
 #[test]
+fn a_server_may_be_named() {
+    let served = serve(1);
+    let server = served.servers[0].replace("127.0.0.1", "localhost");
+    for idle in [Idle::Park, Idle::Spin] {
+        let options = Options::new().idle(idle);
+        crate::sync::RawConnection::connect(&server, &options).expect("connected");
+        let client = Client::connect([&server], options).expect("connected");
+        client.ping().expect("a pong");
+    }
+}
+
+#[test]
 fn topics_are_created_altered_listed_described_and_deleted() {
     let served = serve(2);
     let client = client(&served);
