@@ -8,26 +8,36 @@ use ringtide_schema::limits;
 
 use crate::error::{Error, Result};
 
+/// The longest wait there is: as good as for ever, and what the clock can still add. Longer ones
+/// that an application chooses mean the same.
+const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
+
 /// How a client connects, waits and retries.
+///
+/// No duration is too long: from a hundred years on, [`Duration::MAX`] included, it means for ever.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// Names this client in the broker's log.
     pub client_name: String,
-    /// How long a connection may take to be made, hello included.
+    /// How long a connection may take to be made, looking up a name and hello included. Default: 5 s.
     pub connect_timeout: Duration,
-    /// How long the broker may take to answer a request; then the connection is given up.
+    /// How long the broker may take to answer a request; then the connection is given up. While
+    /// anything else arrives, the answer may be behind it: for ten times as long in all. Default:
+    /// 10 s.
     pub request_timeout: Duration,
     /// How long an administrative call, or the resolving of a position, is tried, retries included.
+    /// Default: 15 s.
     pub call_timeout: Duration,
-    /// The first wait after a failure; each further one is twice as long.
+    /// The first wait after a failure; each further one is twice as long. Default: 20 ms.
     pub backoff_first: Duration,
-    /// The longest wait after a failure.
+    /// The longest wait after a failure. Default: 1 s.
     pub backoff_max: Duration,
     /// How old metadata may become before it is asked for again without a reason: a producer
-    /// notices added partitions within this time.
+    /// notices added partitions within this time. Default: 60 s.
     pub metadata_max_age: Duration,
-    /// What the synchronous face does while there is nothing to do.
+    /// What the synchronous face does while there is nothing to do; the other one always parks.
+    /// Default: [`Idle::Park`].
     pub idle: Idle,
 }
 
@@ -102,6 +112,21 @@ impl Options {
         self.backoff_max = max;
         self
     }
+
+    /// These options with durations that can be added to any time.
+    pub(crate) fn bounded(mut self) -> Self {
+        for wait in [
+            &mut self.connect_timeout,
+            &mut self.request_timeout,
+            &mut self.call_timeout,
+            &mut self.backoff_first,
+            &mut self.backoff_max,
+            &mut self.metadata_max_age,
+        ] {
+            *wait = (*wait).min(LONGEST);
+        }
+        self
+    }
 }
 
 /// What a thread does while it waits.
@@ -154,11 +179,11 @@ impl std::fmt::Debug for Partitioner {
     }
 }
 
-/// How a producer batches, sends and retries.
+/// How a producer batches, sends and retries. No duration is too long, as in [`Options`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ProducerOptions {
-    /// How safe a record is when it is acknowledged.
+    /// How safe a record is when it is acknowledged. Default: [`Acks::Durable`].
     pub acks: Acks,
     /// Whether a batch whose answer was lost is sent again without being appended twice. Without it
     /// a lost answer is reported as an unknown outcome. Of no effect when `acks` is [`Acks::None`].
@@ -170,21 +195,23 @@ pub struct ProducerOptions {
     /// identity; with [`Acks::Durable`] the first that finds acknowledged records missing fails with
     /// [`Error::AcknowledgedLost`]. A record that the application sends again is another record.
     pub idempotence: bool,
-    /// How batches are compressed.
+    /// How batches are compressed: not at all, by lz4 or by zstd. Default: [`Codec::None`].
     pub codec: Codec,
-    /// A batch is sent before it grows past this; a larger record has a batch of its own.
+    /// A batch is sent before it grows past this many bytes, or past the topic's `max_batch_bytes` if
+    /// that is less; a larger record has a batch of its own. Default: 64 KiB.
     pub batch_bytes: usize,
     /// How long a batch waits for more records. Zero: it is sent at once, and records are batched
-    /// only while the requests in flight are as many as allowed.
+    /// only while the requests in flight are as many as allowed. Default: zero.
     pub linger: Duration,
     /// The most batches in flight for one partition. At most five with idempotence, the window
     /// that the broker remembers; otherwise bounded by what the broker allows on a connection.
     pub max_in_flight: usize,
-    /// The most bytes of records that are not acknowledged; past it `send` refuses.
+    /// The most bytes of records that are not acknowledged; past it `send` refuses, or waits. Default:
+    /// 32 MiB.
     pub buffer_bytes: usize,
-    /// How long a record is tried, from `send` on.
+    /// How long a record is tried, from `send` on. Default: 30 s.
     pub delivery_timeout: Duration,
-    /// Who chooses the partition of a record that names none.
+    /// Who chooses the partition of a record that names none. Default: [`Partitioner::Key`].
     pub partitioner: Partitioner,
 }
 
@@ -291,6 +318,8 @@ impl ProducerOptions {
         if self.acks == Acks::None {
             self.idempotence = false;
         }
+        self.linger = self.linger.min(LONGEST);
+        self.delivery_timeout = self.delivery_timeout.min(LONGEST);
         if self.idempotence {
             self.max_in_flight = self.max_in_flight.min(limits::PRODUCER_WINDOW);
         }
@@ -334,16 +363,17 @@ impl Start {
 pub enum Delivery {
     /// The broker sends batches as soon as they are visible, as far as credit allows.
     Push {
-        /// The most bytes under way to, or waiting in, this client, for each partition.
+        /// The most bytes under way to, or waiting in, this client, for each partition: from 1 to
+        /// 256 Mi.
         credit_bytes: u32,
     },
     /// The client asks for batches when it has none left.
     Poll {
-        /// The answer waits until there are this many bytes ...
+        /// The answer waits until there are this many bytes, at least 1 ...
         min_bytes: u32,
-        /// ... or this much time has passed.
+        /// ... or this much time has passed: from 1 ms to a minute.
         max_wait: Duration,
-        /// The most bytes of an answer, unless one batch is larger.
+        /// The most bytes of an answer, at least 1, unless one batch is larger.
         max_bytes: u32,
     },
 }
@@ -352,11 +382,12 @@ pub enum Delivery {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConsumerOptions {
-    /// Where to begin.
+    /// Where to begin. Default: [`Start::Latest`].
     pub start: Start,
-    /// Push or poll.
+    /// Push or poll. Default: push, with a credit of 4 MiB for each partition.
     pub delivery: Delivery,
-    /// The most bytes that one compressed batch may inflate to.
+    /// The most bytes that one compressed batch may inflate to; a larger one is an
+    /// [`Error::BadBatch`]. Default: 64 MiB.
     pub inflated_bytes: usize,
     /// Which partitions; empty: all. Those that are added while it reads are then read from their
     /// first record on, once the metadata is refreshed ([`Options::metadata_max_age`]).

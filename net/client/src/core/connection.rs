@@ -149,6 +149,10 @@ pub(crate) struct Connection<T> {
     sent: usize,
     slots: Slots<T>,
     hello: Option<Hello>,
+    /// When anything arrived last.
+    heard: Instant,
+    /// While something arrives within this time, the broker is there, and answers may be behind it.
+    silence: Duration,
     /// No request times out before this; looked at again then.
     next_check: Option<Instant>,
 }
@@ -156,12 +160,21 @@ pub(crate) struct Connection<T> {
 const HELLO: u64 = 0;
 /// Of requests that ask for no answer; errors come with it.
 const UNANSWERED: u64 = u64::MAX;
+/// An answer that does not come by this many silences after it was due never will, whatever else
+/// arrives.
+const PATIENCE: u32 = 10;
 /// A send buffer larger than this is given back when it is empty.
 const KEPT_BYTES: usize = 1 << 20;
 
 impl<T> Connection<T> {
-    /// A connection that begins with hello, to be answered by `deadline`.
-    pub(crate) fn new(client_name: &str, deadline: Instant) -> Self {
+    /// A connection that begins with hello, to be answered by `deadline`. Later answers may be late
+    /// for as long as no silence is longer than `silence`.
+    pub(crate) fn new(
+        client_name: &str,
+        now: Instant,
+        deadline: Instant,
+        silence: Duration,
+    ) -> Self {
         let mut encoder = Encoder::new();
         let mut out = Vec::with_capacity(4096);
         encoder.frame(&mut out, Op::Hello, 0, HELLO, 0, |b| {
@@ -186,6 +199,8 @@ impl<T> Connection<T> {
                 in_flight: 0,
             },
             hello: None,
+            heard: now,
+            silence,
             next_check: Some(deadline),
         }
     }
@@ -314,6 +329,9 @@ impl<T> Connection<T> {
     }
 
     /// Whether an answer is overdue: the connection is to be given up.
+    ///
+    /// What arrives meanwhile is a sign of life: on a slow network the answer may stand behind
+    /// megabytes of pushes, and to connect anew would only put it behind them again.
     pub(crate) fn is_overdue(&mut self, now: Instant) -> bool {
         if self.next_check.is_none_or(|at| now < at) {
             return false;
@@ -323,16 +341,19 @@ impl<T> Connection<T> {
         }
         let waiting = self.slots.slots.iter().filter_map(|s| s.waiting.as_ref());
         let earliest = waiting.filter_map(|w| w.deadline).min();
-        self.next_check = earliest;
-        earliest.is_some_and(|at| at <= now)
+        let quiet = self.heard + self.silence;
+        self.next_check = earliest.map(|due| due.max(quiet).min(due + self.silence * PATIENCE));
+        self.next_check.is_some_and(|at| at <= now)
     }
 
     /// Takes what arrived. An error means that the connection is to be closed.
     pub(crate) fn receive(
         &mut self,
         bytes: &[u8],
+        now: Instant,
         mut each: impl FnMut(Event<'_, T>),
     ) -> Result<(), String> {
+        self.heard = now;
         let Self {
             assembler,
             slots,
@@ -368,11 +389,6 @@ pub(crate) fn earlier(a: Option<Instant>, b: Option<Instant>) -> Option<Instant>
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-/// The time after `wait`, or none if the clock does not go so far.
-pub(crate) fn after(now: Instant, wait: Duration) -> Option<Instant> {
-    now.checked_add(wait)
 }
 
 fn handle<T>(

@@ -10,6 +10,7 @@ use ringtide_session::Encoder;
 use crate::core::connection::{Connection, Event, Tag};
 
 const LONG: Duration = Duration::from_secs(10);
+const SECOND: Duration = Duration::from_secs(1);
 
 fn hello(out: &mut Vec<u8>, version: u8, max_in_flight_requests: u32) {
     Encoder::new().frame(out, Op::Hello, FLAG_RESPONSE, 0, 0, |b| {
@@ -55,10 +56,12 @@ fn refused(out: &mut Vec<u8>, op: Op, correlation: u64) {
 
 /// A connection after hello; what was sent so far is gone.
 fn connection(max_in_flight: u32) -> Connection<u32> {
-    let mut connection = Connection::new("test", Instant::now() + LONG);
+    let now = Instant::now();
+    let mut connection = Connection::new("test", now, now + LONG, SECOND);
     let mut bytes = Vec::new();
     hello(&mut bytes, 1, max_in_flight);
-    connection.receive(&bytes, |_| ()).expect("a good hello");
+    let received = connection.receive(&bytes, now, |_| ());
+    received.expect("a good hello");
     connection.sent(connection.output().len());
     connection
 }
@@ -96,9 +99,13 @@ fn log(event: Event<'_, u32>) -> String {
 }
 
 fn events(connection: &mut Connection<u32>, bytes: &[u8]) -> Vec<String> {
+    events_at(Instant::now(), connection, bytes)
+}
+
+fn events_at(now: Instant, connection: &mut Connection<u32>, bytes: &[u8]) -> Vec<String> {
     let mut events = Vec::new();
     connection
-        .receive(bytes, |event| events.push(log(event)))
+        .receive(bytes, now, |event| events.push(log(event)))
         .expect("a good stream");
     events
 }
@@ -159,7 +166,7 @@ proptest! {
             bytes.extend_from_slice(&head);
         }
         bytes.extend_from_slice(&head);
-        let _ = connection.receive(&bytes, |_| ());
+        let _ = connection.receive(&bytes, Instant::now(), |_| ());
     }
 }
 
@@ -212,28 +219,65 @@ fn no_more_requests_than_the_broker_allows_and_subscriptions_do_not_count() {
 fn the_earliest_deadline_that_passes_makes_the_connection_overdue() {
     let mut connection = connection(100);
     let now = Instant::now();
-    let second = Duration::from_secs(1);
-    let early = ping(&mut connection, Some(now + second), 1);
-    ping(&mut connection, Some(now + 3 * second), 2);
+    let early = ping(&mut connection, Some(now + SECOND), 1);
+    ping(&mut connection, Some(now + 3 * SECOND), 2);
     assert!(!connection.is_overdue(now));
     let mut bytes = Vec::new();
     pong(&mut bytes, 0, early);
-    events(&mut connection, &bytes);
-    assert!(!connection.is_overdue(now + 2 * second));
-    assert!(connection.is_overdue(now + 3 * second));
+    events_at(now, &mut connection, &bytes);
+    assert!(!connection.is_overdue(now + 2 * SECOND));
+    assert!(connection.is_overdue(now + 3 * SECOND));
+}
+
+/// Lets a push arrive in so many pieces, one every half second, while the answer to a request that
+/// may take a second stands behind it: how long until the connection is overdue, if the push does not
+/// end before.
+fn overdue_behind_a_push(pieces: usize) -> Option<Duration> {
+    let mut connection = connection(100);
+    let now = Instant::now();
+    let subscription = subscribe(&mut connection, 1);
+    let mut bytes = Vec::new();
+    subscribed(&mut bytes, subscription);
+    events_at(now, &mut connection, &bytes);
+    ping(&mut connection, Some(now + SECOND), 2);
+    bytes.clear();
+    push(&mut bytes, subscription, &[0; 10_000]);
+    let mut at = now;
+    for piece in bytes.chunks(bytes.len() / pieces) {
+        at += SECOND / 2;
+        if connection.is_overdue(at) {
+            return Some(at - now);
+        }
+        events_at(at, &mut connection, piece);
+    }
+    // Then there is silence.
+    assert!(!connection.is_overdue(at + SECOND / 2));
+    assert!(connection.is_overdue(at + SECOND));
+    None
+}
+
+#[test]
+fn an_answer_behind_what_still_arrives_is_not_overdue() {
+    assert_eq!(overdue_behind_a_push(10), None);
+}
+
+#[test]
+fn an_answer_that_never_comes_is_overdue_in_the_end_whatever_else_arrives() {
+    assert_eq!(overdue_behind_a_push(100), Some(11 * SECOND));
 }
 
 #[test]
 fn a_hello_that_is_not_answered_is_overdue() {
     let now = Instant::now();
-    let mut connection: Connection<u32> = Connection::new("test", now + LONG);
+    let mut connection: Connection<u32> = Connection::new("test", now, now + LONG, SECOND);
     assert!(!connection.is_overdue(now));
     assert!(connection.is_overdue(now + LONG));
 }
 
 #[test]
 fn streams_that_cannot_be_trusted_end_the_connection() {
-    let fresh = || Connection::<u32>::new("test", Instant::now() + LONG);
+    let now = Instant::now();
+    let fresh = || Connection::<u32>::new("test", now, now + LONG, SECOND);
     let mut wrong_version = Vec::new();
     hello(&mut wrong_version, 9, 1);
     let mut no_hello = Vec::new();
@@ -242,11 +286,11 @@ fn streams_that_cannot_be_trusted_end_the_connection() {
     refused(&mut refusal, Op::Hello, 0);
     let http = b"HTTP/1.1 400 Bad Request\r\n\r\nwrong door, friend".to_vec();
     for bytes in [wrong_version, no_hello, refusal, http] {
-        assert!(fresh().receive(&bytes, |_| ()).is_err(), "{bytes:?}");
+        assert!(fresh().receive(&bytes, now, |_| ()).is_err(), "{bytes:?}");
     }
     let mut connection = connection(10);
     let subscription = subscribe(&mut connection, 1);
     let mut bytes = Vec::new();
     pong(&mut bytes, 0, subscription);
-    assert!(connection.receive(&bytes, |_| ()).is_err());
+    assert!(connection.receive(&bytes, now, |_| ()).is_err());
 }

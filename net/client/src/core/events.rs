@@ -9,7 +9,7 @@ use ringtide_session::envelope;
 
 use crate::core::call::{Misread, Owner, Request, Response};
 use crate::core::cluster::Known;
-use crate::core::connection::{Connection, Event, after};
+use crate::core::connection::{Connection, Event};
 use crate::core::consumer::{Flow, Place};
 use crate::core::flow::MISSING_GRACE;
 use crate::core::link::State;
@@ -26,9 +26,9 @@ impl Core {
             self.links[link].state = state;
             return;
         };
-        self.links[link].ping_at = after(now, self.options.request_timeout);
+        self.links[link].ping_at = Some(now + self.options.request_timeout);
         let mut wrong = Ok(());
-        let outcome = connection.receive(bytes, |event| {
+        let outcome = connection.receive(bytes, now, |event| {
             let handled = self.handle(link, event, now);
             if wrong.is_ok() {
                 wrong = handled;
@@ -177,7 +177,7 @@ impl Core {
 
     fn metadata_answered(&mut self, bytes: &[u8], now: Instant) -> Result<(), String> {
         self.cluster.refresh_in_flight = false;
-        self.cluster.stale_at = after(now, self.options.metadata_max_age);
+        self.cluster.stale_at = Some(now + self.options.metadata_max_age);
         let answer = envelope::<wire::MetadataResponse<'_>>(bytes)
             .map_err(|e| format!("malformed metadata envelope: {e}"))?;
         self.cluster.update(&answer, now)?;
@@ -256,7 +256,7 @@ impl Core {
             && now.saturating_duration_since(call.since) < MISSING_GRACE;
         if retriable || routed || may_appear {
             let wait = call.backoff.next(&mut self.random);
-            call.retry_at = after(now, wait);
+            call.retry_at = Some(now + wait);
             call.refusal = Some(Error::from_wire(number, call.request.what(), message));
             self.rescan = true;
             return;
@@ -460,7 +460,7 @@ impl Core {
         };
         let cursor = &mut state.cursors[index];
         let wait = cursor.backoff.next(&mut self.random);
-        cursor.retry_at = after(now, wait);
+        cursor.retry_at = Some(now + wait);
         self.mark_cursor(consumer, index);
     }
 

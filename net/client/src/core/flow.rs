@@ -9,7 +9,7 @@ use ringtide_schema::wire;
 
 use crate::core::call::{Owner, Request, send_metadata};
 use crate::core::cluster::{Known, Topic};
-use crate::core::connection::{after, earlier};
+use crate::core::connection::earlier;
 use crate::core::consumer::{Flow, Place, asked_offset};
 use crate::core::link::{Link, Silent};
 use crate::core::outcome::points_elsewhere;
@@ -104,7 +104,7 @@ impl Core {
     fn tick_metadata(&mut self, now: Instant) {
         let missing = |k: &Known| matches!(k, Known::Missing { .. });
         if self.cluster.stale_at.is_none() && !self.cluster.topics.is_empty() {
-            self.cluster.stale_at = after(now, self.options.metadata_max_age);
+            self.cluster.stale_at = Some(now + self.options.metadata_max_age);
         }
         let stale = self.cluster.stale_at.is_some_and(|at| at <= now);
         let wanted =
@@ -124,7 +124,7 @@ impl Core {
             return;
         }
         let Some(link) = self.any_link() else { return };
-        let deadline = after(now, self.options.request_timeout);
+        let deadline = Some(now + self.options.request_timeout);
         let Some(connection) = self.links[link].ready() else {
             return;
         };
@@ -134,7 +134,7 @@ impl Core {
         self.cluster.refresh_in_flight = true;
         self.cluster.stale_at = None;
         let wait = self.cluster.backoff.next(&mut self.random);
-        self.cluster.refresh_after = after(now, wait);
+        self.cluster.refresh_after = Some(now + wait);
     }
 
     /// A topic that is not there is asked for as long as somebody needs it.
@@ -234,7 +234,7 @@ impl Core {
             },
         };
         let Some(link) = link else { return };
-        let at_most = after(now, self.options.request_timeout);
+        let at_most = Some(now + self.options.request_timeout);
         let Some(connection) = self.links[link].ready().filter(|c| c.has_room()) else {
             return;
         };
@@ -336,7 +336,7 @@ impl Core {
                 partition,
                 batch: batch.key,
             });
-            let deadline = after(now, options.request_timeout);
+            let deadline = Some(now + options.request_timeout);
             let bytes = batch.bytes.len();
             connection.publish_head(acks as u8, &part, bytes, deadline, tag);
             connection.payload(&batch.bytes);
@@ -475,7 +475,7 @@ impl Core {
                 };
                 let offset = cursor.arrived.cast_signed();
                 cursor.owed = 0;
-                connection.request(Op::Subscribe, after(now, timeout), tag, |b| {
+                connection.request(Op::Subscribe, Some(now + timeout), tag, |b| {
                     let args = wire::SubscribeRequestArgs {
                         partition: Some(&at),
                         offset,
@@ -501,7 +501,7 @@ impl Core {
                     min_bytes,
                     max_wait_ms: max_wait.as_millis() as u32,
                 };
-                let deadline = after(now, timeout.saturating_add(max_wait));
+                let deadline = Some(now + timeout + max_wait);
                 connection.request(Op::Fetch, deadline, tag, |b| {
                     wire::FetchRequest::create(b, &args)
                 })

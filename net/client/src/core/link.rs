@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::core::backoff::Backoff;
 use crate::core::call::Request;
-use crate::core::connection::{Connection, after, earlier};
+use crate::core::connection::{Connection, earlier};
 use crate::core::{Core, Tag};
 use crate::error::Error;
 
@@ -102,17 +102,21 @@ impl Core {
             .iter()
             .position(|l| matches!(l.state, State::Wanted))?;
         let link = &mut self.links[index];
-        let deadline = after(now, self.options.connect_timeout).unwrap_or(now);
+        let deadline = now + self.options.connect_timeout;
         link.state = State::Connecting { deadline };
         link.close = false;
         self.wake = earlier(self.wake, Some(deadline));
         Some((index, link.host.clone(), link.port))
     }
 
-    /// The connection was made.
+    /// The connection was made; what is left of its time, hello has.
     pub(crate) fn connected(&mut self, link: usize, now: Instant) {
-        let deadline = after(now, self.options.connect_timeout).unwrap_or(now);
-        let connection = Connection::new(&self.options.client_name, deadline);
+        let State::Connecting { deadline } = self.links[link].state else {
+            return;
+        };
+        let options = &self.options;
+        let silence = options.request_timeout;
+        let connection = Connection::new(&options.client_name, now, deadline, silence);
         self.links[link].state = State::Up(Box::new(connection));
     }
 
@@ -267,7 +271,7 @@ impl Core {
         let state = &mut self.links[link];
         state.close = true;
         state.demand = false;
-        state.retry_at = after(now, wait);
+        state.retry_at = Some(now + wait);
         state.error = Some(error.clone());
         state.silent.clear();
         state.vouched = 0;
@@ -289,7 +293,7 @@ impl Core {
     /// A peer that is gone without a word is noticed by its silence only, and a subscription alone
     /// waits for no answer: a ping does.
     fn ping_if_silent(&mut self, link: usize, now: Instant) {
-        let deadline = after(now, self.options.request_timeout);
+        let deadline = Some(now + self.options.request_timeout);
         let Link { state, ping_at, .. } = &mut self.links[link];
         let Some(connection) = state.ready() else {
             return;

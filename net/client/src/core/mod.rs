@@ -33,7 +33,7 @@ use std::time::Instant;
 use crate::core::backoff::{Backoff, Random};
 use crate::core::call::{Call, Owner, Request, Response};
 use crate::core::cluster::{Cluster, Topic};
-use crate::core::connection::{after, earlier};
+use crate::core::connection::earlier;
 use crate::core::consumer::{Consumer, Flow};
 use crate::core::link::Link;
 use crate::core::producer::{Producer, Taken};
@@ -100,6 +100,7 @@ pub(crate) struct Core {
 impl Core {
     /// A client of the broker that these servers belong to.
     pub(crate) fn new(servers: &[String], options: Options, seed: u64) -> Result<Self> {
+        let options = options.bounded();
         let backoff = Backoff::new(options.backoff_first, options.backoff_max);
         let mut links = Vec::new();
         for server in servers.iter().flat_map(|s| s.split(',')).map(str::trim) {
@@ -176,7 +177,7 @@ impl Core {
             request,
             owner,
             since: now,
-            deadline: after(now, self.options.call_timeout).unwrap_or(now),
+            deadline: now + self.options.call_timeout,
             on: None,
             retry_at: None,
             refusal: None,
@@ -337,7 +338,7 @@ impl Core {
     }
 
     fn unsubscribe(&mut self, key: usize, cursor: usize, now: Instant) {
-        let deadline = after(now, self.options.request_timeout);
+        let deadline = Some(now + self.options.request_timeout);
         let state = &mut self.consumer(key).cursors[cursor];
         let flow = std::mem::replace(&mut state.flow, Flow::Idle);
         if let Flow::Subscribed { link, correlation } | Flow::Asked { link, correlation } = flow

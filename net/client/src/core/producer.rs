@@ -264,7 +264,7 @@ impl Producer {
     /// No identity was given: to be asked for again later.
     pub(crate) fn identity_refused(&mut self, error: &Error, now: Instant, random: &mut Random) {
         let wait = self.backoff.next(random);
-        self.identity_retry_at = now.checked_add(wait);
+        self.identity_retry_at = Some(now + wait);
         for lane in self.lanes.iter_mut().filter(|l| l.identity.is_none()) {
             lane.refusal = Some(error.clone()).filter(|e| e.code().is_some());
         }
@@ -383,7 +383,7 @@ impl Producer {
             || front.builder.bytes_estimate() >= self.options.batch_bytes
             || now.saturating_duration_since(front.since) >= self.options.linger;
         if !ready {
-            *wake = earlier(*wake, front.since.checked_add(self.options.linger));
+            *wake = earlier(*wake, Some(front.since + self.options.linger));
             return None;
         }
         let mut front = lane.forming.pop_front()?;
@@ -420,6 +420,6 @@ impl Producer {
     /// When the oldest of a partition's records is given up.
     pub(crate) fn expiry(&self, partition: u32) -> Option<Instant> {
         let since = self.lanes[partition as usize].oldest()?;
-        since.checked_add(self.options.delivery_timeout)
+        Some(since + self.options.delivery_timeout)
     }
 }

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use ringtide_schema::frame::Op;
 use ringtide_schema::ids::PartitionId;
+use ringtide_schema::limits::MAX_FETCH_WAIT_MS;
 use ringtide_schema::wire;
 use ringtide_session::envelope;
 use rustix::event::{PollFd, PollFlags};
 
-use crate::core::connection::{Connection, Event, Hello, after};
+use crate::core::connection::{Connection, Event, Hello};
 use crate::core::parse_server;
 use crate::error::{Error, Result};
 use crate::options::{Acks, Idle, Options};
@@ -70,9 +71,6 @@ pub enum RawEvent<'a> {
     },
 }
 
-/// As good as for ever, and within what the clock can say.
-const LONGEST: Duration = Duration::from_secs(u32::MAX as u64);
-
 /// One connection to one shard, with TCP_NODELAY, never blocking after it is made.
 pub struct RawConnection {
     stream: TcpStream,
@@ -83,7 +81,13 @@ pub struct RawConnection {
 }
 
 impl RawConnection {
-    /// Connects and says hello; waits for the answer.
+    /// Connects and says hello; waits for the answer, for [`Options::connect_timeout`] in all. Of the
+    /// options, `client_name`, `request_timeout` and `idle` (while it waits here) are used as well.
+    ///
+    /// # Errors
+    /// [`Error::Connect`], which is retriable; [`Error::Disconnected`] when hello is not answered,
+    /// retriable too; [`Error::Protocol`] for something else than hello; [`Error::Invalid`] for a server
+    /// that is not of the form HOST:PORT.
     pub fn connect(server: &str, options: &Options) -> Result<Self> {
         let (host, port) = parse_server(server)?;
         let server: Arc<str> = format!("{host}:{port}").into();
@@ -92,7 +96,9 @@ impl RawConnection {
             kind: error.kind(),
             why: error.to_string().into(),
         };
-        let deadline = Instant::now() + options.connect_timeout.min(LONGEST);
+        let options = options.clone().bounded();
+        let (began, silence) = (Instant::now(), options.request_timeout);
+        let deadline = began + options.connect_timeout;
         let mut connecting = Connecting::begin(host, port).map_err(failed)?;
         let stream = loop {
             match connecting.proceed().map_err(failed)? {
@@ -107,9 +113,9 @@ impl RawConnection {
         };
         let mut raw = Self {
             stream,
-            connection: Connection::new(&options.client_name, deadline),
+            connection: Connection::new(&options.client_name, began, deadline, silence),
             buffer: vec![0; READ_BYTES],
-            request_timeout: options.request_timeout,
+            request_timeout: silence,
             server,
         };
         while raw.connection.hello().is_none() {
@@ -149,8 +155,9 @@ impl RawConnection {
     /// [`Acks::None`] there will be none. The batch is not copied if the socket takes it at once.
     ///
     /// # Errors
-    /// When there is no room, or the connection is lost; then the outcome of all that is in flight
-    /// is unknown.
+    /// `TooMany`, which is retriable, when there is no room. [`Error::Disconnected`] when the connection
+    /// is lost; then the outcome of all that is in flight is unknown, and a batch without a producer's
+    /// identity is not to be sent again blindly.
     pub fn publish_batch(
         &mut self,
         partition: PartitionId,
@@ -171,7 +178,7 @@ impl RawConnection {
             &partition.into(),
             batch.len() as u32,
         )];
-        let deadline = after(Instant::now(), self.request_timeout);
+        let deadline = self.deadline();
         let tag = (acks != Acks::None).then_some(());
         let idle = self.connection.output().is_empty();
         let bytes = batch.len();
@@ -195,10 +202,11 @@ impl RawConnection {
         Ok(correlation)
     }
 
-    /// Asks for pushes from `offset` on (-1 latest, -2 earliest); returns the subscription.
+    /// Asks for pushes from `offset` on (-1 latest, -2 earliest), as many as `credit_bytes` allow (at
+    /// most 256 MiB); returns the subscription.
     pub fn subscribe(&mut self, partition: PartitionId, offset: i64, credit_bytes: u32) -> u64 {
         let at = wire::PartitionRef::from(partition);
-        let deadline = after(Instant::now(), self.request_timeout);
+        let deadline = self.deadline();
         self.connection.request(Op::Subscribe, deadline, (), |b| {
             let args = wire::SubscribeRequestArgs {
                 partition: Some(&at),
@@ -214,7 +222,8 @@ impl RawConnection {
         self.connection.credit(subscription, bytes);
     }
 
-    /// Asks for batches; returns the correlation of the answer.
+    /// Asks for batches of at most `max_bytes`, as soon as there are `min_bytes` or `max_wait` (at most
+    /// a minute) is over; returns the correlation of the answer.
     pub fn fetch(
         &mut self,
         partition: PartitionId,
@@ -224,10 +233,8 @@ impl RawConnection {
         max_wait: Duration,
     ) -> u64 {
         let at = wire::PartitionRef::from(partition);
-        let deadline = after(
-            Instant::now(),
-            self.request_timeout.saturating_add(max_wait),
-        );
+        let max_wait = max_wait.min(Duration::from_millis(MAX_FETCH_WAIT_MS.into()));
+        let deadline = self.deadline().map(|at| at + max_wait);
         let max_wait_ms = max_wait.as_millis() as u32;
         self.connection.request(Op::Fetch, deadline, (), |b| {
             let partition = Some(&at);
@@ -244,7 +251,7 @@ impl RawConnection {
 
     /// Asks whether the broker is there; returns the correlation of the answer.
     pub fn ping(&mut self) -> u64 {
-        let deadline = after(Instant::now(), self.request_timeout);
+        let deadline = self.deadline();
         self.connection.request(Op::Ping, deadline, (), |b| {
             wire::PingRequest::create(b, &wire::PingRequestArgs {})
         })
@@ -253,7 +260,9 @@ impl RawConnection {
     /// Sends what is unsent and hands out what arrived, without waiting; how many bytes arrived.
     ///
     /// # Errors
-    /// When the connection is lost; then the outcome of all that is in flight is unknown.
+    /// [`Error::Disconnected`] when the connection is lost, or an answer is overdue;
+    /// [`Error::Protocol`] when what came makes no sense. Then the outcome of all that is in flight is
+    /// unknown, and the connection of no use any more.
     pub fn poll(&mut self, mut each: impl FnMut(RawEvent<'_>)) -> Result<usize> {
         if !self.connection.output().is_empty() {
             match socket::write(&self.stream, self.connection.output()) {
@@ -278,7 +287,9 @@ impl RawConnection {
         }
         let received = self
             .connection
-            .receive(&self.buffer[..bytes], |event| give(event, &mut each));
+            .receive(&self.buffer[..bytes], Instant::now(), |event| {
+                give(event, &mut each);
+            });
         received.map_err(|why| Error::Protocol {
             server: self.server.clone(),
             why: why.into(),
@@ -293,6 +304,10 @@ impl RawConnection {
             flags |= PollFlags::OUT;
         }
         wait(idle, &self.stream, flags, at_most);
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(Instant::now() + self.request_timeout)
     }
 
     fn lost(&self, error: &std::io::Error) -> Error {

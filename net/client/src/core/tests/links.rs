@@ -5,10 +5,11 @@ use std::time::Duration;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
 
+use crate::core::Core;
 use crate::core::call::{OffsetAt, Request};
-use crate::core::tests::{World, producer_options};
+use crate::core::tests::{World, options, producer_options};
 use crate::error::Error;
-use crate::options::{ConsumerOptions, Start};
+use crate::options::{ConsumerOptions, Options, Start};
 
 #[test]
 fn the_broker_is_found_by_the_address_of_another_shard_when_the_named_server_is_gone() {
@@ -118,4 +119,80 @@ fn a_call_that_was_refused_to_the_end_fails_with_that_refusal() {
         }
     };
     assert_eq!(error.code(), Some(ErrorCode::Overloaded), "{error}");
+}
+
+const YEARS: Duration = Duration::from_secs(50 * 365 * 24 * 3600);
+
+/// Options with every duration as long as it can be.
+fn for_ever() -> Options {
+    Options::new()
+        .connect_timeout(Duration::MAX)
+        .request_timeout(Duration::MAX)
+        .call_timeout(Duration::MAX)
+        .metadata_max_age(Duration::MAX)
+        .backoff(Duration::MAX, Duration::MAX)
+}
+
+#[test]
+fn a_connection_that_may_take_for_ever_is_waited_for() {
+    let mut core = Core::new(&["broker:1".to_owned()], for_ever(), 1).expect("a server");
+    let mut now = std::time::Instant::now();
+    let call = core.call(Request::Ping, now);
+    core.tick(now);
+    let (link, ..) = core.next_connect(now).expect("a connection is wanted");
+    for connected in [false, true] {
+        if connected {
+            core.connected(link, now);
+        }
+        now += YEARS;
+        core.tick(now);
+        assert!(core.take_answer(call).is_none(), "given up too soon");
+        assert!(core.trouble().is_none() && !core.take_close(link));
+    }
+}
+
+#[test]
+fn an_answer_that_may_take_for_ever_is_waited_for() {
+    let producer = producer_options().delivery_timeout(Duration::MAX);
+    let mut world = World::with(for_ever(), 1, producer);
+    world.send(0);
+    world.heal();
+    let ticket = world.send(0);
+    world.tick();
+    world.now += YEARS;
+    world.tick();
+    assert!(world.core.is_up(0) && !world.done.contains_key(&ticket));
+    world.heal();
+    world.check();
+}
+
+#[test]
+fn a_backoff_for_ever_tries_nothing_again() {
+    let producer = producer_options().delivery_timeout(Duration::MAX);
+    let mut world = World::with(for_ever(), 1, producer);
+    world.send(0);
+    world.heal();
+    world.model.refuse.push_back(Some(ErrorCode::Overloaded));
+    let refused = world.send(0);
+    world.round(Duration::ZERO);
+    world.cut(0);
+    for _ in 0..10 {
+        world.round(YEARS / 100);
+    }
+    assert!(!world.core.is_up(0), "it was made again");
+    assert!(!world.done.contains_key(&refused));
+}
+
+#[test]
+fn records_linger_for_ever_until_a_flush() {
+    let lingering = producer_options().linger(Duration::MAX);
+    let mut world = World::with(options(), 1, lingering.delivery_timeout(Duration::MAX));
+    world.send(0);
+    for _ in 0..10 {
+        world.round(YEARS / 100);
+    }
+    assert_eq!(world.model.log("t", 0).next, 0);
+    world.core.flush(world.producer, world.now);
+    world.heal();
+    world.check();
 }

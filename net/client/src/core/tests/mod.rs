@@ -56,10 +56,14 @@ fn producer_options() -> ProducerOptions {
 
 impl World {
     fn new(partitions: u32, producer: ProducerOptions) -> Self {
+        Self::with(options(), partitions, producer)
+    }
+
+    fn with(options: Options, partitions: u32, producer: ProducerOptions) -> Self {
         let shards = vec![("broker".to_owned(), 1), ("broker".to_owned(), 2)];
         let mut model = Model::new(shards);
         model.create("t", partitions);
-        let core = Core::new(&["broker:1".to_owned()], options(), 42).expect("a server");
+        let core = Core::new(&["broker:1".to_owned()], options, 42).expect("a server");
         let start = Instant::now();
         let mut world = Self {
             core,
