@@ -13,10 +13,24 @@ use ringtide_schema::error_code::ErrorCode;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What a client reports when it could not do what it was asked for.
+///
+/// *Retriable* ([`Error::is_retriable`]) means that the same call may succeed later without being
+/// changed, and that repeating it does no harm. The client has then tried for as long as its options
+/// allow: it is the application's choice to try for longer.
+///
+/// # Of calls
+/// Every call that asks the broker (those of the clients, `commit` of a consumer) is tried for
+/// [`Options::call_timeout`](crate::Options::call_timeout), and fails with
+/// - [`Error::Connect`] when the shard that it needs cannot be reached,
+/// - [`Error::Broker`], [`Error::NewerBroker`] or [`Error::OffsetOutOfRange`] when the broker refuses
+///   it; with a retriable code only after the whole time,
+/// - [`Error::Timeout`] when nobody answered, or [`Error::OutcomeUnknown`] if it is one that must not
+///   be repeated blindly: making, altering or deleting a topic,
+/// - [`Error::Protocol`] when the answer makes no sense.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No connection to the server could be made.
+    /// No connection to the server could be made. Retriable.
     #[error("cannot connect to {server}: {why}{}", hint(*.kind))]
     Connect {
         /// Host and port.
@@ -26,7 +40,7 @@ pub enum Error {
         /// What the system said.
         why: Arc<str>,
     },
-    /// The connection ended before the answer to a request that is safe to repeat.
+    /// The connection ended before the answer to a request that is safe to repeat. Retriable.
     #[error("the connection to {server} was lost: {why}; the request can be repeated")]
     Disconnected {
         /// Host and port.
@@ -35,7 +49,7 @@ pub enum Error {
         why: Arc<str>,
     },
     /// The request had no success in time. It was not carried out, or it is one that may be repeated
-    /// without harm, such as a commit of an offset.
+    /// without harm, such as a commit of an offset. Retriable.
     #[error("{what} was not done within {after:?}: {why}")]
     Timeout {
         /// What was asked for.
@@ -46,7 +60,7 @@ pub enum Error {
         why: Arc<str>,
     },
     /// The wait is over, the request is not: its outcome comes later. Wait on; sending the record
-    /// again would make two of it.
+    /// again would make two of it. Not retriable.
     #[error("{what} is still under way after {after:?}: {why}")]
     UnderWay {
         /// What was asked for.
@@ -56,7 +70,7 @@ pub enum Error {
         /// What stands in the way, as far as is known.
         why: Arc<str>,
     },
-    /// The broker refused the request.
+    /// The broker refused the request. Retriable if its code is ([`ErrorCode::is_retriable`]).
     #[error("{what}: {}{}", .code.text(), detail(.message))]
     Broker {
         /// The error's code.
@@ -66,7 +80,7 @@ pub enum Error {
         /// The broker's own words; may be empty.
         message: Arc<str>,
     },
-    /// The broker refused the request with an error that this client does not know.
+    /// The broker refused the request with an error that this client does not know. Not retriable.
     #[error("{what}: the broker answered with error {number}, which is newer than this client{}", detail(.message))]
     NewerBroker {
         /// The error's number.
@@ -76,7 +90,7 @@ pub enum Error {
         /// The broker's own words; may be empty.
         message: Arc<str>,
     },
-    /// Nothing can be read at this offset: it was removed, or never written.
+    /// Nothing can be read at this offset: it was removed, or never written. Not retriable.
     #[error(
         "offset {offset} of {topic}/{partition} is out of range; what can be read begins at \
          {earliest} and ends before {latest}: seek to an offset within"
@@ -93,7 +107,8 @@ pub enum Error {
         /// The end: the offset after the last; -1 when the broker did not say.
         latest: i64,
     },
-    /// It cannot be told whether the request was carried out: look before repeating it.
+    /// It cannot be told whether the request was carried out: look before repeating it. Not
+    /// retriable.
     #[error("it is unknown whether {what} was carried out: {why}; look before repeating it")]
     OutcomeUnknown {
         /// What was asked for.
@@ -103,7 +118,7 @@ pub enum Error {
     },
     /// The broker refused a record because it lacks earlier ones of this producer that it had
     /// acknowledged as durable: they are gone from the partition. The record was not appended; what
-    /// is sent after it is.
+    /// is sent after it is. Not retriable.
     #[error(
         "the broker has lost records of {topic}/{partition} that it had acknowledged as durable; \
          look at what the partition holds and at the broker's data directory"
@@ -114,7 +129,8 @@ pub enum Error {
         /// The partition.
         partition: u32,
     },
-    /// The producer holds as much as it may: poll until some of it is acknowledged.
+    /// The producer holds as much as it may: poll until some of it is acknowledged. Retriable; the
+    /// record was not taken.
     #[error(
         "the producer holds {held} bytes of unacknowledged records, its limit is {limit}; poll and send again"
     )]
@@ -124,7 +140,7 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
-    /// The record is larger than a batch may be.
+    /// The record is larger than a batch may be. Not retriable; the record was not taken.
     #[error(
         "a record of {bytes} bytes does not fit into a batch of {topic}, of at most {limit} bytes"
     )]
@@ -136,7 +152,7 @@ pub enum Error {
         /// The topic's `max_batch_bytes`.
         limit: usize,
     },
-    /// What was read is not what was written, or cannot be read by this client.
+    /// What was read is not what was written, or cannot be read by this client. Not retriable.
     #[error(
         "the batch at offset {offset} of {topic}/{partition} cannot be read: {why}; seek {} to go on", behind(*.next)
     )]
@@ -152,10 +168,10 @@ pub enum Error {
         /// What is wrong.
         why: BatchError,
     },
-    /// The arguments make no sense.
+    /// The arguments make no sense. Not retriable.
     #[error("{0}")]
     Invalid(Arc<str>),
-    /// The server does not speak the protocol as this client understands it.
+    /// The server does not speak the protocol as this client understands it. Not retriable.
     #[error(
         "{server} answered with something else than was expected: {why}; is it a Ringtide broker?"
     )]
@@ -165,7 +181,7 @@ pub enum Error {
         /// What was wrong.
         why: Arc<str>,
     },
-    /// The client, or what the handle stood for, was closed.
+    /// The client, or what the handle stood for, was closed. Not retriable.
     #[error("the client was closed")]
     Closed,
 }
@@ -298,13 +314,141 @@ mod tests {
         assert!(error.is_retriable());
     }
 
+    /// Whether the same call may be made again: the whole list. One that is new does not compile
+    /// until it has its place here.
+    fn may_be_repeated(error: &Error) -> bool {
+        match error {
+            Error::Broker { code, .. } => match code {
+                ErrorCode::TooMany
+                | ErrorCode::Overloaded
+                | ErrorCode::ShuttingDown
+                | ErrorCode::WrongShard
+                | ErrorCode::DiskFull => true,
+                ErrorCode::Internal
+                | ErrorCode::BadFrame
+                | ErrorCode::BadEnvelope
+                | ErrorCode::UnsupportedVersion
+                | ErrorCode::UnknownOperation
+                | ErrorCode::InvalidRequest
+                | ErrorCode::TooLarge
+                | ErrorCode::UnknownTopic
+                | ErrorCode::UnknownPartition
+                | ErrorCode::TopicExists
+                | ErrorCode::InvalidTopicName
+                | ErrorCode::InvalidSetting
+                | ErrorCode::BadBatch
+                | ErrorCode::BadChecksum
+                | ErrorCode::TimestampTooFarAhead
+                | ErrorCode::OutOfOrderSequence
+                | ErrorCode::DuplicateSequence
+                | ErrorCode::UnknownProducer
+                | ErrorCode::ProducerFenced
+                | ErrorCode::OffsetOutOfRange
+                | ErrorCode::UnknownSubscription
+                | ErrorCode::DataUnreadable
+                | ErrorCode::InvalidConsumerName => false,
+            },
+            Error::Connect { .. }
+            | Error::Disconnected { .. }
+            | Error::Timeout { .. }
+            | Error::BufferFull { .. } => true,
+            Error::UnderWay { .. }
+            | Error::NewerBroker { .. }
+            | Error::OffsetOutOfRange { .. }
+            | Error::OutcomeUnknown { .. }
+            | Error::AcknowledgedLost { .. }
+            | Error::RecordTooLarge { .. }
+            | Error::BadBatch { .. }
+            | Error::Invalid(_)
+            | Error::Protocol { .. }
+            | Error::Closed => false,
+        }
+    }
+
+    /// One of each.
+    fn all() -> Vec<Error> {
+        let (topic, partition): (Arc<str>, _) = ("t".into(), 0);
+        let (what, why): (Arc<str>, Arc<str>) = ("x".into(), "y".into());
+        let (server, message): (Arc<str>, Arc<str>) = ("s:1".into(), "z".into());
+        let after = Duration::from_secs(1);
+        let mut all = vec![
+            Error::Connect {
+                server: server.clone(),
+                kind: std::io::ErrorKind::ConnectionRefused,
+                why: why.clone(),
+            },
+            Error::Disconnected {
+                server: server.clone(),
+                why: why.clone(),
+            },
+            Error::Timeout {
+                what: what.clone(),
+                after,
+                why: why.clone(),
+            },
+            Error::UnderWay {
+                what: what.clone(),
+                after,
+                why: why.clone(),
+            },
+            Error::NewerBroker {
+                number: 9999,
+                what: what.clone(),
+                message: message.clone(),
+            },
+            Error::OffsetOutOfRange {
+                topic: topic.clone(),
+                partition,
+                offset: 1,
+                earliest: 2,
+                latest: 3,
+            },
+            Error::OutcomeUnknown {
+                what: what.clone(),
+                why: why.clone(),
+            },
+            Error::AcknowledgedLost {
+                topic: topic.clone(),
+                partition,
+            },
+            Error::BufferFull { held: 1, limit: 1 },
+            Error::RecordTooLarge {
+                topic: topic.clone(),
+                bytes: 2,
+                limit: 1,
+            },
+            Error::BadBatch {
+                topic,
+                partition,
+                offset: 0,
+                next: None,
+                why: ringtide_schema::batch::check_stored(&[]).expect_err("no batch"),
+            },
+            Error::invalid("x"),
+            Error::Protocol { server, why },
+            Error::Closed,
+        ];
+        all.extend(ErrorCode::ALL.iter().map(|&code| Error::Broker {
+            code,
+            what: what.clone(),
+            message: message.clone(),
+        }));
+        all
+    }
+
     #[test]
-    fn an_unknown_outcome_is_never_retriable() {
-        let error = Error::OutcomeUnknown {
-            what: "x".into(),
-            why: "y".into(),
-        };
-        assert!(error.is_outcome_unknown() && !error.is_retriable());
+    fn each_error_is_retriable_or_not_as_listed() {
+        for error in all() {
+            assert_eq!(error.is_retriable(), may_be_repeated(&error), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_outcome_is_unknown_where_the_error_says_so_and_nowhere_else() {
+        for error in all() {
+            let says_so = matches!(error, Error::OutcomeUnknown { .. });
+            assert_eq!(error.is_outcome_unknown(), says_so, "{error:?}");
+        }
     }
 
     #[test]

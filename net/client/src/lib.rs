@@ -4,7 +4,7 @@
 //! with the lowest latency; and [`asynch`], for tokio. Both have the same three parts: a client for
 //! administration, producers and consumers.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod asynch;
 mod core;

@@ -15,6 +15,10 @@ use crate::record::{Ack, Record, Ticket};
 
 /// Publishes to one topic; may be shared by tasks.
 ///
+/// A record has one outcome: appended; [`Error::OutcomeUnknown`]; or another error, and then it is not
+/// in the log. One whose error is retriable may be sent again; the client has tried for
+/// [`ProducerOptions::delivery_timeout`](crate::ProducerOptions::delivery_timeout).
+///
 /// Dropping it gives up what was not acknowledged: [`Producer::flush`] first.
 pub struct Producer {
     handle: Arc<Handle>,
@@ -60,8 +64,9 @@ impl Producer {
     /// window allows. The future that is returned becomes its acknowledgement.
     ///
     /// # Errors
-    /// An unknown partition, a record too large, or a time before 1970 is refused here; what the
-    /// broker refuses is an error of the acknowledgement.
+    /// In each case nothing was taken, and none is retriable: `UnknownPartition`,
+    /// [`Error::RecordTooLarge`], and [`Error::Invalid`] for a time before 1970. What the broker refuses
+    /// is an error of the acknowledgement.
     pub async fn send(&self, record: &Record<'_>) -> Result<Acknowledgement> {
         loop {
             let space = match self.try_or_wait(record) {
@@ -78,7 +83,10 @@ impl Producer {
         }
     }
 
-    /// As [`Self::send`], but refuses with [`Error::BufferFull`] instead of waiting.
+    /// As [`Self::send`], but does not wait.
+    ///
+    /// # Errors
+    /// Those of [`Self::send`], and [`Error::BufferFull`], which is retriable, instead of waiting.
     pub fn try_send(&self, record: &Record<'_>) -> Result<Acknowledgement> {
         let (sender, receiver) = oneshot::channel();
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);

@@ -27,7 +27,8 @@ impl Client {
     /// Connects to the broker that these servers (HOST:PORT; any shard of it) belong to.
     ///
     /// # Errors
-    /// When none of them answers: each is tried once.
+    /// [`Error::Connect`], [`Error::Disconnected`] or [`Error::Protocol`] when none of them answers,
+    /// each having been tried once; [`Error::Invalid`] for a server that is not of that form.
     pub fn connect<S: AsRef<str>>(
         servers: impl IntoIterator<Item = S>,
         options: Options,
@@ -69,11 +70,19 @@ impl Client {
     }
 
     /// Asks the broker whether it is there.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls).
     pub fn ping(&self) -> Result<()> {
         self.call(Request::Ping).map(drop)
     }
 
-    /// Makes a topic.
+    /// Makes a topic; returns when it is durable and in force on every shard.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `TopicExists`, `InvalidTopicName`, `InvalidSetting` (an
+    /// impossible setting or number of partitions), `TooMany`. [`Error::OutcomeUnknown`] when the answer
+    /// was lost: look whether the topic is there.
     pub fn create_topic(
         &self,
         name: &str,
@@ -89,6 +98,10 @@ impl Client {
     }
 
     /// Changes settings of a topic, or adds partitions: `partitions` is the new total.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `InvalidSetting` (also for fewer partitions
+    /// than there are), `TooMany`. [`Error::OutcomeUnknown`] when the answer was lost.
     pub fn alter_topic(
         &self,
         name: &str,
@@ -104,23 +117,37 @@ impl Client {
     }
 
     /// Deletes a topic and its records.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`. [`Error::OutcomeUnknown`] when the answer was
+    /// lost.
     pub fn delete_topic(&self, name: &str) -> Result<()> {
         self.call(Request::DeleteTopic { name: name.into() })
             .map(drop)
     }
 
     /// All topics.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls).
     pub fn list_topics(&self) -> Result<Vec<Topic>> {
         self.call(Request::ListTopics)?.topics()
     }
 
-    /// One topic: identity, settings, owners.
+    /// One topic: identity, settings, owners. One that is not there is asked for again for 300 ms: it
+    /// may be about to be made.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`.
     pub fn topic(&self, name: &str) -> Result<Topic> {
         self.call(Request::DescribeTopic { name: name.into() })?
             .topic()
     }
 
     /// One topic with the state of each partition.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`.
     pub fn describe_topic(&self, name: &str) -> Result<TopicDescription> {
         let topic = self.topic(name)?;
         let partitions = (0..topic.partitions()).map(|p| self.describe_partition(name, p));
@@ -131,6 +158,9 @@ impl Client {
     }
 
     /// The state of one partition.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`.
     pub fn describe_partition(&self, topic: &str, partition: u32) -> Result<PartitionDescription> {
         self.call(Request::DescribePartition {
             topic: topic.into(),
@@ -140,6 +170,10 @@ impl Client {
     }
 
     /// HOST:PORT of the shard that owns a partition, for a [`RawConnection`](super::RawConnection).
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls), and [`Error::Invalid`] when the broker does not name an
+    /// owner.
     pub fn owner(&self, topic: &Topic, partition: u32) -> Result<String> {
         if let Some(owner) = self.driver.borrow().core.owner(topic, partition) {
             return Ok(owner);
@@ -155,6 +189,9 @@ impl Client {
     }
 
     /// An end of a partition, or the first offset at or after a time.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`, `DataUnreadable`.
     pub fn list_offsets(&self, topic: &str, partition: u32, at: OffsetAt) -> Result<ListedOffset> {
         self.call(Request::ListOffsets {
             topic: topic.into(),
@@ -165,7 +202,12 @@ impl Client {
     }
 
     /// Stores where a named consumer is: the next offset that it wants of this topic, and of no
-    /// other that is made under its name.
+    /// other that is made under its name. Returns when it is durable.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic` (also when it was made anew),
+    /// `UnknownPartition`, `InvalidConsumerName`, `TooMany`, `OffsetOutOfRange` for an offset past the
+    /// end.
     pub fn commit_offset(
         &self,
         consumer: &str,
@@ -193,7 +235,10 @@ impl Client {
         self.call(request).map(drop)
     }
 
-    /// Where a named consumer has committed to be.
+    /// Where a named consumer has committed to be; `None` if it has not.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`, `InvalidConsumerName`.
     pub fn read_offset(
         &self,
         consumer: &str,
@@ -210,6 +255,10 @@ impl Client {
     }
 
     /// A producer of one topic.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`; [`Error::Invalid`] for options that are
+    /// impossible.
     pub fn producer(&self, topic: &str, options: ProducerOptions) -> Result<Producer> {
         let topic = Arc::new(self.topic(topic)?);
         let now = std::time::Instant::now();
@@ -222,6 +271,10 @@ impl Client {
     }
 
     /// A consumer of one topic.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownTopic`, `UnknownPartition`; [`Error::Invalid`] for
+    /// options that are impossible. What is wrong with the place to begin, reading tells.
     pub fn consumer(&self, topic: &str, options: ConsumerOptions) -> Result<Consumer> {
         let topic = Arc::new(self.topic(topic)?);
         let limit = options.inflated_bytes;

@@ -46,7 +46,8 @@ impl Consumer {
     /// The next batch, whose records are read where they lie; `None` when none came in time.
     ///
     /// # Errors
-    /// [`OffsetOutOfRange`](crate::Error::OffsetOutOfRange), [`BadBatch`](crate::Error::BadBatch) and what the broker refuses for good.
+    /// [`crate::Error::OffsetOutOfRange`], [`crate::Error::BadBatch`] and what the broker refuses for good. None is
+    /// retriable: the partition stands still until [`Self::seek`].
     pub fn poll(&mut self, timeout: Duration) -> Result<Option<Batch<'_>>> {
         if !self.reader.has_more() && !self.next_chunk(timeout)? {
             return Ok(None);
@@ -124,6 +125,9 @@ impl Consumer {
     }
 
     /// The offset after the last batch of a partition that was handed out; `None` before the first.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] for a partition that it does not read.
     pub fn position(&self, partition: u32) -> Result<Option<u64>> {
         self.cursor(partition)?;
         Ok(self.positions.get(&partition).map(|p| p.offset))
@@ -136,6 +140,10 @@ impl Consumer {
     }
 
     /// Moves to another place in a partition; what had arrived for it is forgotten.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] for a partition that it does not read. What is wrong with the place, reading
+    /// tells.
     pub fn seek(&mut self, partition: u32, start: Start) -> Result<()> {
         let cursor = self.cursor(partition)?;
         self.reader.forget(cursor);
@@ -148,10 +156,13 @@ impl Consumer {
     }
 
     /// Stores, under this consumer name, the position of every partition from which batches were
-    /// handed out: the next one that starts with [`Start::committed`] goes on there.
+    /// handed out: the next one that starts with [`Start::committed`] goes on there. Returns when they
+    /// are durable.
     ///
     /// # Errors
-    /// `UnknownTopic` when the topic was deleted, or made anew since: the position means nothing there.
+    /// Those of [any call](crate::Error#of-calls): `UnknownTopic` when the topic was deleted, or made anew
+    /// since: the position means nothing there. Partitions after the one that failed were not
+    /// committed.
     pub fn commit(&self, consumer: &str) -> Result<()> {
         let mut positions = self.positions.values();
         positions.try_for_each(|&at| self.client.commit(consumer, &self.reader.topic, at))

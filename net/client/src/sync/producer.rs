@@ -11,6 +11,10 @@ use crate::sync::driver::Driver;
 
 /// Publishes to one topic. Acknowledgements are handed out by [`Producer::poll`].
 ///
+/// A record has one outcome: appended; [`Error::OutcomeUnknown`]; or another error, and then it is not
+/// in the log. One whose error is retriable may be sent again; the client has tried for
+/// [`ProducerOptions::delivery_timeout`](crate::ProducerOptions::delivery_timeout).
+///
 /// Dropping it gives up what was not acknowledged: [`Producer::flush`] first.
 pub struct Producer {
     driver: Rc<RefCell<Driver>>,
@@ -25,9 +29,9 @@ impl Producer {
     /// Takes a record and, if the window allows, sends it at once. Does not wait.
     ///
     /// # Errors
-    /// [`Error::BufferFull`] when too much is not acknowledged: poll, then send again. An unknown
-    /// partition, a record too large, or a time before 1970 is refused as well; then nothing was
-    /// taken.
+    /// In each case nothing was taken. [`Error::BufferFull`] when too much is not acknowledged: poll,
+    /// then send again. Not retriable: `UnknownPartition`, [`Error::RecordTooLarge`], and
+    /// [`Error::Invalid`] for a time before 1970.
     pub fn send(&mut self, record: &Record<'_>) -> Result<Ticket> {
         let now = Instant::now();
         let timestamp_ms = record.timestamp_ms.unwrap_or_else(now_ms);
@@ -38,7 +42,8 @@ impl Producer {
     }
 
     /// Moves what can be moved without waiting, and hands out what became of records since.
-    /// Returns how many were handed out. Without acknowledgements a record is done when the broker has handled it.
+    /// Returns how many were handed out. Without acknowledgements a record is done when the broker
+    /// has handled it.
     pub fn poll(&mut self, mut each: impl FnMut(Delivered)) -> usize {
         self.driver.borrow_mut().turn();
         self.hand_out(&mut each)
@@ -66,7 +71,8 @@ impl Producer {
     /// this is for those who send one record at a time.
     ///
     /// # Errors
-    /// What the record failed with; [`Error::UnderWay`] when that is not known yet.
+    /// What the record failed with; [`Error::UnderWay`] when that is not known yet, and not to be sent
+    /// again then.
     pub fn wait_for(&mut self, ticket: Ticket, timeout: Duration) -> Result<Ack> {
         let began = Instant::now();
         loop {
