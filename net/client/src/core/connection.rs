@@ -212,9 +212,14 @@ impl<T> Connection<T> {
 
     /// Whether one more request may be sent.
     pub(crate) fn has_room(&self) -> bool {
+        self.has_room_for(1)
+    }
+
+    /// Whether so many more requests may be sent.
+    pub(crate) fn has_room_for(&self, requests: usize) -> bool {
         self.hello
             .as_ref()
-            .is_some_and(|h| self.slots.in_flight < h.max_in_flight_requests)
+            .is_some_and(|h| self.slots.in_flight + requests <= h.max_in_flight_requests)
     }
 
     /// Requests without their last answer.

@@ -9,10 +9,11 @@ use ringtide_session::envelope;
 
 use crate::core::call::{Misread, Owner, Request, Response};
 use crate::core::cluster::Known;
-use crate::core::connection::{Connection, Event};
+use crate::core::connection::{self, Connection, Event};
 use crate::core::consumer::{Flow, Place};
 use crate::core::flow::MISSING_GRACE;
 use crate::core::link::State;
+use crate::core::parcel::{Part, Sent};
 use crate::core::producer::Appended;
 use crate::core::{Core, Tag};
 use crate::error::{Error, Result};
@@ -53,6 +54,7 @@ impl Core {
         while let Some((producer, partition)) = self.dirty_lanes.pop() {
             self.pump_lane(producer, partition, now);
         }
+        self.post_parcels(now);
         while let Some((consumer, cursor)) = self.dirty_cursors.pop() {
             self.pump_cursor(consumer, cursor, now);
         }
@@ -75,49 +77,50 @@ impl Core {
                 envelope,
                 payload,
                 ..
-            } => match tag.as_mut() {
-                Tag::Metadata => self.metadata_answered(envelope, now)?,
-                Tag::Call(call) => {
-                    let call = *call;
-                    self.call_answered(call, envelope, now);
-                }
-                Tag::Publish {
-                    producer,
-                    partition,
-                    batch,
-                } => {
-                    let to = (*producer, *partition, *batch);
-                    self.publish_answered(to, envelope, now)?;
-                }
-                Tag::Subscribe {
-                    consumer,
-                    cursor,
-                    generation,
-                } => {
-                    let (key, index, generation) = (*consumer, *cursor, *generation);
-                    if let Some(state) = self.cursor(key, index, generation) {
-                        state.flow = Flow::Subscribed { link, correlation };
-                        state.retry_at = None;
-                        state.backoff.reset();
-                        self.mark_cursor(key, index);
+            } => {
+                let is_last = matches!(tag, connection::Tag::Last(_));
+                match tag.as_mut() {
+                    Tag::Metadata => self.metadata_answered(envelope, now)?,
+                    Tag::Call(call) => {
+                        let call = *call;
+                        self.call_answered(call, envelope, now);
                     }
-                }
-                Tag::Fetch {
-                    consumer,
-                    cursor,
-                    generation,
-                } => {
-                    let (key, index, generation) = (*consumer, *cursor, *generation);
-                    if let Some(state) = self.cursor(key, index, generation) {
-                        state.flow = Flow::Idle;
-                        state.backoff.reset();
-                        self.arrived(key, index, payload);
-                        self.mark_cursor(key, index);
+                    Tag::Publish(sent) => {
+                        self.publish_answered(sent, envelope, now)?;
+                        if is_last && sent.unanswered().next().is_some() {
+                            return Err("an answer to a publish without a result".into());
+                        }
                     }
+                    Tag::Subscribe {
+                        consumer,
+                        cursor,
+                        generation,
+                    } => {
+                        let (key, index, generation) = (*consumer, *cursor, *generation);
+                        if let Some(state) = self.cursor(key, index, generation) {
+                            state.flow = Flow::Subscribed { link, correlation };
+                            state.retry_at = None;
+                            state.backoff.reset();
+                            self.mark_cursor(key, index);
+                        }
+                    }
+                    Tag::Fetch {
+                        consumer,
+                        cursor,
+                        generation,
+                    } => {
+                        let (key, index, generation) = (*consumer, *cursor, *generation);
+                        if let Some(state) = self.cursor(key, index, generation) {
+                            state.flow = Flow::Idle;
+                            state.backoff.reset();
+                            self.arrived(key, index, payload);
+                            self.mark_cursor(key, index);
+                        }
+                    }
+                    Tag::Vouch => self.vouched(link),
+                    Tag::Unsubscribe | Tag::Ping => {}
                 }
-                Tag::Vouch => self.vouched(link),
-                Tag::Unsubscribe | Tag::Ping => {}
-            },
+            }
             Event::Push { tag, payload, .. } => {
                 if let Tag::Subscribe {
                     consumer,
@@ -352,48 +355,39 @@ impl Core {
 
     fn publish_answered(
         &mut self,
-        to: (usize, u32, u64),
+        sent: &mut Sent,
         bytes: &[u8],
         now: Instant,
     ) -> Result<(), String> {
-        let (key, partition, batch) = to;
         let answer = envelope::<wire::PublishResponse<'_>>(bytes)
             .map_err(|e| format!("malformed publish envelope: {e}"))?;
-        let message = answer.message().unwrap_or_default();
-        // One part was sent.
-        let result = answer.results().and_then(|r| r.iter().next());
-        let result = result.ok_or("an answer to a publish without a result")?;
-        if result.error() != 0 {
-            self.publish_refused(to, result.error(), message, now);
-            return Ok(());
+        // It is about the first that was refused.
+        let mut message = answer.message();
+        for result in answer.results().into_iter().flatten() {
+            let part = sent.answered(result.part());
+            let part = part.ok_or("a result of a batch that no answer is due for")?;
+            let outcome = match result.error() {
+                0 => Ok(Appended {
+                    base_offset: Some(result.base_offset()),
+                    append_time_ms: result.append_time_ms(),
+                    duplicate: result.duplicate(),
+                }),
+                number => Err((number, message.take().unwrap_or_default())),
+            };
+            self.part_answered(part, outcome, now);
         }
-        let Some(producer) = self.producers.get_mut(&key) else {
-            return Ok(());
-        };
-        let appended = Appended {
-            base_offset: Some(result.base_offset()),
-            append_time_ms: result.append_time_ms(),
-            duplicate: result.duplicate(),
-        };
-        producer.answered(partition, batch, Ok(appended), now, &mut self.random);
-        self.mark_lane(key, partition);
         Ok(())
     }
 
-    fn publish_refused(&mut self, to: (usize, u32, u64), number: u16, message: &str, now: Instant) {
-        let (key, partition, batch) = to;
-        self.look_again(number);
-        let Some(producer) = self.producers.get_mut(&key) else {
+    fn part_answered(&mut self, part: Part, outcome: Result<Appended, (u16, &str)>, now: Instant) {
+        if let Err((number, _)) = outcome {
+            self.look_again(number);
+        }
+        let Some(producer) = self.producers.get_mut(&part.producer) else {
             return;
         };
-        producer.answered(
-            partition,
-            batch,
-            Err((number, message)),
-            now,
-            &mut self.random,
-        );
-        self.mark_lane(key, partition);
+        producer.answered(part.partition, part.batch, outcome, now, &mut self.random);
+        self.mark_lane(part.producer, part.partition);
     }
 
     fn failed(&mut self, tag: Tag, op: Op, error: &wire::ErrorResponseT, now: Instant) {
@@ -406,12 +400,10 @@ impl Core {
                 self.rescan = true;
             }
             Tag::Call(call) => self.call_refused(call, error.code, message, Some(range), now),
-            Tag::Publish {
-                producer,
-                partition,
-                batch,
-            } => {
-                self.publish_refused((producer, partition, batch), error.code, message, now);
+            Tag::Publish(mut sent) => {
+                for part in sent.unanswered() {
+                    self.part_answered(part, Err((error.code, message)), now);
+                }
             }
             Tag::Subscribe {
                 consumer,
@@ -491,7 +483,7 @@ impl Core {
                     }
                 }
                 // Lanes look after all their batches of the link at once, below.
-                Tag::Publish { .. } | Tag::Unsubscribe | Tag::Ping | Tag::Vouch => {}
+                Tag::Publish(_) | Tag::Unsubscribe | Tag::Ping | Tag::Vouch => {}
                 Tag::Subscribe {
                     consumer,
                     cursor,

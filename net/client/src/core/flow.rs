@@ -11,8 +11,9 @@ use crate::core::call::{Owner, Request, send_metadata};
 use crate::core::cluster::{Known, Topic};
 use crate::core::connection::earlier;
 use crate::core::consumer::{Flow, Place, asked_offset};
-use crate::core::link::{Link, Silent};
+use crate::core::link::Link;
 use crate::core::outcome::points_elsewhere;
+use crate::core::parcel::{Parcel, Part, Sent};
 use crate::core::{Core, Tag};
 use crate::error::{Error, why_not};
 use crate::options::{Acks, Delivery, Start};
@@ -42,6 +43,7 @@ impl Core {
                 self.pump_lanes(producer, now);
                 from = producer + 1;
             }
+            self.post_parcels(now);
             let mut from = 0;
             while let Some((&consumer, state)) = self.consumers.range(from..).next() {
                 for cursor in 0..state.cursors.len() {
@@ -288,7 +290,18 @@ impl Core {
         }
     }
 
-    /// Sends what a producer may send to one partition.
+    /// Posts what was gathered since the core was called.
+    pub(crate) fn post_parcels(&mut self, now: Instant) {
+        let deadline = now + self.options.request_timeout;
+        while let Some(link) = self.dirty_parcels.pop() {
+            let Link { state, parcel, .. } = &mut self.links[link];
+            if let Some(connection) = state.ready() {
+                parcel.post(connection, deadline);
+            }
+        }
+    }
+
+    /// Gathers what a producer may send to one partition; [`Self::post_parcels`] sends it.
     pub(crate) fn pump_lane(&mut self, key: usize, partition: u32, now: Instant) {
         let Some(producer) = self.producers.get_mut(&key) else {
             return;
@@ -314,15 +327,24 @@ impl Core {
             wake,
             options,
             throttled,
+            dirty_parcels,
             ..
         } = self;
-        let Link { state, silent, .. } = &mut links[link];
+        let Link {
+            state,
+            silent,
+            parcel,
+            ..
+        } = &mut links[link];
         let (Some(connection), Some(producer)) = (state.ready(), producers.get_mut(&key)) else {
             return;
         };
         let acks = producer.options.acks;
+        let deadline = now + options.request_timeout;
         loop {
-            if !connection.has_room() || connection.output().len() >= OUTPUT_BYTES {
+            let waiting = connection.output().len() + parcel.bytes();
+            let unposted = usize::from(!parcel.is_empty());
+            if !connection.has_room_for(1 + unposted) || waiting >= OUTPUT_BYTES {
                 *throttled = true;
                 break;
             }
@@ -330,23 +352,30 @@ impl Core {
                 break;
             };
             let batch = &producer.lanes[partition as usize].batches[index];
-            let part = [wire::PublishPart::new(&id, batch.bytes.len() as u32)];
-            let tag = (acks != Acks::None).then_some(Tag::Publish {
+            let bytes = batch.bytes.len();
+            let head = wire::PublishPart::new(&id, bytes as u32);
+            let part = Part {
                 producer: key,
                 partition,
                 batch: batch.key,
-            });
-            let deadline = Some(now + options.request_timeout);
-            let bytes = batch.bytes.len();
-            connection.publish_head(acks as u8, &part, bytes, deadline, tag);
-            connection.payload(&batch.bytes);
-            if acks == Acks::None {
-                silent.push_back(Silent {
-                    producer: key,
-                    partition,
-                    batch: batch.key,
-                });
+            };
+            if !Parcel::may_hold(acks, bytes) {
+                parcel.post(connection, deadline);
+                let tag = (acks != Acks::None).then_some(Tag::Publish(Sent::One(Some(part))));
+                connection.publish_head(acks as u8, &[head], bytes, Some(deadline), tag);
+                connection.payload(&batch.bytes);
+                if acks == Acks::None {
+                    silent.push_back(part);
+                }
+                continue;
             }
+            if !parcel.has_room(acks, bytes) {
+                parcel.post(connection, deadline);
+            }
+            if parcel.is_empty() {
+                dirty_parcels.push(link);
+            }
+            parcel.add(acks, part, head, &batch.bytes);
         }
         if acks == Acks::None {
             return self.vouch(link);

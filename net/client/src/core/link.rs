@@ -7,6 +7,7 @@ use std::time::Instant;
 use crate::core::backoff::Backoff;
 use crate::core::call::Request;
 use crate::core::connection::{Connection, earlier};
+use crate::core::parcel::{Parcel, Part};
 use crate::core::{Core, Tag};
 use crate::error::Error;
 
@@ -32,14 +33,6 @@ impl State {
     }
 }
 
-/// A batch without acknowledgement.
-#[derive(Debug)]
-pub(crate) struct Silent {
-    pub(crate) producer: usize,
-    pub(crate) partition: u32,
-    pub(crate) batch: u64,
-}
-
 /// The way to one server.
 pub(crate) struct Link {
     pub(crate) host: Arc<str>,
@@ -58,9 +51,11 @@ pub(crate) struct Link {
     pub(crate) error: Option<Error>,
     /// What will not be answered, in the order of the output. The answer to a ping behind it says
     /// that the broker has handled it.
-    pub(crate) silent: VecDeque<Silent>,
+    pub(crate) silent: VecDeque<Part>,
     /// How many of them the ping under way stands behind.
     vouched: usize,
+    /// Batches that are about to be put into the output.
+    pub(crate) parcel: Parcel,
     /// The face is to close the connection.
     close: bool,
 }
@@ -79,6 +74,7 @@ impl Link {
             error: None,
             silent: VecDeque::new(),
             vouched: 0,
+            parcel: Parcel::default(),
             close: false,
         }
     }
@@ -275,6 +271,7 @@ impl Core {
         state.error = Some(error.clone());
         state.silent.clear();
         state.vouched = 0;
+        state.parcel.clear();
         let was = std::mem::replace(&mut state.state, State::Down);
         if link == self.next_server {
             self.next_server = (self.next_server + 1) % self.links.len();

@@ -3,8 +3,9 @@
 //! connect, what to send on them, and when to be called again.
 //!
 //! The way of a record: [`Core::send`] puts it into a forming batch ([`producer`], [`lane`]), and
-//! if the window allows `pump_lane` (in [`flow`]) puts the batch into the link's output. The answer
-//! comes in through [`Core::received`] ([`events`]) and ends as a completion of the producer.
+//! if the window allows `pump_lane` (in [`flow`]) puts the batch into the link's [`parcel`], which is
+//! posted to the link's output before the core returns to its face. The answer comes in through
+//! [`Core::received`] ([`events`]) and ends as a completion of the producer.
 
 pub(crate) mod backoff;
 pub(crate) mod call;
@@ -20,6 +21,7 @@ pub(crate) mod link;
 #[cfg(test)]
 pub(crate) mod model;
 mod outcome;
+pub(crate) mod parcel;
 pub(crate) mod producer;
 #[cfg(test)]
 pub(crate) mod served;
@@ -36,6 +38,7 @@ use crate::core::cluster::{Cluster, Topic};
 use crate::core::connection::earlier;
 use crate::core::consumer::{Consumer, Flow};
 use crate::core::link::Link;
+use crate::core::parcel::Sent;
 use crate::core::producer::{Producer, Taken};
 use crate::error::{Error, Result};
 use crate::options::{ConsumerOptions, Options, ProducerOptions, Start};
@@ -48,11 +51,7 @@ pub(crate) enum Tag {
     Ping,
     Vouch,
     Call(u64),
-    Publish {
-        producer: usize,
-        partition: u32,
-        batch: u64,
-    },
+    Publish(Sent),
     Subscribe {
         consumer: usize,
         cursor: usize,
@@ -93,6 +92,8 @@ pub(crate) struct Core {
     /// Lanes and cursors to be looked at when the event that is being handled is done with.
     dirty_lanes: Vec<(usize, u32)>,
     dirty_cursors: Vec<(usize, usize)>,
+    /// Links with parcels to be posted then.
+    dirty_parcels: Vec<usize>,
     /// A lane waits for output to be sent.
     throttled: bool,
 }
@@ -130,6 +131,7 @@ impl Core {
             wake: None,
             dirty_lanes: Vec::new(),
             dirty_cursors: Vec::new(),
+            dirty_parcels: Vec::new(),
             throttled: false,
             options,
         })
@@ -281,6 +283,7 @@ impl Core {
         let expiry = producer.expiry(ticket.partition);
         self.wake = earlier(self.wake, expiry);
         self.pump_lane(key, ticket.partition, now);
+        self.post_parcels(now);
         Ok(ticket)
     }
 
@@ -289,6 +292,7 @@ impl Core {
     pub(crate) fn flush(&mut self, key: usize, now: Instant) -> Taken {
         let taken = self.producer(key).flush();
         self.pump_lanes(key, now);
+        self.post_parcels(now);
         taken
     }
 

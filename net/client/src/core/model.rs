@@ -1,13 +1,15 @@
 //! A model of a broker for tests: logs in memory, the window of five batches, subscriptions, and
 //! faults on demand. Bytes in, bytes out; [`served`](super::served) puts it behind real sockets.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use ringtide_schema::batch::{self, Header, check_publish};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
-use ringtide_schema::frame::{FLAG_ERROR, FLAG_RESPONSE, Op};
+use ringtide_schema::frame::{FLAG_ERROR, FLAG_MORE, FLAG_RESPONSE, Op};
 use ringtide_schema::ids::{PartitionId, TopicId};
+use ringtide_schema::limits::MAX_PUBLISH_PARTS;
 use ringtide_schema::record::records;
 use ringtide_schema::topic::TopicConfig;
 use ringtide_schema::wire;
@@ -145,12 +147,14 @@ pub(crate) struct Model {
     next_producer: i64,
     next_topic: u64,
     committed: HashMap<(String, PartitionId), (u64, u32)>,
-    /// Publishes that are refused, one after the other.
+    /// Batches that are refused, one after the other.
     pub(crate) refuse: VecDeque<Option<ErrorCode>>,
     /// An operation that is refused, and how often it was.
     pub(crate) refused_op: Option<(Op, ErrorCode)>,
     pub(crate) refusals: usize,
-    /// Publishes are answered without a result.
+    /// The parts of each publish request.
+    pub(crate) published: Vec<usize>,
+    /// Publishes are answered without the last result.
     pub(crate) omit_results: bool,
     /// Damages what is read.
     pub(crate) corrupt: bool,
@@ -242,6 +246,7 @@ impl Model {
             refuse: VecDeque::new(),
             refused_op: None,
             refusals: 0,
+            published: Vec::new(),
             omit_results: false,
             corrupt: false,
         }
@@ -436,32 +441,60 @@ impl Model {
             }
             Op::Publish => {
                 let asked = envelope::<wire::PublishRequest<'_>>(bytes).expect(GOOD);
-                let part = asked.parts().expect("parts").iter().next().expect("a part");
-                let at: PartitionId = part.partition().into();
-                let outcome = match self.refuse.pop_front().flatten() {
-                    Some(code) => Err(code),
-                    None => self.find(at).and_then(|log| log.publish(payload)),
-                };
-                if asked.acks() == 0 {
-                    return self.find(at).map(drop);
-                }
-                let result = match outcome {
-                    Ok((base, duplicate)) => wire::PublishResult::new(0, 0, duplicate, 1, base, 5),
-                    Err(code) => wire::PublishResult::new(0, code as u16, false, 0, 0, 0),
-                };
-                let results = if self.omit_results {
-                    &[]
-                } else {
-                    &[result][..]
-                };
-                peer.answer(op, correlation, &[], |b| {
-                    let results = Some(b.create_vector(results));
-                    let args = wire::PublishResponseArgs {
-                        results,
-                        message: None,
+                let parts = asked.parts().expect("parts");
+                assert!((1..=MAX_PUBLISH_PARTS).contains(&parts.len()));
+                self.published.push(parts.len());
+                let mut rest = payload;
+                let mut results = Vec::new();
+                for (number, part) in (0..).zip(parts) {
+                    let batch;
+                    (batch, rest) = rest.split_at(part.batch_bytes() as usize);
+                    let at: PartitionId = part.partition().into();
+                    let outcome = match self.refuse.pop_front().flatten() {
+                        Some(code) => Err(code),
+                        None => self.find(at).and_then(|log| log.publish(batch)),
                     };
-                    wire::PublishResponse::create(b, &args)
-                });
+                    if asked.acks() == 0 && parts.len() == 1 {
+                        return self.find(at).map(drop);
+                    }
+                    let result = match outcome {
+                        Ok((base, duplicate)) => (0, duplicate, 1, base, 5),
+                        Err(code) => (code as u16, false, 0, 0, 0),
+                    };
+                    let (error, duplicate, epoch, base, time) = result;
+                    let result =
+                        wire::PublishResult::new(number, error, duplicate, epoch, base, time);
+                    results.push((at.partition, result));
+                }
+                assert!(rest.is_empty(), "the parts name all of the payload");
+                if asked.acks() == 0 {
+                    return Ok(());
+                }
+                // In order within each partition, as is promised, and in no other.
+                results.sort_by_key(|&(partition, _)| Reverse(partition));
+                let mut results: Vec<_> = results.into_iter().map(|(_, result)| result).collect();
+                if self.omit_results {
+                    results.pop();
+                }
+                let mut left = results.as_slice();
+                loop {
+                    let results;
+                    (results, left) = left.split_at(left.len().min(2));
+                    let more = if left.is_empty() { 0 } else { FLAG_MORE };
+                    let flags = FLAG_RESPONSE | more;
+                    peer.encoder
+                        .frame(&mut peer.out, op, flags, correlation, 0, |b| {
+                            let results = Some(b.create_vector(results));
+                            let args = wire::PublishResponseArgs {
+                                results,
+                                message: None,
+                            };
+                            wire::PublishResponse::create(b, &args)
+                        });
+                    if left.is_empty() {
+                        break;
+                    }
+                }
             }
             Op::Fetch => {
                 let asked = envelope::<wire::FetchRequest<'_>>(bytes).expect(GOOD);

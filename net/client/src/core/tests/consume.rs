@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use ringtide_schema::error_code::ErrorCode;
 
 use crate::core::consumer::{Place, Reader};
-use crate::core::tests::{Step, World, producer_options, step};
+use crate::core::tests::{PARTITIONS, Step, World, producer_options, step};
 use crate::error::Error;
 use crate::options::{ConsumerOptions, Delivery, Start};
 
@@ -39,7 +39,7 @@ fn consumer(world: &mut World, options: ConsumerOptions) -> Result<usize, Error>
 }
 
 fn consumed_through(steps: Vec<Step>, delivery: Delivery) {
-    let mut world = World::new(3, producer_options().batch_bytes(200));
+    let mut world = World::new(PARTITIONS, producer_options().batch_bytes(200));
     let options = ConsumerOptions::new()
         .start(Start::Earliest)
         .delivery(delivery)

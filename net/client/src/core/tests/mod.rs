@@ -245,6 +245,9 @@ impl World {
     }
 }
 
+/// Three of one shard, two of the other.
+const PARTITIONS: u32 = 5;
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Send(u32),
@@ -259,7 +262,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        8 => (0..3_u32).prop_map(Step::Send),
+        8 => (0..PARTITIONS).prop_map(Step::Send),
         6 => (0..2_usize, any::<u8>()).prop_map(|(l, s)| Step::ToBroker(l, s)),
         6 => (0..2_usize, any::<u8>()).prop_map(|(l, s)| Step::ToClient(l, s)),
         3 => (0..2_usize).prop_map(Step::Cut),
@@ -300,10 +303,12 @@ proptest! {
     fn with_idempotence_every_record_is_appended_exactly_once_and_in_order(
         steps in prop::collection::vec(step(), 1..120),
         batch_bytes in prop_oneof![Just(1_usize), Just(200), Just(1 << 16)],
+        linger_ms in 0..20_u64,
     ) {
         let hour = Duration::from_secs(3600);
         let options = ProducerOptions::new().delivery_timeout(hour).batch_bytes(batch_bytes);
-        let mut world = World::new(3, options);
+        let options = options.linger(Duration::from_millis(linger_ms));
+        let mut world = World::new(PARTITIONS, options);
         // After a broker forgot, a lost answer can be an unknown outcome.
         let forgot = steps.iter().any(|s| matches!(s, Step::Forget));
         for step in steps {
@@ -318,10 +323,12 @@ proptest! {
     fn refusals_for_good_and_timeouts_keep_every_outcome_true(
         steps in prop::collection::vec(step(), 1..120),
         timeout_ms in 10..300_u64,
+        linger_ms in 0..20_u64,
     ) {
         let timeout = Duration::from_millis(timeout_ms);
         let options = ProducerOptions::new().delivery_timeout(timeout).batch_bytes(200);
-        let mut world = World::new(3, options);
+        let options = options.linger(Duration::from_millis(linger_ms));
+        let mut world = World::new(PARTITIONS, options);
         for step in steps {
             world.take(step, true);
         }
@@ -336,7 +343,7 @@ proptest! {
         let hour = Duration::from_secs(3600);
         let options = ProducerOptions::new().idempotence(false).delivery_timeout(hour);
         // Refused batches are sent again behind others: order is kept only with one in flight.
-        let mut world = World::new(3, options.max_in_flight(1));
+        let mut world = World::new(PARTITIONS, options.max_in_flight(1));
         for step in steps {
             world.take(step, true);
         }

@@ -545,3 +545,162 @@ fn a_refusal_is_named_although_a_shard_that_has_nothing_to_do_with_it_is_away() 
     let error = world.done[&ticket].as_ref().expect_err("in vain");
     assert_eq!(error.code(), Some(ErrorCode::DiskFull), "{error}");
 }
+
+/// One record for each partition, ready in the same moment, in requests that the broker does not
+/// have yet.
+fn with_records_for_each(partitions: u32, options: ProducerOptions) -> (World, Vec<Ticket>) {
+    let linger = Duration::from_secs(1);
+    let mut world = World::new(partitions, options.linger(linger));
+    // The identity and both connections are there.
+    for partition in 0..partitions {
+        world.send(partition);
+    }
+    world.core.flush(world.producer, world.now);
+    world.heal();
+    world.model.published.clear();
+    let tickets = (0..partitions).map(|p| world.send(p)).collect();
+    world.core.flush(world.producer, world.now);
+    world.tick();
+    (world, tickets)
+}
+
+#[test]
+fn batches_for_partitions_of_one_server_that_are_ready_together_leave_in_one_request() {
+    let (mut world, _) = with_records_for_each(6, producer_options());
+    world.heal();
+    assert_eq!(world.model.published, [3, 3]);
+    world.check();
+}
+
+#[test]
+fn without_acknowledgements_each_batch_leaves_alone_so_that_an_unknown_partition_is_noticed() {
+    let (mut world, _) = with_records_for_each(6, producer_options().acks(Acks::None));
+    world.heal();
+    assert_eq!(world.model.published, [1; 6]);
+    world.check();
+}
+
+#[test]
+fn batches_that_the_broker_would_not_receive_at_once_do_not_leave_together() {
+    let mut world = World::new(8, producer_options().linger(Duration::from_secs(1)));
+    let value = [7; 30 << 10];
+    for partition in [0, 2, 4] {
+        let record = crate::record::Record::new(&value).partition(partition);
+        let sent = world.core.send(world.producer, &record, 5, world.now);
+        world
+            .sent
+            .insert(sent.expect("taken"), partition.to_string().into_bytes());
+    }
+    let large = [7; 100 << 10];
+    let record = crate::record::Record::new(&large).partition(6);
+    let sent = world.core.send(world.producer, &record, 5, world.now);
+    world.sent.insert(sent.expect("taken"), b"6".to_vec());
+    world.core.flush(world.producer, world.now);
+    world.heal();
+    assert_eq!(world.model.published, [2, 1, 1]);
+    assert_eq!(world.acknowledged(), 4);
+}
+
+#[test]
+fn of_several_parts_those_that_were_refused_for_now_are_sent_again_and_no_others() {
+    let (mut world, tickets) = with_records_for_each(6, producer_options());
+    let of_first_shard = [None, Some(ErrorCode::Overloaded), Some(ErrorCode::BadBatch)];
+    world.model.refuse.extend(of_first_shard);
+    world.broker_gets(0, 255);
+    world.heal();
+    let first = [0, 2, 4].map(|partition| &world.done[&tickets[partition]]);
+    let [Ok(taken), Ok(refused_once), Err(refused)] = first else {
+        panic!("{first:?}");
+    };
+    assert!(!taken.duplicate && !refused_once.duplicate);
+    assert_eq!(refused.code(), Some(ErrorCode::BadBatch));
+    assert_eq!(world.model.published, [3, 3, 1]);
+    world.check();
+}
+
+#[test]
+fn of_several_parts_those_whose_answer_was_lost_are_sent_again_and_no_others() {
+    let (mut world, tickets) = with_records_for_each(6, producer_options());
+    // The first of two answers arrives; the lowest partition is in the second.
+    world.broker_gets(0, 255);
+    let answers = world.lines[&0].to_client.clone();
+    let mut first = usize::MAX;
+    let mut at = 0;
+    ringtide_session::Assembler::new()
+        .feed(&answers, |frame| {
+            at += frame.header.frame_bytes();
+            first = first.min(at);
+        })
+        .expect("good frames");
+    assert!(first < answers.len(), "one answer");
+    world.core.received(0, &answers[..first], world.now);
+    world.tick();
+    assert!(world.done.contains_key(&tickets[2]) && world.done.contains_key(&tickets[4]));
+    assert!(!world.done.contains_key(&tickets[0]));
+    world.cut(0);
+    world.heal();
+    let duplicate = |partition: usize| {
+        world.done[&tickets[partition]]
+            .as_ref()
+            .map(|a| a.duplicate)
+    };
+    assert!(duplicate(0).expect("appended"));
+    assert!(!duplicate(2).expect("appended") && !duplicate(4).expect("appended"));
+    world.check();
+}
+
+#[test]
+fn a_part_without_a_result_ends_the_connection_and_is_sent_again() {
+    let (mut world, tickets) = with_records_for_each(6, producer_options());
+    world.model.omit_results = true;
+    world.broker_gets(0, 255);
+    world.client_gets(0, 255);
+    assert!(matches!(world.core.trouble(), Some(Error::Protocol { .. })));
+    world.model.omit_results = false;
+    world.heal();
+    assert!(
+        world.done[&tickets[0]]
+            .as_ref()
+            .expect("appended")
+            .duplicate
+    );
+    world.check();
+}
+
+#[test]
+fn parts_of_a_request_that_was_refused_as_a_whole_are_sent_again() {
+    let (mut world, _) = with_records_for_each(6, producer_options());
+    world.model.refused_op = Some((Op::Publish, ErrorCode::ShuttingDown));
+    world.broker_gets(0, 255);
+    world.client_gets(0, 255);
+    world.model.refused_op = None;
+    assert_eq!(world.model.refusals, 1);
+    world.heal();
+    assert_eq!(world.acknowledged(), 12);
+    world.check();
+}
+
+#[test]
+fn requests_of_several_parts_keep_to_what_the_broker_allows_on_a_connection() {
+    let mut world = World::new(6, producer_options().batch_bytes(1));
+    world.model.max_in_flight = 2;
+    world.cut(0);
+    // Each fills more than half of a request.
+    let value = [7; 40 << 10];
+    for partition in [0, 2, 4].repeat(3) {
+        let record = crate::record::Record::new(&value).partition(partition);
+        let sent = world.core.send(world.producer, &record, 5, world.now);
+        world.sent.insert(sent.expect("taken"), value.to_vec());
+    }
+    let mut most = 0;
+    for _ in 0..1000 {
+        world.tick();
+        let ready = world.core.links[0].ready();
+        most = most.max(ready.map_or(0, |connection| connection.in_flight()));
+        world.broker_gets(0, 255);
+        world.client_gets(0, 255);
+        world.now += Duration::from_millis(1);
+    }
+    assert_eq!(most, 2);
+    assert_eq!(world.acknowledged(), 9);
+}
