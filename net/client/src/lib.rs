@@ -26,8 +26,10 @@ pub use crate::options::{
 };
 pub use crate::record::{Ack, Delivered, Record, Ticket};
 
-pub use ringtide_schema::batch::Header;
+pub use ringtide_schema::batch::{BatchError, Header};
 pub use ringtide_schema::error_code::ErrorCode;
 pub use ringtide_schema::ids::{PartitionId, TopicId};
-pub use ringtide_schema::record::{BatchBuilder, Record as ConsumedRecord, RecordHeader};
+pub use ringtide_schema::record::{
+    BatchBuilder, Record as ConsumedRecord, RecordHeader, RecordHeaders,
+};
 pub use ringtide_schema::topic::{TimestampType, TopicConfig, Visibility};

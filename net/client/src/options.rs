@@ -166,7 +166,8 @@ pub enum Partitioner {
     Custom(Arc<PartitionFn>),
 }
 
-/// Gives a partition for a key, given the number of partitions.
+/// Gives a partition for a key, given the number of partitions. A record for a partition from that
+/// number on is refused with `UnknownPartition`.
 pub type PartitionFn = dyn Fn(Option<&[u8]>, u32) -> u32 + Send + Sync;
 
 impl std::fmt::Debug for Partitioner {

@@ -19,6 +19,8 @@ use crate::error::{Error, Result};
 use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 
 /// A client of one broker. Clones share the connections.
+///
+/// A call whose future is given up may still be carried out by the broker; its answer is ignored.
 #[derive(Clone)]
 pub struct Client {
     pub(super) handle: Arc<Handle>,
@@ -58,7 +60,8 @@ impl Client {
         Ok(client)
     }
 
-    /// Why a connection that is needed is not there.
+    /// Why a connection that is needed is not there; `None` when all is well, or nothing is needed. It
+    /// is tried again by itself, whatever the error says.
     #[must_use]
     pub fn trouble(&self) -> Option<Error> {
         self.handle.lock().core.trouble().cloned()

@@ -25,7 +25,8 @@ pub struct Producer {
     key: usize,
 }
 
-/// Becomes the acknowledgement of one record. It need not be awaited for the record to be sent.
+/// Becomes the acknowledgement of one record, or the error that it failed with. It need not be awaited
+/// for the record to be sent; [`Error::OutcomeUnknown`] when the producer is dropped before.
 #[derive(Debug)]
 #[must_use = "an error would go unnoticed"]
 pub struct Acknowledgement {
@@ -61,7 +62,8 @@ impl Producer {
     }
 
     /// Takes a record, waiting while too much is not acknowledged, and sends it at once if the
-    /// window allows. The future that is returned becomes its acknowledgement.
+    /// window allows. What is returned is a future that becomes its acknowledgement. A record is not
+    /// taken when this one is given up before it is ready.
     ///
     /// # Errors
     /// In each case nothing was taken, and none is retriable: `UnknownPartition`,
@@ -126,8 +128,9 @@ impl Producer {
         self.handle.lock().core.producer(self.key).losses
     }
 
-    /// Sends what lingers and waits until the outcome of every record that was sent before is
-    /// known.
+    /// Sends what lingers and waits until the outcome of every record that was sent before is known:
+    /// for [`ProducerOptions::delivery_timeout`](crate::ProducerOptions::delivery_timeout) at the most.
+    /// The outcomes are those of the acknowledgements.
     pub async fn flush(&self) {
         let taken = {
             let mut state = self.handle.lock();

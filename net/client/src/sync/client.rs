@@ -49,7 +49,8 @@ impl Client {
         self.driver.borrow_mut().turn();
     }
 
-    /// Why a connection that is needed is not there.
+    /// Why a connection that is needed is not there; `None` when all is well, or nothing is needed. It
+    /// is tried again by itself, whatever the error says.
     #[must_use]
     pub fn trouble(&self) -> Option<Error> {
         self.driver.borrow().core.trouble().cloned()

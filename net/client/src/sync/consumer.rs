@@ -43,7 +43,8 @@ impl Consumer {
         }
     }
 
-    /// The next batch, whose records are read where they lie; `None` when none came in time.
+    /// The next batch, whose records are read where they lie; `None` when none came in time. It does
+    /// not wait with a timeout of zero, and waits for ever with [`Duration::MAX`].
     ///
     /// # Errors
     /// [`crate::Error::OffsetOutOfRange`], [`crate::Error::BadBatch`] and what the broker refuses for good. None is

@@ -49,7 +49,8 @@ impl Producer {
         self.hand_out(&mut each)
     }
 
-    /// As [`Self::poll`], but waits until there is something to hand out or the time has passed.
+    /// As [`Self::poll`], but waits until there is something to hand out or the time has passed; with
+    /// [`Duration::MAX`] for ever.
     pub fn wait(&mut self, timeout: Duration, mut each: impl FnMut(Delivered)) -> usize {
         self.wait_until(timeout, |core, key| core.producer(key).has_done());
         self.hand_out(&mut each)

@@ -297,7 +297,8 @@ impl RawConnection {
         Ok(bytes)
     }
 
-    /// Waits as the options say until something may have arrived or `at_most` has passed.
+    /// Waits until something may have arrived or `at_most` has passed; with [`Idle::Spin`] it only
+    /// offers the core to others, once.
     pub fn idle(&self, idle: Idle, at_most: Duration) {
         let mut flags = PollFlags::IN;
         if !self.connection.output().is_empty() {
