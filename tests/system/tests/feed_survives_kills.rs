@@ -470,3 +470,57 @@ fn topics_that_come_go_grow_and_shed_are_right_after_kills() {
         assert_same(&format!("{name} by CLI"), &by_cli, &want);
     }
 }
+
+// ---- batches of many partitions in one request ---------------------------------------------------
+
+#[test]
+fn batches_that_were_sent_together_are_each_there_once_after_kills() {
+    const MANY: u32 = 16;
+    const ROUNDS: usize = 8;
+    let mut broker = Setup::new().shards(2).start();
+    let client = connect(broker.address(0));
+    let created = client.create_topic("many", MANY, &TopicSettings::default());
+    created.expect("created");
+    let options = ProducerOptions::new()
+        .linger(DELIVERY_TIMEOUT)
+        .delivery_timeout(DELIVERY_TIMEOUT);
+    let mut producer = client.producer("many", options).expect("a producer");
+    for round in 0..ROUNDS {
+        for partition in 0..MANY {
+            let value = round.to_string();
+            let taken = producer.send(&Record::new(&value).partition(partition));
+            taken.expect("taken");
+        }
+        // All of them leave now; whether they arrive, are appended, or answered, the kill decides.
+        match producer.flush(Duration::ZERO) {
+            Ok(()) | Err(Error::UnderWay { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+        broker.kill();
+        broker.restart_with(1 + round % 2);
+    }
+    producer.flush(DELIVERY_TIMEOUT).expect("all done");
+    producer.poll(|delivered| {
+        delivered.result.expect("appended");
+    });
+    let options = ConsumerOptions::new().start(Start::Earliest);
+    let mut consumer = client.consumer("many", options).expect("a consumer");
+    let mut values = vec![Vec::new(); MANY as usize];
+    wait::until("every record", || {
+        while let Some(batch) = consumer.poll(Duration::ZERO).expect("good batches") {
+            let of_partition = &mut values[batch.partition() as usize];
+            for record in batch.records() {
+                let text = std::str::from_utf8(record.value.unwrap_or_default());
+                of_partition.push((record.offset, text.expect("a number").to_owned()));
+            }
+        }
+        let all = values.iter().map(Vec::len).sum::<usize>();
+        (all >= ROUNDS * MANY as usize).then_some(())
+    });
+    let want: Vec<_> = (0_u64..)
+        .zip((0..ROUNDS).map(|round| round.to_string()))
+        .collect();
+    for of_partition in values {
+        assert_eq!(of_partition, want);
+    }
+}
