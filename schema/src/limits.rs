@@ -19,7 +19,9 @@ pub const MAX_PAYLOAD_BYTES: usize = 4 << 20;
 /// The most batches in one publish request.
 pub const MAX_PUBLISH_PARTS: usize = 1024;
 /// The largest payload of a delivery or fetch answer, in bytes, unless one batch is larger.
-pub const MAX_DELIVERY_BYTES: usize = 256 << 10;
+pub const MAX_DELIVERY_BYTES: usize = 512 << 10;
+/// The same for one that is sent from memory: in one piece, for which everybody else waits.
+pub const MAX_MEMORY_DELIVERY_BYTES: usize = 256 << 10;
 /// The longest `max_wait_ms` of a fetch.
 pub const MAX_FETCH_WAIT_MS: u32 = 60_000;
 /// The most credit a subscription may hold, in bytes.

@@ -6,7 +6,7 @@ use ringtide_io::{DiskOp, Egress, FileId, NetOp, Now, Slice};
 use ringtide_log::partition::Plan;
 use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
-use ringtide_schema::limits::{MAX_DELIVERY_BYTES, MAX_PAYLOAD_BYTES};
+use ringtide_schema::limits::{MAX_DELIVERY_BYTES, MAX_MEMORY_DELIVERY_BYTES, MAX_PAYLOAD_BYTES};
 use ringtide_schema::wire;
 
 use crate::fault::Fault;
@@ -288,6 +288,11 @@ impl Shard {
         fx: &mut Fx,
     ) -> Supply {
         let turn = self.turn;
+        let max_bytes = match key {
+            SessionKey::Local(_) => max_bytes,
+            // A range of a file is read into memory for it.
+            SessionKey::Remote(..) => max_bytes.min(MAX_MEMORY_DELIVERY_BYTES),
+        };
         let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
         let (body, bytes, next_offset) = match plan {
             Some(Plan::AtEnd) => return Supply::AtEnd,

@@ -6,7 +6,9 @@ use std::ops::Range;
 use ringtide_io::Now;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_ERROR, FLAG_RESPONSE, Op};
-use ringtide_schema::limits::{MAX_CREDIT_BYTES, MAX_DELIVERY_BYTES, MAX_FETCH_WAIT_MS};
+use ringtide_schema::limits::{
+    MAX_CREDIT_BYTES, MAX_DELIVERY_BYTES, MAX_FETCH_WAIT_MS, MAX_MEMORY_DELIVERY_BYTES,
+};
 use ringtide_schema::wire;
 use ringtide_session::{Frame, envelope};
 
@@ -44,7 +46,9 @@ impl Shard {
             partition: i,
             offset: request.offset(),
             max_bytes,
-            min_bytes: (request.min_bytes() as usize).min(max_bytes),
+            min_bytes: (request.min_bytes() as usize)
+                .min(max_bytes)
+                .min(MAX_MEMORY_DELIVERY_BYTES),
             deadline_ns,
         };
         if let Some(session) = self.sessions.get_mut(&key) {

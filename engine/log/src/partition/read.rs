@@ -2,6 +2,7 @@
 
 use ringtide_io::buffer::CHUNK_BYTES;
 use ringtide_io::{DiskOp, FileId, OpenMode, Slice};
+use ringtide_schema::limits::MAX_MEMORY_DELIVERY_BYTES;
 
 use super::{Ops, Partition, PartitionOp};
 use crate::segment::{Index, Reader, index_path, log_path};
@@ -73,7 +74,7 @@ impl Partition {
             return Plan::AtEnd;
         }
         if self.tail.front().is_some_and(|b| b.base_offset <= offset) {
-            return self.plan_memory(offset, max_bytes);
+            return self.plan_memory(offset, max_bytes.min(MAX_MEMORY_DELIVERY_BYTES));
         }
         let found = self
             .segments

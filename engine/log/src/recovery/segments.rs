@@ -20,11 +20,12 @@ use crate::files::{self, AlignedBuf};
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The largest single write.
 pub(super) const PIECE_BYTES: usize = 256 << 10;
-/// Up to so many partitions have large buffers and open files; those that come after have smaller
-/// ones and open their file for every piece, so that neither memory nor file descriptors grow with
-/// the number of partitions.
-const FEW_PARTITIONS: usize = 256;
-const MANY_PARTITIONS: usize = 2048;
+/// Up to so many partitions keep their file open; others open it for every piece.
+const OPEN_FILES: usize = 256;
+/// Up to so many partitions have large buffers (256 MiB together), those that come after smaller
+/// ones, so that memory does not grow with the number of partitions.
+const FEW_PARTITIONS: usize = 1024;
+const MANY_PARTITIONS: usize = 4096;
 
 /// The name of a segment's log.
 pub fn log_name(base_offset: u64) -> String {
@@ -95,7 +96,7 @@ impl Writer {
         } else {
             PIECE_BYTES / 16
         };
-        let keep_open = already_open < FEW_PARTITIONS;
+        let keep_open = already_open < OPEN_FILES;
         let (buf, filled, open) = (None, 0, None);
         let mut writer = Self {
             directory,
