@@ -95,6 +95,9 @@ pub enum DiskOp {
         base_offset: u64,
         /// How much of the segment must be covered.
         bytes: u64,
+        /// Whether an index that had to be built is written: an index file says that its segment
+        /// is sealed.
+        keep: bool,
     },
     /// Replaces a small file atomically and durably: written beside it, synced, renamed, directory
     /// synced.

@@ -424,11 +424,15 @@ pub fn lock(directory: &Path) -> Result<DirectoryLock, LockError> {
 }
 
 fn lock_noting(directory: &Path, made: &mut Made) -> Result<File, LockError> {
-    make_directories(directory, &mut made.directories)?;
     let path = directory.join("lock");
     loop {
+        make_directories(directory, &mut made.directories)?;
         let was_there = path.symlink_metadata().is_ok();
-        let file = take(open_write(&path, false, true)?, directory, &path)?;
+        let file = match open_write(&path, false, true) {
+            // Removed again by who made the directory and undid it.
+            Err(e) if e.cause == Cause::Missing && !directory.is_dir() => continue,
+            opened => take(opened?, directory, &path)?,
+        };
         // Who undid its lock in the meantime has removed the file: then this is not the lock any more.
         if is_at(&file, &path)? {
             made.lock = (!was_there).then_some(path);
@@ -451,10 +455,14 @@ fn is_at(file: &File, path: &Path) -> Result<bool, FileError> {
 pub fn lock_read_only(directory: &Path) -> Result<Option<DirectoryLock>, LockError> {
     let path = directory.join("lock");
     match open_read(&path, false) {
-        Ok(file) => Ok(Some(DirectoryLock {
-            _file: take(file, directory, &path)?,
-            made: Made::default(),
-        })),
+        Ok(file) => {
+            let file = take(file, directory, &path)?;
+            // Removed by who undid its lock: the directory is as if it had none.
+            Ok(is_at(&file, &path)?.then(|| DirectoryLock {
+                _file: file,
+                made: Made::default(),
+            }))
+        }
         Err(e) if e.cause == Cause::Missing => Ok(None),
         Err(e) => Err(e.into()),
     }

@@ -180,6 +180,7 @@ impl World {
                 log_path,
                 base_offset,
                 bytes,
+                ..
             } => {
                 if self.unreadable.contains(&log_path) {
                     return Err(error(DiskErrorKind::NotFound, "gone"));

@@ -76,7 +76,8 @@ impl Shard {
             return;
         }
         if !c.early.is_empty() {
-            // They are the same files.
+            // They are the same files. Looked at again when they are written.
+            self.upkeep.checkpoint_moved = true;
             self.checkpoint = Some(c);
             return;
         }
@@ -208,7 +209,10 @@ impl Shard {
             let (_, known) = c.early.swap_remove(at);
             match result {
                 Ok(_) => self.remove_files(id, known, fx),
-                Err(e) if e.kind == DiskErrorKind::Full => self.give_up_slot(now, fx),
+                Err(e) if e.kind == DiskErrorKind::Full => {
+                    self.disk_is_full(&e.message, now);
+                    self.give_up_slot(now, fx);
+                }
                 Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
             }
             return;

@@ -84,7 +84,7 @@ enum Pending {
     Partition(usize, PartitionOp),
     OpenSlot(FileId, std::path::PathBuf),
     CreateSlot(std::path::PathBuf),
-    RemoveSlot,
+    RemoveSlot(std::path::PathBuf),
     Snapshot(GroupId),
     Search(u64),
     RemoteRead {

@@ -61,7 +61,7 @@ impl Logic for Shard {
             }
             Disconnect::Error(ETIMEDOUT) => tracing::warn!(
                 peer = &*session.peer,
-                "disconnected: it took nothing of what was sent to it for too long"
+                "disconnected: for too long it took nothing of what was sent, or did not answer"
             ),
             _ => tracing::warn!(peer = &*session.peer, ?why, "disconnected"),
         }
@@ -94,7 +94,7 @@ impl Logic for Shard {
             }
             Some(Pending::OpenSlot(file, path)) => self.slot_opened(file, path, result, fx),
             Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
-            Some(Pending::RemoveSlot) => self.slot_removed(result),
+            Some(Pending::RemoveSlot(path)) => self.slot_removed(path, result),
             Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
             Some(Pending::Search(number)) => match result {
                 Ok(DiskDone::Read { chunk, bytes }) => {

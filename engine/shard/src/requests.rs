@@ -174,6 +174,9 @@ impl Shard {
     pub(crate) fn close(&mut self, key: SessionKey) {
         if let Some(session) = self.sessions.get_mut(&key) {
             session.is_closing = true;
+            // What has begun to arrive is of no use any more, and the peer may take a while to go.
+            session.assembler = Assembler::new();
+            self.partial_bytes -= std::mem::take(&mut session.partial_bytes);
         }
         self.mark_ready(key);
     }

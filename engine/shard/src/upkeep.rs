@@ -112,7 +112,11 @@ impl Shard {
     /// A snapshot finds no space, or a broker that stops none for its segments: an empty slot of
     /// the log gives its own. It is made again when there is space.
     pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) {
-        if self.ops.values().any(|p| matches!(p, Pending::RemoveSlot)) {
+        if self
+            .ops
+            .values()
+            .any(|p| matches!(p, Pending::RemoveSlot(_)))
+        {
             return;
         }
         let Some(file) = self.wal.take_free_slot() else {
@@ -123,17 +127,17 @@ impl Shard {
         };
         tracing::warn!(path = %path.display(), "the disk is full: a slot of the log is given up for now");
         fx.disk.push((OpId(0), DiskOp::Close { file }));
-        let op = self.op(Pending::RemoveSlot);
         let remove = DiskOp::Remove {
             paths: vec![path.clone()],
             and_directory: None,
         };
+        let op = self.op(Pending::RemoveSlot(path));
         fx.disk.push((op, remove));
-        self.upkeep.new_slots.push(path);
         self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
     }
 
-    pub(crate) fn slot_removed(&mut self, result: Result<DiskDone, DiskError>) {
+    pub(crate) fn slot_removed(&mut self, path: PathBuf, result: Result<DiskDone, DiskError>) {
+        self.upkeep.new_slots.push(path);
         if let Err(e) = result {
             tracing::warn!(error = e.message, "a slot of the log cannot be removed");
         }
@@ -152,7 +156,7 @@ impl Shard {
             Ok(_) => {
                 self.disk_has_space();
                 self.open_slot(path, fx);
-                if !self.is_stopping {
+                if !self.is_stopping && now.mono_ns >= self.upkeep.slot_retry_ns {
                     self.make_slot(fx);
                 }
             }
@@ -326,7 +330,8 @@ impl Shard {
             // On a full disk, too: retention is what makes space.
             self.retention(now, fx);
             let is_time = now.mono_ns >= self.upkeep.slot_retry_ns;
-            if self.upkeep.disk_full.is_none() && is_time && !self.slots_are_coming() {
+            let has_space = self.upkeep.disk_full.is_none() && !self.is_stopping;
+            if has_space && is_time && !self.slots_are_coming() {
                 self.make_slot(fx);
             }
             self.close_readers(now, fx);

@@ -47,7 +47,8 @@ pub struct ShardConfig {
     pub recv_buffer_bytes: u32,
     /// Send buffer of accepted sockets in bytes; the system's choice if absent.
     pub socket_send_buffer: Option<usize>,
-    /// A peer that takes nothing of what waits for it for so long is disconnected.
+    /// A peer that takes nothing of what waits for it for so long is disconnected, and one that is
+    /// idle and does not answer the kernel's probes, of which the first comes after a minute.
     pub peer_timeout: Duration,
     /// Connections beyond this wait in the listen queue.
     pub max_connections: usize,
@@ -78,7 +79,7 @@ impl ShardConfig {
             recv_buffers: 128,
             recv_buffer_bytes: 64 << 10,
             socket_send_buffer: None,
-            peer_timeout: Duration::from_secs(30),
+            peer_timeout: Duration::from_secs(120),
             max_connections: 10_000,
             catch_up: CatchUp::Sendfile,
             file_buffers: 16,

@@ -146,6 +146,7 @@ impl Disk {
                 log_path,
                 base_offset,
                 bytes,
+                keep,
             } => {
                 self.jobs.start(
                     op,
@@ -154,6 +155,7 @@ impl Disk {
                         log_path,
                         base_offset,
                         bytes,
+                        keep,
                     },
                 );
             }

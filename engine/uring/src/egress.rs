@@ -314,13 +314,14 @@ impl Outgoing {
             }
         }
         let file = self.file.as_mut().expect("a file is being sent");
-        let mut piece = file.left.min(FILE_BUFFER_BYTES).min(*allowance);
+        let whole = file.left.min(FILE_BUFFER_BYTES);
+        let mut piece = whole.min(*allowance);
         if file.fetched > 0 {
             piece = piece.min(file.fetched);
         } else if file.way == CatchUp::Sendfile {
             match is_cached(&file.file, file.position, piece) {
                 Some(true) => {}
-                Some(false) => return self.fetch(piece, token, ring, buffers),
+                Some(false) => return self.fetch(whole, token, ring, buffers),
                 // The kernel cannot tell: sendfile could block the core.
                 None => file.way = CatchUp::Copy,
             }
@@ -339,7 +340,7 @@ impl Outgoing {
                         unsafe { read_if_cached(&file.file, address, piece, file.position) };
                     if cached == 0 {
                         file.buffer = Some(buffer);
-                        return self.fetch(piece, token, ring, buffers);
+                        return self.fetch(whole, token, ring, buffers);
                     }
                     piece = cached;
                 }

@@ -35,6 +35,7 @@ pub(crate) enum Job {
         log_path: PathBuf,
         base_offset: u64,
         bytes: u64,
+        keep: bool,
     },
     Replace {
         path: PathBuf,
@@ -156,7 +157,8 @@ impl Job {
                 log_path,
                 base_offset,
                 bytes,
-            } => load_index(&index_path, &log_path, base_offset, bytes).map(Outcome::Index),
+                keep,
+            } => load_index(&index_path, &log_path, (base_offset, bytes), keep).map(Outcome::Index),
             Self::Replace { path, contents } => replace(&path, &contents).map(|()| Outcome::Done),
             Self::Remove {
                 paths,
@@ -251,15 +253,15 @@ fn write_index(path: &Path, contents: &[u8]) -> io::Result<()> {
 fn load_index(
     index_path: &Path,
     log_path: &Path,
-    base_offset: u64,
-    bytes: u64,
+    (base_offset, bytes): (u64, u64),
+    keep: bool,
 ) -> Result<IndexBytes, DiskError> {
     if let Some(map) = mapped_index(index_path, base_offset, bytes) {
         return Ok(IndexBytes::File(map));
     }
     let log = File::open(log_path).map_err(|error| failed("open", log_path, &error))?;
     let (entries, covered_bytes) = scan(&log, log_path, base_offset, bytes)?;
-    if covered_bytes >= bytes && u32::try_from(covered_bytes).is_ok() {
+    if keep && covered_bytes >= bytes && u32::try_from(covered_bytes).is_ok() {
         let contents = index::encode(base_offset, covered_bytes as u32, &entries);
         if let Err(error) = write_index(index_path, &contents) {
             tracing::warn!("cannot write index {}: {error}", index_path.display());
@@ -424,9 +426,24 @@ fn create_slot(path: &Path, bytes: u64) -> Result<(), DiskError> {
         bytes.is_multiple_of(BLOCK_BYTES as u64),
         "slot of {bytes} bytes"
     );
-    written().map_err(|error| failed("write", &beside, &error))?;
+    // A slot takes no more than a part of what is left: what could be written of one would be in the
+    // way of everything else.
+    if free_bytes(parent(path)).is_some_and(|free| free < bytes + bytes / 2) {
+        let full = io::Error::from_raw_os_error(libc::ENOSPC);
+        return Err(failed("make", path, &full));
+    }
+    if let Err(error) = written() {
+        let _ = fs::remove_file(&beside);
+        return Err(failed("write", &beside, &error));
+    }
     fs::rename(&beside, path).map_err(|error| failed("create", path, &error))?;
     sync_directory(parent(path))
+}
+
+/// What can still be written to the file system of a directory; absent if it does not say.
+fn free_bytes(directory: &Path) -> Option<u64> {
+    let stat = rustix::fs::statvfs(directory).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
 }
 
 /// Where the next contents of a file are written before they take its name.

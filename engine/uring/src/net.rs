@@ -74,8 +74,9 @@ const ACCEPT_REST_NS: u64 = 100_000_000;
 
 /// How long a connection that we close is read for the peer's end.
 const LINGER_NS: u64 = 1_000_000_000;
-/// An idle peer is asked after this long whether it is still there, and again at this interval.
-const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(10)];
+/// An idle peer is asked after this long whether it is still there, and again at this interval,
+/// until it has been silent for the time that a peer may take nothing.
+const KEEP_ALIVE: [Duration; 2] = [Duration::from_secs(60), Duration::from_secs(20)];
 
 /// The sockets of a shard.
 pub(crate) struct Net {

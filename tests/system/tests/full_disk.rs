@@ -161,7 +161,11 @@ fn shorter_retention_makes_space_on_a_disk_without_a_free_block() {
         Ok(disk) => disk,
         Err(reason) => return skip(name, &reason),
     };
-    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    // Enough slots that some are empty when the disk is full.
+    let mut broker = Setup::new()
+        .args(&["--wal-slots", "8"])
+        .data_dir(&disk.path().join("data"))
+        .start();
     let settings = table!(TopicSettingsT {
         segment_bytes: Some(4 << 20)
     });
@@ -217,7 +221,11 @@ fn a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log() 
         Ok(disk) => disk,
         Err(reason) => return skip(name, &reason),
     };
-    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    // Enough slots that some are empty when the disk is full.
+    let mut broker = Setup::new()
+        .args(&["--wal-slots", "8"])
+        .data_dir(&disk.path().join("data"))
+        .start();
     let settings = table!(TopicSettingsT {
         segment_bytes: Some(4 << 20)
     });

@@ -157,7 +157,7 @@ impl Partition {
             false => self.writer.readable,
         };
         let segment = &mut self.segments[i];
-        let base = segment.meta.base_offset;
+        let (base, keep) = (segment.meta.base_offset, segment.meta.sealed);
         if matches!(segment.index, Index::Unloaded) {
             segment.index = Index::Loading;
             ops.out.push((
@@ -167,6 +167,7 @@ impl Partition {
                     log_path: log_path(&self.dir, base),
                     base_offset: base,
                     bytes,
+                    keep,
                 },
             ));
         }

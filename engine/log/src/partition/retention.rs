@@ -112,10 +112,15 @@ impl Partition {
 
     /// The topic was deleted: removes the directory. Returns the files to close.
     pub fn delete(&mut self, ops: &mut Ops<'_>) -> Vec<FileId> {
-        let readers = self.segments.iter().filter_map(|s| match s.reader {
-            Reader::Open(file, _) | Reader::Opening(file) => Some(file),
-            Reader::Closed => None,
-        });
+        let removing = self.removing.iter().map(|(_, segment)| segment);
+        let readers = self
+            .segments
+            .iter()
+            .chain(removing)
+            .filter_map(|s| match s.reader {
+                Reader::Open(file, _) | Reader::Opening(file) => Some(file),
+                Reader::Closed => None,
+            });
         let closed = readers.chain(self.writer.file.take()).collect();
         let and_directory = Some(self.dir.clone());
         ops.out.push((

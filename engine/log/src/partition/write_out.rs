@@ -255,6 +255,7 @@ impl Partition {
                         log_path: log_path(&dir, base),
                         base_offset: base,
                         bytes: aligned.min(assigned),
+                        keep: false,
                     },
                 ));
             }

@@ -220,6 +220,7 @@ fn take_over(
     let slot_files = slots::list(&dir.join("wal"))?;
     let directories = layout::partitions(dir)?;
     let snapshots = layout::snapshots(dir, &old)?;
+    slots::remove_unfinished(&dir.join("wal"))?;
     let mode = Mode {
         direct: options.direct,
         dry: false,

@@ -60,11 +60,25 @@ pub(super) struct Unclaimed {
     pub(super) searched: u64,
 }
 
+/// What a slot is called while it is made.
+const TEMPORARY: &str = ".tmp";
+
+/// Removes slots that were being made: they hold nothing, and may hold the space that a replay needs.
+pub(super) fn remove_unfinished(wal: &Path) -> Result<(), RecoverError> {
+    for listed in files::list(wal)?.unwrap_or_default() {
+        let name = listed.name.strip_suffix(TEMPORARY);
+        if name.is_some_and(is_slot_name) && !listed.directory {
+            files::remove_file(&listed.path)?;
+        }
+    }
+    Ok(())
+}
+
 /// The slot files of `DIR/wal`, by name, with their lengths.
 pub(super) fn list(wal: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
     let mut out = Vec::new();
     for listed in files::list(wal)?.unwrap_or_default() {
-        if listed.name.ends_with(".tmp") {
+        if listed.name.ends_with(TEMPORARY) {
             continue;
         }
         if listed.directory || !is_slot_name(&listed.name) {

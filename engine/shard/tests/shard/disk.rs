@@ -57,6 +57,11 @@ impl Disk {
         self.paths.insert(path, Rc::new(RefCell::new(contents)));
     }
 
+    /// Whether there is a file of this name.
+    pub fn has(&self, path: &Path) -> bool {
+        self.paths.contains_key(path)
+    }
+
     /// Operations that are held back.
     pub fn held(&self) -> usize {
         self.waiting.len()
@@ -199,9 +204,16 @@ impl Waiting {
                 | DiskOp::CreateSlot { path, .. },
             ) => path.clone(),
             (None, DiskOp::LoadIndex { index_path, .. }) => index_path.clone(),
-            (None, DiskOp::Remove { and_directory, .. }) => {
-                and_directory.clone().unwrap_or_default()
-            }
+            (
+                None,
+                DiskOp::Remove {
+                    paths,
+                    and_directory,
+                },
+            ) => and_directory
+                .clone()
+                .or_else(|| paths.first().cloned())
+                .unwrap_or_default(),
             (None, _) => PathBuf::new(),
         }
     }

@@ -1,5 +1,8 @@
 //! Operations on files that fail.
 
+use std::cell::Cell;
+use std::path::PathBuf;
+
 use ringtide_io::{DiskErrorKind, DiskOp};
 use ringtide_schema::batch::Codec;
 use ringtide_schema::error_code::ErrorCode;
@@ -51,6 +54,143 @@ fn publishes_go_on_when_the_topic_that_filled_the_disk_is_deleted() {
     world.pass(2 * SECOND);
     let taken = world.publish(peer, DURABLE, &[(small, batch(b"taken"))]);
     assert_eq!(world.answer(peer, taken).results(), [(0, 0, 0)]);
+}
+
+/// The segments of a partition with this base offset.
+fn segment(id: PartitionId, base_offset: u64) -> PathBuf {
+    let dir = PathBuf::from("data/partitions").join(id.dir_name());
+    dir.join(format!("{base_offset:020}.log"))
+}
+
+/// A disk without a free block: of `large` nothing can be written, and snapshots only once a slot of
+/// the log has given its space.
+fn fill_up(world: &mut World, large: PartitionId) {
+    let is_slot_gone = Cell::new(false);
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let is_large = path.starts_with(format!("data/partitions/{}", large.dir_name()));
+        let fails = match op {
+            DiskOp::Write { .. } | DiskOp::Open { .. } => is_large,
+            DiskOp::Replace { .. } => !is_slot_gone.get(),
+            DiskOp::CreateSlot { .. } => true,
+            DiskOp::Remove { .. } => {
+                let is_slot = path.extension().is_some_and(|e| e == "wal");
+                is_slot_gone.set(is_slot_gone.get() || is_slot);
+                false
+            }
+            _ => false,
+        };
+        fails.then_some(DiskErrorKind::Full)
+    });
+}
+
+#[test]
+fn retention_makes_space_although_no_segment_can_be_written() {
+    let (setup, old) = two_segments();
+    let setup = setup.topic("large", 1);
+    let large = setup.on_shard("large", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    fill_up(&mut world, large);
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    world.pass(100 * MS);
+    let less = wire::TopicSettingsT {
+        retention_bytes: Some(1),
+        ..wire::TopicSettingsT::default()
+    };
+    let altered = world.alter_topic(peer, "old", less);
+    assert_eq!(world.answer(peer, altered).error(), None);
+    assert!(world.nodes[0].disk.has(&segment(old, 0)));
+    world.pass(10 * SECOND);
+    assert!(!world.nodes[0].disk.has(&segment(old, 0)), "the file stays");
+
+    // There is space: what waited is written, the log is whole again, the broker can stop.
+    world.nodes[0].disk.fails = Box::new(|_, _| None);
+    world.pass(20 * SECOND);
+    let taken = world.publish(peer, DURABLE, &[(large, batch(b"taken"))]);
+    assert_eq!(world.answer(peer, taken).results(), [(0, 0, 1)]);
+    let slots = (0..4).map(|n| PathBuf::from(format!("data/wal/0-{n}.wal")));
+    let missing: Vec<PathBuf> = slots.filter(|s| !world.nodes[0].disk.has(s)).collect();
+    assert!(missing.is_empty(), "not made again: {missing:?}");
+    world.stop();
+    world.pass(10 * SECOND);
+    assert!(world.is_stopped());
+}
+
+#[test]
+fn a_stop_goes_on_when_a_snapshot_that_lets_files_go_ends_last() {
+    let (setup, _old) = two_segments();
+    let setup = setup.topic("large", 1);
+    let large = setup.on_shard("large", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    fill_up(&mut world, large);
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    let less = wire::TopicSettingsT {
+        retention_bytes: Some(1),
+        ..wire::TopicSettingsT::default()
+    };
+    world.alter_topic(peer, "old", less);
+    // The first snapshots are those that let files go.
+    world.nodes[0].disk.holds = Box::new(|_, op| matches!(op, DiskOp::Replace { .. }));
+    world.pass(5 * SECOND);
+    assert!(world.nodes[0].disk.held() > 0, "no snapshot was begun");
+    world.nodes[0].disk.fails = Box::new(|_, _| None);
+    world.stop();
+    world.pass(5 * SECOND);
+    assert!(!world.is_stopped());
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.pass(5 * SECOND);
+    assert!(world.is_stopped(), "nothing moved the checkpoint");
+}
+
+#[test]
+fn the_disk_is_given_two_pieces_of_segments_at_a_time() {
+    let setup = Setup::new(1).topic("t", 1);
+    let id = setup.on_shard("t", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    world.nodes[0].disk.holds = Box::new(|path, op| {
+        matches!(op, DiskOp::Write { .. }) && path.starts_with("data/partitions")
+    });
+    for _ in 0..4 {
+        let asked = world.publish(peer, DURABLE, &[(id, batch(&[1; 900_000]))]);
+        assert_eq!(world.answer(peer, asked).error(), None);
+    }
+    world.pass(SECOND);
+    assert_eq!(world.nodes[0].disk.held(), 2);
+    for _ in 0..20 {
+        world.nodes[0].disk.release_one();
+        world.run();
+        assert!(world.nodes[0].disk.held() <= 2);
+    }
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.stop();
+    world.pass(SECOND);
+    assert!(world.is_stopped(), "pieces were forgotten");
+}
+
+#[test]
+fn pieces_of_a_deleted_topic_are_not_written_and_hold_up_nobody() {
+    let setup = Setup::new(1).topic("gone", 1).topic("kept", 1);
+    let (gone, kept) = (setup.on_shard("gone", 0), setup.on_shard("kept", 0));
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    world.nodes[0].disk.holds = Box::new(|path, op| {
+        matches!(op, DiskOp::Write { .. }) && path.starts_with("data/partitions")
+    });
+    for id in [gone, gone, kept] {
+        let asked = world.publish(peer, DURABLE, &[(id, batch(&[1; 900_000]))]);
+        assert_eq!(world.answer(peer, asked).error(), None);
+    }
+    world.pass(SECOND);
+    let deleted = world.delete_topic(peer, "gone");
+    assert_eq!(world.answer(peer, deleted).error(), None);
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.stop();
+    world.pass(SECOND);
+    assert!(world.is_stopped());
+    assert!(world.nodes[0].disk.has(&segment(kept, 0)));
+    assert!(!world.nodes[0].disk.has(&segment(gone, 0)));
 }
 
 #[test]

@@ -215,6 +215,15 @@ impl World {
         self.say(peer, Op::CreateTopic, |b| create.pack(b))
     }
 
+    pub fn alter_topic(&mut self, peer: Peer, name: &str, settings: wire::TopicSettingsT) -> u64 {
+        let alter = wire::AlterTopicRequestT {
+            name: Some(name.into()),
+            settings: Some(Box::new(settings)),
+            ..wire::AlterTopicRequestT::default()
+        };
+        self.say(peer, Op::AlterTopic, |b| alter.pack(b))
+    }
+
     pub fn delete_topic(&mut self, peer: Peer, name: &str) -> u64 {
         let delete = wire::DeleteTopicRequestT {
             name: Some(name.into()),

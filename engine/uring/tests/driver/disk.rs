@@ -67,6 +67,7 @@ fn a_segment_is_written_synced_sealed_and_read() {
         log_path,
         base_offset: 0,
         bytes: 20_000,
+        keep: true,
     });
     let Ok(Done::IndexFile(bytes)) = index else {
         panic!("{index:?}")
@@ -212,6 +213,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            keep: true,
         });
         let Ok(Done::IndexBuilt(entries, covered)) = built else {
             panic!("{built:?}")
@@ -234,6 +236,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            keep: true,
         });
         let Ok(Done::IndexFile(file)) = again else {
             panic!("{again:?}")
@@ -252,6 +255,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            keep: true,
         });
         let Ok(Done::IndexBuilt(_, covered)) = built else {
             panic!("{built:?}")
@@ -266,6 +270,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path: log,
             base_offset: 100,
             bytes,
+            keep: true,
         })
         .expect_err("a segment that is too short");
     assert_eq!(error.kind, DiskErrorKind::Corrupt);
