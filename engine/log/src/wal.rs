@@ -25,6 +25,8 @@ pub const FRAME_BYTES: usize = 1 << 20;
 /// A shard that was idle this long writes a closing frame.
 pub const CLOSE_AFTER_NS: u64 = 200_000_000;
 
+/// With this many slots or more one of them is kept back.
+const KEEP_BACK_FROM: usize = 4;
 /// Chunks that appends leave to what makes memory free again: segment writers and reads.
 pub const RESERVED_CHUNKS: usize = 4;
 
@@ -197,10 +199,25 @@ impl Wal {
         self.stats
     }
 
-    /// Slots that hold no entry that is still needed, and all slots.
+    /// Slots that hold no entry that is still needed, and all slots, without the one kept back.
     pub fn free_slots(&self) -> (usize, usize) {
+        let kept_back = self.kept_back();
         let free = self.free.len() + self.released.len();
-        (free, free + self.used.len())
+        let all = free + self.used.len();
+        (free.saturating_sub(kept_back), all - kept_back)
+    }
+
+    /// Slots that entries do not take: on a full disk one gives its space to what makes space.
+    fn kept_back(&self) -> usize {
+        let all = self.free.len() + self.released.len() + self.used.len();
+        usize::from(all >= KEEP_BACK_FROM)
+    }
+
+    /// Where the next frame begins: the position in the current slot, and the free slots.
+    fn place(&self) -> (u64, usize) {
+        let last = self.used.back();
+        let position = last.map_or(self.config.slot_bytes, |slot| slot.position);
+        (position, self.free.len())
     }
 
     /// Takes another empty slot.
@@ -208,9 +225,14 @@ impl Wal {
         self.free.push(file);
     }
 
-    /// Gives up a slot that holds nothing, unless the open frame may need it.
+    /// Gives up a slot that holds nothing, unless the open frame needs it.
     pub fn take_free_slot(&mut self) -> Option<FileId> {
-        (self.free.len() > 1).then(|| self.free.remove(0))
+        let frame = match (&self.chunk, &self.open) {
+            (Some(chunk), Some(open)) => chunk.len() - open.start,
+            _ => 0,
+        };
+        let (_, free) = self.placed(self.place(), frame)?;
+        (free > 0).then(|| self.free.remove(0))
     }
 
     /// Whether an entry with this payload can be appended now, without appending it.
@@ -219,11 +241,10 @@ impl Wal {
     pub fn has_room(&self, payload_bytes: usize) -> bool {
         let entry = entry_padded(ENTRY_HEADER_BYTES + payload_bytes);
         let alone = FRAME_HEADER_BYTES + entry;
-        let place = self
-            .used
-            .back()
-            .map_or(self.config.slot_bytes, |s| s.position);
-        let place = (place, self.free.len());
+        let place = self.place();
+        let kept_back = self.kept_back();
+        let is_left =
+            |place: Option<(u64, usize)>| place.is_some_and(|(_, free)| free >= kept_back);
         let fits_new_chunk = |c: &Option<Chunk>| {
             c.as_ref().is_some_and(|c| c.room() >= alone)
                 || self.pool.free_chunks() > RESERVED_CHUNKS
@@ -232,16 +253,17 @@ impl Wal {
             (Some(chunk), Some(open)) => {
                 let frame = chunk.len() - open.start;
                 if Self::joins(chunk, open, entry) {
-                    return self.placed(place, frame + entry).is_some();
+                    return is_left(self.placed(place, frame + entry));
                 }
                 // The open frame is sealed first; the entry begins the next one.
                 self.can_write()
                     && fits_new_chunk(&self.chunk)
-                    && self
-                        .placed(place, frame)
-                        .is_some_and(|after| self.placed(after, alone).is_some())
+                    && is_left(
+                        self.placed(place, frame)
+                            .and_then(|after| self.placed(after, alone)),
+                    )
             }
-            (chunk, _) => fits_new_chunk(chunk) && self.placed(place, alone).is_some(),
+            (chunk, _) => fits_new_chunk(chunk) && is_left(self.placed(place, alone)),
         }
     }
 
@@ -598,6 +620,30 @@ mod tests {
     fn append(wal: &mut Wal, bytes: usize, ops: &mut Vec<(OpId, DiskOp)>) -> Result<u64, WalBusy> {
         wal.append(meta(wal.next_seq), bytes, |p| p.fill(7), 0, ops)
             .map(|a| a.seq)
+    }
+
+    #[test]
+    fn entries_leave_the_slot_that_is_kept_back() {
+        let (mut wal, mut ops) = (wal(4), Vec::new());
+        while let Ok(seq) = append(&mut wal, 60_000, &mut ops) {
+            wal.want(seq);
+            wal.turn(0, &mut ops);
+            for op in std::mem::take(&mut ops) {
+                wal.completed(op.0, 0, &mut ops);
+            }
+        }
+        assert_eq!(wal.used.len(), 3);
+        assert_eq!(wal.free_slots(), (0, 3));
+        assert!(wal.take_free_slot().is_some(), "it is there to be given up");
+        assert_eq!(wal.take_free_slot(), None);
+    }
+
+    #[test]
+    fn a_slot_that_the_open_frame_needs_is_not_given_up() {
+        let (mut wal, mut ops) = (wal(2), Vec::new());
+        append(&mut wal, 100, &mut ops).expect("room");
+        assert!(wal.take_free_slot().is_some(), "the frame needs one of two");
+        assert_eq!(wal.take_free_slot(), None);
     }
 
     #[test]

@@ -360,6 +360,31 @@ fn a_segment_shorter_than_its_synced_position_is_refused() {
 }
 
 #[test]
+fn an_open_segment_that_is_cut_or_gone_is_refused_after_a_clean_stop_too() {
+    let (b, id) = log_of(3, 3000);
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    let clean = ringtide_schema::identity::Identity {
+        clean: true,
+        ..recovered.identity
+    };
+    fs::write(b.dir().join("identity"), clean.encode()).expect("written");
+    let path = b
+        .dir()
+        .join("partitions")
+        .join(id.dir_name())
+        .join(format!("{:020}.log", 0));
+    fs::write(&path, "short").expect("written");
+    assert!(
+        matches!(b.recover(), Err(RecoverError::BadSegment(e)) if e.path == path && e.have == 5)
+    );
+    fs::remove_file(&path).expect("removed");
+    assert!(
+        matches!(b.recover(), Err(RecoverError::BadSegment(e)) if e.path == path && e.have == 0)
+    );
+}
+
+#[test]
 fn a_slot_of_another_data_directory_is_refused() {
     let (mut b, _) = log_of(3, 100);
     let header = SlotHeader {

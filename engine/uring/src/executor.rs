@@ -31,9 +31,9 @@ use crate::wake::{StopSignal, Wake};
 /// way: they are seen completed, and the next ones begun, between two turns.
 const FILE_BYTES_BESIDE_DISK: usize = 32 << 10;
 /// Letting go of the core for longer than this was not for threads of the kernel.
-const LONG_YIELD_NS: u64 = 300_000;
+const LONG_YIELD_NS: u64 = 1_500_000;
 /// So many times as long the shard holds on to the core then.
-const YIELD_REST: u64 = 20;
+const YIELD_REST: u64 = 4;
 /// For so long after an operation of the disk, another one is expected.
 const BESIDE_DISK_NS: u64 = 10_000_000;
 /// How long the end of a shard waits for the kernel to let go of its memory.

@@ -277,6 +277,9 @@ fn choose_advertise(
 ) -> Result<String, ConfigError> {
     match (given.value(), given_listen.text) {
         (Some(""), _) => given.refuse("give the host name or address that clients connect to"),
+        (Some(value), _) if value.contains(char::is_whitespace) => {
+            given.refuse("give one host name or address, without spaces")
+        }
         (Some(value), _) if value.parse::<SocketAddr>().is_ok() || has_port(value) => given.refuse(
             "give a host name or address without a port; each shard advertises its own port",
         ),
@@ -394,6 +397,11 @@ mod tests {
                 &[("wal-slot-bytes", "67108865")],
                 "",
                 &["whole number of MiB"],
+            ),
+            (
+                &[("advertise", "a b")],
+                "",
+                &["advertise", "without spaces"],
             ),
             (
                 &[("data-dir", "")],

@@ -18,14 +18,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ringtide_schema::identity::Identity;
-use ringtide_schema::ids::{GroupId, TopicId};
+use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
 use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
 pub use self::chain::LogEnd;
 use self::chain::{Chain, ChainCounts, Strays};
-use self::error::Contradiction;
 pub use self::error::RecoverError;
+use self::error::{BadSegment, Contradiction};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
 use self::replay::{Mode, Replay};
@@ -252,7 +252,11 @@ fn take_over(
     // Even if nothing was made now: what a killed run made may not be durable yet, and once a
     // snapshot is, the log is not needed for what it names.
     files::sync_directory(&dir.join("partitions"))?;
-    let groups = write_snapshots(dir, replay.into_groups())?;
+    let groups = replay.into_groups();
+    for (snapshot, _) in &groups {
+        check_open_segments(dir, snapshot)?;
+    }
+    let groups = write_snapshots(dir, groups)?;
     files::sync_directory(&dir.join("groups"))?;
     write_identity(dir, &identity)?;
 
@@ -327,6 +331,37 @@ fn replay_logs(
 
 /// Writes the snapshots of changed groups, the metadata group's when all others are durable: until
 /// it is there, an interrupted recovery replays into the same topics again.
+/// The segments that shards will append to have at least what was synced of them: found here, it
+/// concerns nobody yet.
+fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), RecoverError> {
+    for partition in group.partitions.iter().flatten() {
+        let Some(last) = partition.segments.iter().flatten().next_back() else {
+            continue;
+        };
+        if last.sealed || last.bytes == 0 {
+            continue;
+        }
+        let Some(topic) = &partition.topic else {
+            continue;
+        };
+        let id = PartitionId {
+            topic: topic.into(),
+            partition: partition.partition,
+        };
+        let folder = dir.join("partitions").join(id.dir_name());
+        let path = folder.join(log_name(last.base_offset));
+        let have = match files::bytes_at(&path) {
+            Err(e) if e.cause == files::Cause::Missing => 0,
+            bytes => bytes?,
+        };
+        if have < last.bytes {
+            let want = last.bytes;
+            return Err(BadSegment { path, want, have }.into());
+        }
+    }
+    Ok(())
+}
+
 fn write_snapshots(
     dir: &Path,
     groups: Vec<(GroupSnapshotT, bool)>,
