@@ -32,7 +32,7 @@ use crate::signals;
 /// what arrives meanwhile is gathered into the next.
 const WAL_WRITES_IN_FLIGHT: usize = 4;
 /// Durable writes that are measured for the start-up line.
-const MEASURED_WRITES: usize = 64;
+const MEASURED_WRITES: usize = 16;
 /// How long a port in use is waited for.
 const PORT_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is tried.

@@ -186,7 +186,7 @@ pub fn block_device(directory: &Path) -> io::Result<Option<BlockDevice>> {
 /// Measures `writes` single durable writes of 4 KiB, as the log makes them: direct, over blocks
 /// that were written before.
 pub fn durable_write_latency(directory: &Path, writes: usize) -> io::Result<WriteLatency> {
-    const FILE_BLOCKS: usize = 256;
+    const FILE_BLOCKS: usize = 32;
     let flags = libc::O_DIRECT | libc::O_DSYNC;
     let scratch = Scratch::new(directory, flags)?;
     scratch
