@@ -27,6 +27,10 @@ pub const CLOSE_AFTER_NS: u64 = 200_000_000;
 
 /// With this many slots or more one of them is kept back.
 const KEEP_BACK_FROM: usize = 4;
+/// Fewer slots cannot go round: the one that is being written is never released.
+pub const MIN_SLOTS: usize = 2;
+/// The end of the last slot that may be used is for entries that make space, when nothing else fits.
+const RESERVED_BYTES: u64 = 1 << 20;
 /// Chunks that appends leave to what makes memory free again: segment writers and reads.
 pub const RESERVED_CHUNKS: usize = 4;
 
@@ -71,7 +75,7 @@ pub struct Appended {
     pub payload: Slice,
 }
 
-/// There is no room now: neither a free slot, nor memory, or all writes are in flight.
+/// There is no room now: no place in the slots, no memory, or all writes are in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalBusy;
 
@@ -86,6 +90,8 @@ struct OpenFrame {
 #[derive(Debug)]
 struct InFlight {
     op: OpId,
+    /// The slot it goes to.
+    file: FileId,
     /// The last entry that is on stable storage once this and all before it completed.
     last_seq: u64,
     done: bool,
@@ -203,14 +209,17 @@ impl Wal {
     pub fn free_slots(&self) -> (usize, usize) {
         let kept_back = self.kept_back();
         let free = self.free.len() + self.released.len();
-        let all = free + self.used.len();
-        (free.saturating_sub(kept_back), all - kept_back)
+        (free.saturating_sub(kept_back), self.slots() - kept_back)
+    }
+
+    /// All slots.
+    pub fn slots(&self) -> usize {
+        self.free.len() + self.released.len() + self.used.len()
     }
 
     /// Slots that entries do not take: on a full disk one gives its space to what makes space.
     fn kept_back(&self) -> usize {
-        let all = self.free.len() + self.released.len() + self.used.len();
-        usize::from(all >= KEEP_BACK_FROM)
+        usize::from(self.slots() >= KEEP_BACK_FROM)
     }
 
     /// Where the next frame begins: the position in the current slot, and the free slots.
@@ -225,8 +234,11 @@ impl Wal {
         self.free.push(file);
     }
 
-    /// Gives up a slot that holds nothing, unless the open frame needs it.
+    /// Gives up a slot that holds nothing, unless the open frame needs it or too few would be left.
     pub fn take_free_slot(&mut self) -> Option<FileId> {
+        if self.slots() <= MIN_SLOTS {
+            return None;
+        }
         let frame = match (&self.chunk, &self.open) {
             (Some(chunk), Some(open)) => chunk.len() - open.start,
             _ => 0,
@@ -235,16 +247,13 @@ impl Wal {
         (free > 0).then(|| self.free.remove(0))
     }
 
-    /// Whether an entry with this payload can be appended now, without appending it.
+    /// Whether an entry of this kind with this payload can be appended now, without appending it.
     /// Accepting reserves its place on disk: the open frame always fits into the current slot or
-    /// into a free one.
-    pub fn has_room(&self, payload_bytes: usize) -> bool {
+    /// into a free one. What makes space may use places that records may not.
+    pub fn has_room(&self, kind: EntryKind, payload_bytes: usize) -> bool {
         let entry = entry_padded(ENTRY_HEADER_BYTES + payload_bytes);
         let alone = FRAME_HEADER_BYTES + entry;
         let place = self.place();
-        let kept_back = self.kept_back();
-        let is_left =
-            |place: Option<(u64, usize)>| place.is_some_and(|(_, free)| free >= kept_back);
         let fits_new_chunk = |c: &Option<Chunk>| {
             c.as_ref().is_some_and(|c| c.room() >= alone)
                 || self.pool.free_chunks() > RESERVED_CHUNKS
@@ -253,18 +262,29 @@ impl Wal {
             (Some(chunk), Some(open)) => {
                 let frame = chunk.len() - open.start;
                 if Self::joins(chunk, open, entry) {
-                    return is_left(self.placed(place, frame + entry));
+                    return self.is_for(kind, self.placed(place, frame + entry));
                 }
                 // The open frame is sealed first; the entry begins the next one.
+                let sealed = self.placed(place, frame);
                 self.can_write()
                     && fits_new_chunk(&self.chunk)
-                    && is_left(
-                        self.placed(place, frame)
-                            .and_then(|after| self.placed(after, alone)),
-                    )
+                    && self.is_for(kind, sealed.and_then(|after| self.placed(after, alone)))
             }
-            (chunk, _) => fits_new_chunk(chunk) && is_left(self.placed(place, alone)),
+            (chunk, _) => fits_new_chunk(chunk) && self.is_for(kind, self.placed(place, alone)),
         }
+    }
+
+    /// Whether entries of a kind may be put where the frame would end then.
+    fn is_for(&self, kind: EntryKind, placed: Option<(u64, usize)>) -> bool {
+        let Some((end, free)) = placed else {
+            return false;
+        };
+        let kept_back = self.kept_back();
+        let makes_space = matches!(kind, EntryKind::LogStart | EntryKind::Meta);
+        let is_last = free <= kept_back;
+        let takes_slot = free < self.free.len();
+        !(takes_slot && free < kept_back)
+            && (makes_space || !is_last || end + RESERVED_BYTES <= self.config.slot_bytes)
     }
 
     /// Whether the entry can be part of the open frame.
@@ -295,7 +315,7 @@ impl Wal {
         now_ns: u64,
         ops: &mut Vec<(OpId, DiskOp)>,
     ) -> Result<Appended, WalBusy> {
-        if !self.has_room(payload_bytes) {
+        if !self.has_room(meta.kind, payload_bytes) {
             return Err(WalBusy);
         }
         let entry = ENTRY_HEADER_BYTES + payload_bytes;
@@ -453,10 +473,11 @@ impl Wal {
         self.previous_crc = chunk.fill_hole(|h| header.encode(h));
         self.next_frame += 1;
         let data = chunk.slice(open.start..chunk.len());
+        let file = slot.file;
         ops.push((
             op,
             DiskOp::Write {
-                file: slot.file,
+                file,
                 position: slot.position,
                 data: data.clone(),
             },
@@ -465,6 +486,7 @@ impl Wal {
         slot.last_seq = last_seq;
         self.in_flight.push_back(InFlight {
             op,
+            file,
             last_seq,
             done: false,
             _data: data,
@@ -514,6 +536,7 @@ impl Wal {
         ));
         self.in_flight.push_back(InFlight {
             op,
+            file,
             last_seq: self.written,
             done: false,
             _data: data,
@@ -556,7 +579,11 @@ impl Wal {
             seq <= self.committed,
             "only committed entries can be in snapshots"
         );
-        while self.used.len() > 1 && self.used.front().is_some_and(|s| s.last_seq <= seq) {
+        // A closing frame, of no entry, may still be on its way to a slot.
+        let is_done = |s: &UsedSlot| {
+            s.last_seq <= seq && self.in_flight.iter().all(|write| write.file != s.file)
+        };
+        while self.used.len() > 1 && self.used.front().is_some_and(is_done) {
             self.released.extend(self.used.pop_front().map(|s| s.file));
         }
         self.mark_free(ops);
@@ -622,16 +649,36 @@ mod tests {
             .map(|a| a.seq)
     }
 
+    /// Appends an entry in a frame of its own, which is written.
+    fn append_whole(wal: &mut Wal, kind: EntryKind, bytes: usize) -> Result<u64, WalBusy> {
+        let mut ops = Vec::new();
+        let meta = EntryMeta {
+            kind,
+            ..meta(wal.next_seq)
+        };
+        let seq = wal.append(meta, bytes, |p| p.fill(7), 0, &mut ops)?.seq;
+        wal.want(seq);
+        wal.turn(0, &mut ops);
+        for op in std::mem::take(&mut ops) {
+            wal.completed(op.0, 0, &mut ops);
+        }
+        Ok(seq)
+    }
+
+    /// Appends until there is no room. Returns the last.
+    fn fill_up(wal: &mut Wal, kind: EntryKind, bytes: usize) -> u64 {
+        let mut last = 0;
+        while let Ok(seq) = append_whole(wal, kind, bytes) {
+            last = seq;
+        }
+        last
+    }
+
     #[test]
     fn entries_leave_the_slot_that_is_kept_back() {
-        let (mut wal, mut ops) = (wal(4), Vec::new());
-        while let Ok(seq) = append(&mut wal, 60_000, &mut ops) {
-            wal.want(seq);
-            wal.turn(0, &mut ops);
-            for op in std::mem::take(&mut ops) {
-                wal.completed(op.0, 0, &mut ops);
-            }
-        }
+        let mut wal = wal(4);
+        fill_up(&mut wal, EntryKind::Batch, 60_000);
+        fill_up(&mut wal, EntryKind::LogStart, 0);
         assert_eq!(wal.used.len(), 3);
         assert_eq!(wal.free_slots(), (0, 3));
         assert!(wal.take_free_slot().is_some(), "it is there to be given up");
@@ -639,10 +686,72 @@ mod tests {
     }
 
     #[test]
+    fn what_makes_space_has_room_where_records_have_none() {
+        for slots in [2, 3, 6] {
+            for kind in [EntryKind::Batch, EntryKind::CommitOffset] {
+                let mut wal = wal(slots);
+                let before = fill_up(&mut wal, kind, 200_000);
+                let records = fill_up(&mut wal, EntryKind::Batch, 0);
+                assert!(before > 0 && records < before + 60, "no frame was full");
+                assert!(!wal.has_room(EntryKind::CommitOffset, 0));
+                let topics = fill_up(&mut wal, EntryKind::Meta, 300);
+                assert!(topics - before.max(records) > 200, "a MiB of blocks");
+                assert!(!wal.has_room(EntryKind::LogStart, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn what_makes_space_has_room_when_the_slot_that_was_kept_back_is_given_up() {
+        let mut wal = wal(6);
+        let before = fill_up(&mut wal, EntryKind::Batch, 60_000);
+        assert!(wal.take_free_slot().is_some());
+        assert!(fill_up(&mut wal, EntryKind::LogStart, 0) > before);
+    }
+
+    #[test]
+    fn two_slots_are_never_given_up() {
+        let mut wal = wal(3);
+        assert!(wal.take_free_slot().is_some());
+        assert_eq!(wal.take_free_slot(), None);
+        assert_eq!(wal.slots(), 2);
+    }
+
+    #[test]
+    fn a_slot_stays_until_its_closing_frame_is_written() {
+        let (mut wal, mut ops) = (wal(3), Vec::new());
+        let first = append(&mut wal, 100, &mut ops).expect("room");
+        wal.want(first);
+        wal.turn(0, &mut ops);
+        for op in std::mem::take(&mut ops) {
+            wal.completed(op.0, 0, &mut ops);
+        }
+        wal.turn(CLOSE_AFTER_NS, &mut ops);
+        let [(closing, _)] = ops[..] else {
+            panic!("{ops:?}")
+        };
+        // The log goes on in the next slot while that write is on its way.
+        wal.used.back_mut().expect("a slot").position = SLOT;
+        let second = append(&mut wal, 100, &mut ops).expect("room");
+        wal.want(second);
+        wal.turn(CLOSE_AFTER_NS, &mut ops);
+        assert_eq!(wal.used.len(), 2);
+        wal.release_through(first, &mut ops);
+        assert_eq!(wal.used.len(), 2, "its last write is in flight");
+        wal.completed(closing, CLOSE_AFTER_NS, &mut ops);
+        wal.release_through(first, &mut ops);
+        assert_eq!(wal.used.len(), 1);
+    }
+
+    #[test]
     fn a_slot_that_the_open_frame_needs_is_not_given_up() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        append(&mut wal, 100, &mut ops).expect("room");
-        assert!(wal.take_free_slot().is_some(), "the frame needs one of two");
+        let mut wal = wal(3);
+        while wal.used.len() < 2 {
+            append_whole(&mut wal, EntryKind::Batch, 100_000).expect("room");
+        }
+        wal.used.back_mut().expect("a slot").position = SLOT;
+        append(&mut wal, 100, &mut Vec::new()).expect("room");
+        assert_eq!((wal.slots(), wal.free.len()), (3, 1));
         assert_eq!(wal.take_free_slot(), None);
     }
 

@@ -11,6 +11,7 @@ use ringtide_schema::batch::Batches;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::index::{self, IndexEntry};
 use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::wal::FrameHeader;
 
 /// A recovered directory with sealed segments, an open one with a tail, and a log on top.
 fn directory() -> (Builder, PartitionId) {
@@ -222,6 +223,23 @@ fn a_slot_is_damaged_where_a_later_frame_says_that_it_was_committed() {
     b.overwrite(0, first, 0);
     b.store();
     assert_eq!(judged(&slot, inspect::wal).1, 1, "as if never written");
+}
+
+#[test]
+fn a_slot_that_was_being_begun_again_is_not_damaged() {
+    let (mut b, id) = directory();
+    let slot = b.slot_path(0, 0);
+    b.publish(id, 3000);
+    b.frame(0);
+    // The first frame of the next use is there, the slot's new header is not yet.
+    let frame = &mut b.logs[0].slots[0][BLOCK_BYTES..];
+    let (mut header, _) = FrameHeader::decode(&frame[..BLOCK_BYTES]).expect("a frame");
+    header.incarnation += 1;
+    let bytes = header.disk_bytes();
+    header.encode(&mut frame[..bytes]);
+    b.store();
+    let text = shown(&slot, inspect::wal);
+    assert!(text.contains("was beginning the slot"), "{text}");
 }
 
 #[test]

@@ -104,7 +104,7 @@ impl Shard {
             .wal
             .append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
         else {
-            return Ok(Handled::Blocked);
+            return self.no_room();
         };
         group.last_index += 1;
         let index = group.last_index;

@@ -387,7 +387,9 @@ impl Shard {
                 return fault(ErrorCode::ProducerFenced, format!("epoch {epoch} was seen"));
             }
         }
-        if !self.wal.has_room(bytes.len()) || !room_for_small(&mut self.arena, &self.pool, bytes) {
+        if !self.wal.has_room(EntryKind::Batch, bytes.len())
+            || !room_for_small(&mut self.arena, &self.pool, bytes)
+        {
             return Ok(Outcome::Busy);
         }
         let base_offset = held.log.latest();

@@ -326,7 +326,7 @@ impl Shard {
             .wal
             .append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
         else {
-            return Ok(Handled::Blocked);
+            return self.no_room();
         };
         group.last_index += 1;
         held.commits_under_way += 1;

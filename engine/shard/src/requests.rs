@@ -100,6 +100,9 @@ impl Shard {
             return;
         };
         self.partial_bytes -= std::mem::take(&mut session.partial_bytes);
+        if session.is_closing {
+            return;
+        }
         session.partial_bytes = assembler.held_bytes();
         self.partial_bytes += session.partial_bytes;
         session.assembler = assembler;

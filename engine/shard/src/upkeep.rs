@@ -7,13 +7,14 @@ use ringtide_io::{
     DiskDone, DiskError, DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, Now, OpId, OpenMode,
 };
 use ringtide_log::partition::{PartitionOp, SYNC_BYTES, WriteError, WriteProgress};
-use ringtide_log::wal::EntryMeta;
+use ringtide_log::wal::{EntryMeta, MIN_SLOTS};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::wal::EntryKind;
 use rustc_hash::FxHashMap;
 
 use crate::commit::Answer;
 use crate::fault::Fault;
+use crate::requests::Handled;
 use crate::settings::{
     CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_PIECES, MAX_WRITERS, UPKEEP_NS,
     WRITE_OUT_BYTES,
@@ -164,7 +165,7 @@ impl Shard {
                 self.upkeep.new_slots.push(path);
                 tracing::warn!(error = e.message, "no space for another slot of the log");
                 self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
-                if self.wal.free_slots().1 == 0 && self.upkeep.opening_slots == 0 {
+                if self.wal.slots() < MIN_SLOTS && self.upkeep.opening_slots == 0 {
                     self.disk_is_full(&e.message, now);
                 }
             }
@@ -359,7 +360,7 @@ impl Shard {
         {
             self.run_writer(i, fx);
         }
-        let needs_slot = self.wal.free_slots().1 == 0;
+        let needs_slot = self.wal.slots() < MIN_SLOTS;
         if needs_slot && !self.slots_are_coming() {
             self.make_slot(fx);
         }
@@ -382,6 +383,14 @@ impl Shard {
             "the broker's disk is full; publishes go on by themselves when there is space ({message})"
         ));
         self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
+    }
+
+    /// The log has no place for an entry: that passes, unless what holds the log waits for space.
+    pub(crate) fn no_room(&self) -> Result<Handled, Fault> {
+        match &self.upkeep.disk_full {
+            Some(message) => Err(Fault::new(ErrorCode::DiskFull, message.clone())),
+            None => Ok(Handled::Blocked),
+        }
     }
 
     /// Something was written that takes space.
@@ -452,7 +461,7 @@ impl Shard {
                 append_time_ms: now.wall_ms,
             };
             let Ok(entry) = self.wal.append(meta, 0, |_| (), now.mono_ns, &mut fx.disk) else {
-                return;
+                continue;
             };
             group.last_index += 1;
             held.is_retiring = true;

@@ -364,7 +364,11 @@ fn replace(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
         file.write_all(contents)?;
         file.sync_all()
     });
-    written.map_err(|error| failed("write", &beside, &error))?;
+    if let Err(error) = written {
+        // On a full disk what could be written of it is in the way of everything else.
+        let _ = fs::remove_file(&beside);
+        return Err(failed("write", &beside, &error));
+    }
     fs::rename(&beside, path).map_err(|error| failed("replace", path, &error))?;
     sync_directory(parent(path))
 }

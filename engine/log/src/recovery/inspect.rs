@@ -89,7 +89,16 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
             Err(error) => break error.to_string(),
         };
         let found = (header.incarnation, header.generation);
-        if *usage.get_or_insert(found) != found {
+        let usage = *usage.get_or_insert(found);
+        if found.0 > usage.0 {
+            writeln!(
+                out,
+                "end at byte {position}: start {} was beginning the slot",
+                found.0
+            )?;
+            return Ok(bad);
+        }
+        if usage != found {
             break format!("a frame of start {}, generation {}", found.0, found.1);
         }
         let closing = if header.flags & FRAME_CLOSING != 0 {

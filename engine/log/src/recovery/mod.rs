@@ -329,8 +329,6 @@ fn replay_logs(
     Ok(())
 }
 
-/// Writes the snapshots of changed groups, the metadata group's when all others are durable: until
-/// it is there, an interrupted recovery replays into the same topics again.
 /// The segments that shards will append to have at least what was synced of them: found here, it
 /// concerns nobody yet.
 fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), RecoverError> {
@@ -362,6 +360,8 @@ fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), Recover
     Ok(())
 }
 
+/// Writes the snapshots of changed groups, the metadata group's when all others are durable: until
+/// it is there, an interrupted recovery replays into the same topics again.
 fn write_snapshots(
     dir: &Path,
     groups: Vec<(GroupSnapshotT, bool)>,

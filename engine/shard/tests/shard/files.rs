@@ -117,6 +117,37 @@ fn retention_makes_space_although_no_segment_can_be_written() {
 }
 
 #[test]
+fn a_topic_can_be_deleted_when_neither_the_disk_nor_the_log_has_room() {
+    let setup = Setup::new(1).topic("large", 1);
+    let large = setup.on_shard("large", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    // The log fills up behind segments that hang, then these find no space.
+    world.nodes[0].disk.holds = Box::new(|path, op| {
+        matches!(op, DiskOp::Write { .. }) && path.starts_with("data/partitions")
+    });
+    for bytes in [900_000, 10_000, 10] {
+        let publisher = world.connect(0);
+        let is_taken = |world: &mut World| {
+            world.publish(publisher, DURABLE, &[(large, batch(&vec![1; bytes]))]);
+            world.run();
+            !world.hear(publisher).is_empty()
+        };
+        let taken = (0..200).take_while(|_| is_taken(&mut world)).count();
+        assert!(taken < 200, "the log of 12 MiB is not full");
+    }
+    fill_up(&mut world, large);
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.pass(SECOND);
+    let asked = world.publish(peer, DURABLE, &[(large, batch(b"no room"))]);
+    let refused = world.answer(peer, asked).results()[0].1;
+    assert_eq!(refused, ErrorCode::DiskFull as u16);
+    let deleted = world.delete_topic(peer, "large");
+    assert_eq!(world.answer(peer, deleted).error(), None);
+    assert!(!world.nodes[0].disk.has(&segment(large, 0)));
+}
+
+#[test]
 fn a_stop_goes_on_when_a_snapshot_that_lets_files_go_ends_last() {
     let (setup, _old) = two_segments();
     let setup = setup.topic("large", 1);

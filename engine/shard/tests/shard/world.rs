@@ -113,7 +113,7 @@ impl Setup {
             leader_epoch: 1,
             addresses: placement.addresses,
             memory_bytes: self.memory_bytes,
-            wal_slot_bytes: 8 << 20,
+            wal_slot_bytes: 4 << 20,
             wal_slots,
             new_wal_slots: Vec::new(),
             wal_in_flight: 4,

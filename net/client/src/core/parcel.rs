@@ -14,9 +14,10 @@ use crate::core::Tag;
 use crate::core::connection::Connection;
 use crate::options::Acks;
 
-/// The most bytes of batches that leave together: what a broker receives at once. It handles a
-/// request when it is whole, so that a larger one would keep its first batch waiting.
-const PARCEL_BYTES: usize = 64 << 10;
+/// The most bytes of batches that leave together. A broker handles a request when it is whole, so
+/// that a larger one keeps its first batch waiting while the broker has nothing to do: with 64 KiB,
+/// 64 partitions and 20,000 records in flight took a tenth longer than one by one.
+const PARCEL_BYTES: usize = 8 << 10;
 
 /// A batch on its way.
 #[derive(Clone, Copy, Debug)]

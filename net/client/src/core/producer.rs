@@ -142,6 +142,12 @@ impl Producer {
         open.map(|partition| partition as u32)
     }
 
+    /// Whether a record's outcome is known, or was.
+    pub(crate) fn is_done(&self, ticket: Ticket) -> bool {
+        let lane = self.lanes.get(ticket.partition as usize);
+        lane.is_some_and(|lane| lane.first_open() > ticket.number)
+    }
+
     /// What became of records since the last call.
     pub(crate) fn take_done(&mut self) -> Option<Completion> {
         self.done.pop_front()

@@ -73,19 +73,35 @@ impl Producer {
     ///
     /// # Errors
     /// What the record failed with; [`Error::UnderWay`] when that is not known yet, and not to be sent
-    /// again then.
+    /// again then; [`Error::Invalid`] when its outcome was handed out, or discarded, before.
     pub fn wait_for(&mut self, ticket: Ticket, timeout: Duration) -> Result<Ack> {
         let began = Instant::now();
         loop {
-            let mut found = None;
             let left = timeout.saturating_sub(began.elapsed());
-            self.wait(left, |delivered| {
+            self.wait_until(left, |core, key| {
+                let producer = core.producer(key);
+                producer.has_done() || producer.is_done(ticket)
+            });
+            let mut found = None;
+            self.hand_out(&mut |delivered: Delivered| {
                 if delivered.ticket == ticket {
                     found = Some(delivered.result);
                 }
             });
             if let Some(result) = found {
                 return result;
+            }
+            if self
+                .driver
+                .borrow_mut()
+                .core
+                .producer(self.key)
+                .is_done(ticket)
+            {
+                return Err(Error::invalid(
+                    "wait_for: the outcome of this record was handed out before, or discarded by \
+                     another wait_for; with several records in flight use wait or poll",
+                ));
             }
             if began.elapsed() >= timeout {
                 return Err(self.not_in_time(ticket.partition, timeout));

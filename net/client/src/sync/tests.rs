@@ -178,6 +178,23 @@ fn records_of_one_key_go_to_the_partition_that_kafka_chooses() {
 }
 
 #[test]
+fn waiting_for_a_record_whose_outcome_was_discarded_says_so_at_once() {
+    let served = serve(1);
+    let client = client(&served);
+    topic(&served, &client, 1);
+    let mut producer = client
+        .producer("t", ProducerOptions::new())
+        .expect("a producer");
+    let [first, second] = ["a", "b"].map(|v| producer.send(&Record::new(v)).expect("taken"));
+    producer.flush(LONG).expect("both have an outcome");
+    producer.wait_for(second, LONG).expect("appended");
+    let error = producer
+        .wait_for(first, Duration::MAX)
+        .expect_err("discarded");
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+}
+
+#[test]
 fn an_idempotent_producer_survives_cut_connections_without_loss_or_doubles() {
     let served = serve(2);
     let client = client(&served);

@@ -177,8 +177,8 @@ fn free_space(host: &Host) -> Check {
             "free space",
             found,
             format!(
-                "The write-ahead log lacks {} MiB: publishes are refused while what there is of it \
-                 is in use",
+                "The write-ahead log lacks {} MiB: publishes wait, or are refused, while what there \
+                 is of it is in use",
                 wal >> 20
             ),
             "Free some, or lower wal-slots",

@@ -78,7 +78,11 @@ impl Host {
             memlock_bytes: probe::memlock_limit().unwrap_or(None),
             open_files_hard: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             open_files_wanted: (config.cpus.len() * config.max_connections) as u64 + 1024,
-            wal_bytes_to_make: wal.saturating_sub(wal_bytes_there),
+            wal_bytes_to_make: match wal.saturating_sub(wal_bytes_there) {
+                0 => 0,
+                // The last one is made only where half of its size is left.
+                bytes => bytes + config.wal_slot_bytes / 2,
+            },
             wal_bytes_there,
             shard_cpus: config.cpus.clone(),
             online: probe::online(),

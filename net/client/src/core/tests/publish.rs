@@ -581,9 +581,9 @@ fn without_acknowledgements_each_batch_leaves_alone_so_that_an_unknown_partition
 }
 
 #[test]
-fn batches_that_the_broker_would_not_receive_at_once_do_not_leave_together() {
+fn batches_of_more_than_a_few_kib_do_not_leave_together() {
     let mut world = World::new(8, producer_options().linger(Duration::from_secs(1)));
-    let value = [7; 30 << 10];
+    let value = [7; 3 << 10];
     for partition in [0, 2, 4] {
         let record = crate::record::Record::new(&value).partition(partition);
         let sent = world.core.send(world.producer, &record, 5, world.now);
@@ -591,7 +591,7 @@ fn batches_that_the_broker_would_not_receive_at_once_do_not_leave_together() {
             .sent
             .insert(sent.expect("taken"), partition.to_string().into_bytes());
     }
-    let large = [7; 100 << 10];
+    let large = [7; 10 << 10];
     let record = crate::record::Record::new(&large).partition(6);
     let sent = world.core.send(world.producer, &record, 5, world.now);
     world.sent.insert(sent.expect("taken"), b"6".to_vec());
