@@ -1,0 +1,103 @@
+//! `ringtide bench --closed-loop`.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+
+use ringtide_client::Acks;
+use ringtide_perf::closed_loop::{self, Measured, Report};
+
+use crate::bench::json_file::JsonFile;
+use crate::bench::{BenchArgs, exit_of_bench};
+use crate::cli::AcksArg;
+use crate::exit::Failure;
+use crate::output::print;
+use crate::progress::{Progress, grouped};
+use crate::signals::stop_flag;
+
+/// Runs it.
+pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    let mut options = closed_loop::Options::new(&args.server.server);
+    options.acks = match args.acks {
+        AcksArg::None => Acks::None,
+        AcksArg::Accepted => Acks::Accepted,
+        AcksArg::Durable => Acks::Durable,
+    };
+    options.size = args.size as usize;
+    options.duration = args.duration;
+    options.deliver = args.deliver;
+    options.cpu = args.cpu;
+    let json = args.json.as_deref().map(JsonFile::create).transpose()?;
+
+    let report = measure(&options)?;
+    let table = table(&report);
+    match json {
+        Some(json) if json.is_stdout => {
+            // Whoever reads it reads JSON and nothing else.
+            let _ = io::stderr().write_all(table.as_bytes());
+            json.write(&report)
+        }
+        Some(json) => {
+            json.write(&report)?;
+            print(&table)
+        }
+        None => print(&table),
+    }
+}
+
+fn measure(options: &closed_loop::Options) -> Result<Report, Failure> {
+    let interrupted = stop_flag()?;
+    let mut progress = Progress::new();
+    let report = closed_loop::run(options, |now| {
+        progress.tick(|_| {
+            let (elapsed, total) = (now.elapsed.as_secs_f64(), now.total.as_secs_f64());
+            let acknowledged = grouped(now.acknowledged);
+            format!(
+                "{}: {elapsed:.0} of {total:.0} s, {acknowledged} records",
+                now.phase
+            )
+        });
+        if interrupted.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    });
+    progress.clear();
+    report.map_err(|error| Failure::new(exit_of_bench(&error), error.to_string()))
+}
+
+/// For a person.
+fn table(report: &Report) -> String {
+    let config = &report.config;
+    let mut out = format!(
+        "closed loop, acks {}, {} bytes, one in flight, {} s after {} s of warm-up\n\n",
+        config.acks, config.size, config.duration_s, config.warm_up_s
+    );
+    let _ = writeln!(
+        out,
+        "{:<24}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}{:>11}",
+        "microseconds", "p50", "p90", "p99", "p99.9", "max", "records", "a second"
+    );
+    let mut line = |name: &str, measured: &Measured| {
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let latency = &measured.latency_ns;
+        let _ = writeln!(
+            out,
+            "{name:<24}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>11.1}{:>13}{:>11}",
+            us(latency.p50),
+            us(latency.p90),
+            us(latency.p99),
+            us(latency.p99_9),
+            us(latency.max),
+            grouped(measured.count),
+            grouped(measured.rate_per_s.round() as u64),
+        );
+    };
+    line("publish to answer", &report.produce);
+    if let Some(end_to_end) = &report.end_to_end {
+        line("publish to delivery", end_to_end);
+    }
+    let _ = writeln!(out, "\nNote: {}.", report.note);
+    out
+}
