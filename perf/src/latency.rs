@@ -44,6 +44,18 @@ impl Recorder {
         self.histogram.len()
     }
 
+    /// Adds what another has counted.
+    pub fn add(&mut self, other: &Self) {
+        // Both have the same bounds.
+        let _ = self.histogram.add(&other.histogram);
+    }
+
+    /// The histogram itself, for files and charts.
+    #[must_use]
+    pub fn histogram(&self) -> &Histogram<u64> {
+        &self.histogram
+    }
+
     /// Forgets all.
     pub fn clear(&mut self) {
         self.histogram.reset();

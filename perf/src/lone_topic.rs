@@ -29,7 +29,8 @@ pub fn options() -> Options {
 }
 
 /// A name that no other measurement has: of this process and moment.
-pub(crate) fn fresh_name(purpose: &str) -> String {
+#[must_use]
+pub fn fresh_name(purpose: &str) -> String {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

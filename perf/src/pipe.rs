@@ -6,6 +6,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use ringtide_client::{Acks, Error, PartitionId};
@@ -76,6 +77,13 @@ pub struct Pipe {
     buffer: Vec<u8>,
     read_bytes: usize,
     next_correlation: u64,
+    max_in_flight: usize,
+}
+
+impl AsFd for Pipe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
 impl Pipe {
@@ -87,10 +95,11 @@ impl Pipe {
             why: error.to_string().into(),
         })?;
         let mut encoder = Encoder::new();
-        hello(&mut stream, &mut encoder).map_err(|error| Error::Disconnected {
-            server: server.into(),
-            why: format!("no hello: {error}").into(),
-        })?;
+        let max_in_flight =
+            hello(&mut stream, &mut encoder).map_err(|error| Error::Disconnected {
+                server: server.into(),
+                why: format!("no hello: {error}").into(),
+            })?;
         stream
             .set_nonblocking(true)
             .map_err(BenchError::io("cannot unblock a socket"))?;
@@ -104,6 +113,7 @@ impl Pipe {
             buffer: Vec::new(),
             read_bytes: READ_BYTES,
             next_correlation: 1,
+            max_in_flight,
         })
     }
 
@@ -113,6 +123,12 @@ impl Pipe {
     pub fn reading(mut self, bytes: usize) -> Self {
         self.read_bytes = bytes;
         self
+    }
+
+    /// Requests that the broker takes before it has answered the first of them.
+    #[must_use]
+    pub fn max_in_flight(&self) -> usize {
+        self.max_in_flight
     }
 
     fn correlation(&mut self) -> u64 {
@@ -138,17 +154,61 @@ impl Pipe {
         Ok(correlation)
     }
 
+    /// Sends a batch under a correlation of the caller's choice, or gathers it with others until
+    /// [`Self::flush`].
+    pub fn publish_as(
+        &mut self,
+        correlation: u64,
+        partition: PartitionId,
+        batch: &[u8],
+        acks: Acks,
+    ) -> Result<(), BenchError> {
+        let part = [wire::PublishPart::new(
+            &partition.into(),
+            batch.len() as u32,
+        )];
+        let bytes = batch.len();
+        self.encoder
+            .frame(&mut self.out, Op::Publish, 0, correlation, bytes, |b| {
+                let parts = Some(b.create_vector(&part));
+                let acks = acks as u8;
+                wire::PublishRequest::create(b, &wire::PublishRequestArgs { acks, parts })
+            });
+        let mut sent = 0;
+        if bytes >= DIRECT_BYTES {
+            self.flush()?;
+            if self.out.is_empty() {
+                sent = self.write(batch)?;
+            }
+        }
+        self.out.extend_from_slice(&batch[sent..]);
+        if self.unsent_bytes() >= GATHER_BYTES {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
     /// Asks for pushes from the first record on; the subscription.
     pub fn subscribe(
         &mut self,
         partition: PartitionId,
         credit_bytes: u32,
     ) -> Result<u64, BenchError> {
+        self.subscribe_from(partition, -2, credit_bytes)
+    }
+
+    /// Asks for pushes from an offset on (-1 latest, -2 earliest); the subscription.
+    pub fn subscribe_from(
+        &mut self,
+        partition: PartitionId,
+        offset: i64,
+        credit_bytes: u32,
+    ) -> Result<u64, BenchError> {
         let at = wire::PartitionRef::from(partition);
         self.request(Op::Subscribe, |b| {
             let args = wire::SubscribeRequestArgs {
                 partition: Some(&at),
-                offset: -2,
+                offset,
                 credit_bytes,
             };
             wire::SubscribeRequest::create(b, &args)
@@ -296,8 +356,8 @@ fn connect(server: &str, source: Option<IpAddr>) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Says hello and waits for the answer.
-fn hello(stream: &mut TcpStream, encoder: &mut Encoder) -> std::io::Result<()> {
+/// Says hello and waits for the answer: how many requests may be in flight.
+fn hello(stream: &mut TcpStream, encoder: &mut Encoder) -> std::io::Result<usize> {
     let mut out = Vec::new();
     encoder.frame(&mut out, Op::Hello, 0, 1, 0, |b| {
         let client_name = Some(b.create_string("ringtide-perf"));
@@ -320,7 +380,8 @@ fn hello(stream: &mut TcpStream, encoder: &mut Encoder) -> std::io::Result<()> {
     if header.op != Op::Hello as u8 || header.flags & FLAG_ERROR != 0 {
         return Err(std::io::Error::other(refusal(&body)));
     }
-    Ok(())
+    let answer = envelope::<wire::HelloResponse<'_>>(&body).map_err(std::io::Error::other)?;
+    Ok(answer.max_in_flight_requests() as usize)
 }
 
 /// The words of an error frame.

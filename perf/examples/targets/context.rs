@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use ringtide_perf::{BenchError, closed_loop};
 
-use crate::broker::{Broker, Launch};
+use ringtide_perf::broker::{Broker, Launch};
 
 /// A disk that was written to for this long after everything was said is written to for ever.
 const SETTLE_AT_MOST: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ impl Context {
     pub fn launch(&self) -> Launch {
         Launch {
             binary: self.binary.clone(),
-            cpu: self.broker_cpu,
+            cpus: vec![self.broker_cpu],
         }
     }
 

@@ -9,10 +9,10 @@ use ringtide_perf::pipe::Pipe;
 use ringtide_perf::{BenchError, closed_loop};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::broker::Broker;
 use crate::context::Context;
 use crate::report::{Line, Target};
 use crate::starting::populate;
+use ringtide_perf::broker::Broker;
 
 const MIB: f64 = 1024.0 * 1024.0;
 /// After the last request, until everything is as it will stay.

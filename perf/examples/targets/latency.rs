@@ -10,10 +10,10 @@ use ringtide_perf::limits::{DurableFile, echo};
 use ringtide_perf::lone_topic::LoneTopic;
 use ringtide_perf::{BenchError, Latency, Recorder, cpu};
 
-use crate::broker::Broker;
 use crate::context::Context;
 use crate::reading::{self, Filled};
 use crate::report::{Line, Target, median};
+use ringtide_perf::broker::Broker;
 
 /// Bytes of a record, and of the echo that it is held against.
 const BYTES: usize = 128;

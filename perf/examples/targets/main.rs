@@ -10,7 +10,6 @@
 //! and the broker are measured in turn, and while the limit is measured the broker stands still
 //! (SIGSTOP), for a broker that spins would take part of its CPU.
 
-mod broker;
 mod context;
 mod footprint;
 mod latency;

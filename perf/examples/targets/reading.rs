@@ -11,9 +11,9 @@ use ringtide_perf::lone_topic::{LoneTopic, options};
 use ringtide_perf::pipe::READ_BYTES;
 use ringtide_perf::{BenchError, cpu};
 
-use crate::broker::Broker;
 use crate::context::{Context, segments, settle};
 use crate::report::{Line, Target, median};
+use ringtide_perf::broker::Broker;
 
 /// 64 records of 1 KiB.
 pub const BATCH: (usize, u32) = (1024, 64);

@@ -10,10 +10,10 @@ use ringtide_perf::flood::Publisher;
 use ringtide_perf::limits::{read_direct, write_direct};
 use ringtide_perf::lone_topic::{LoneTopic, options};
 
-use crate::broker::Broker;
 use crate::context::{Context, list};
 use crate::reading::BATCH;
 use crate::report::{Line, Target, median};
+use ringtide_perf::broker::Broker;
 
 /// Makes a topic and publishes a record to each of its partitions, all durable in the end.
 pub fn populate(broker: &Broker, partitions: u32) -> Result<(), BenchError> {

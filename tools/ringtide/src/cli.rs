@@ -44,7 +44,7 @@ pub(crate) enum Command {
     ///
     /// It makes a topic of its own and deletes it afterwards. A run that was disturbed says so and
     /// ends with exit code 3.
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Show what a file of a stopped broker holds, and whether it is damaged
     ///
     /// A line that begins with BAD says what is damaged and where; the exit code is then 7. That a
@@ -106,7 +106,7 @@ pub(crate) struct ServerArgs {
     pub(crate) server: String,
 }
 
-fn server(text: &str) -> Result<String, String> {
+pub(crate) fn server(text: &str) -> Result<String, String> {
     let host = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') && port.parse::<u16>().is_ok() => host,
         _ => text,

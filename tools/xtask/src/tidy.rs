@@ -51,7 +51,12 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
     ),
     (
         "ringtide-system-tests",
-        &["ringtide-schema", "ringtide-session", "ringtide-client"],
+        &[
+            "ringtide-schema",
+            "ringtide-session",
+            "ringtide-client",
+            "ringtide-perf",
+        ],
     ),
     ("xtask", &[]),
 ];

@@ -5,29 +5,43 @@ use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
-use ringtide_client::Acks;
 use ringtide_perf::closed_loop::{self, Measured, Report};
 
 use crate::bench::json_file::JsonFile;
 use crate::bench::{BenchArgs, exit_of_bench};
-use crate::cli::AcksArg;
 use crate::exit::Failure;
 use crate::output::print;
 use crate::progress::{Progress, grouped};
 use crate::signals::stop_flag;
 
+/// Where a broker is looked for, as the other commands do.
+const DEFAULT_SERVER: &str = "127.0.0.1:7311";
+
 /// Runs it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
-    let mut options = closed_loop::Options::new(&args.server.server);
-    options.acks = match args.acks {
-        AcksArg::None => Acks::None,
-        AcksArg::Accepted => Acks::Accepted,
-        AcksArg::Durable => Acks::Durable,
-    };
-    options.size = args.size as usize;
-    options.duration = args.duration;
+    let load = &args.load;
+    if let Some(flag) = load.flag_of_a_schedule() {
+        return Err(Failure::usage(format!(
+            "--{flag} is of a schedule, and a closed loop has none: leave one of them out"
+        )));
+    }
+    let plan = load.plan();
+    let server = args.server.as_deref().unwrap_or(DEFAULT_SERVER);
+    let mut options = closed_loop::Options::new(server);
+    options.acks = load.acks();
+    options.size = plan.value_bytes();
+    options.duration = plan.duration;
+    options.warm_up = plan.warm_up;
     options.deliver = args.deliver;
-    options.cpu = args.cpu;
+    options.cpu = match args.cpus.as_deref() {
+        None => None,
+        Some([cpu]) => Some(*cpu),
+        Some(_) => {
+            return Err(Failure::usage(
+                "a closed loop is one thread: give one of --cpus",
+            ));
+        }
+    };
     let json = args.json.as_deref().map(JsonFile::create).transpose()?;
 
     let report = measure(&options)?;

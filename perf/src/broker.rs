@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use ringtide_perf::BenchError;
-use ringtide_perf::pipe::Pipe;
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::error::BenchError;
+use crate::pipe::Pipe;
 
 /// A start or a stop that takes longer is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -18,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Launch {
     /// The binary.
     pub binary: PathBuf,
-    /// The CPU of its one shard.
-    pub cpu: usize,
+    /// The CPUs of its shards.
+    pub cpus: Vec<usize>,
 }
 
 /// A running broker; killed when dropped.
@@ -49,19 +50,14 @@ impl Launch {
         let log_too = log
             .try_clone()
             .map_err(BenchError::io("cannot share the broker's log"))?;
+        let cpus: Vec<String> = self.cpus.iter().map(usize::to_string).collect();
+        let cpus = cpus.join(",");
         let mut command = Command::new(&self.binary);
         command
             .arg("serve")
             .arg("--data-dir")
             .arg(data_dir)
-            .args([
-                "--listen",
-                &server,
-                "--cpus",
-                &self.cpu.to_string(),
-                "--idle",
-                idle,
-            ])
+            .args(["--listen", &server, "--cpus", &cpus, "--idle", idle])
             .args(more)
             .stdin(Stdio::null())
             .stdout(log)
@@ -105,6 +101,12 @@ fn free_port() -> Result<u16, BenchError> {
 }
 
 impl Broker {
+    /// Its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     fn signal(&self, signal: Signal) -> Result<(), BenchError> {
         kill_process(self.pid, signal)
             .map_err(|errno| BenchError::io("cannot signal the broker")(errno.into()))
@@ -148,7 +150,8 @@ impl Broker {
         self.end();
     }
 
-    fn end(&mut self) {
+    /// Ends it at once, and waits until it has.
+    pub fn end(&mut self) {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();

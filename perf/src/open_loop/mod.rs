@@ -1,0 +1,601 @@
+//! A load that does not wait for the broker. A schedule fixes when each record is due, and its time
+//! runs from then, whether or not the generator could send it: a broker that stalls for a second shows
+//! as all the records that were due in that second, and not as one slow answer.
+//!
+//! [`Plan`] says what, [`run`] does it to a [`target::Target`], [`Outcome`] is what came of it. Each
+//! record is accounted for ([`ledger`]). What makes a measurement count is judged in [`crate::report`].
+
+pub mod ledger;
+pub mod ringtide;
+pub mod schedule;
+pub mod stamp;
+pub mod target;
+#[cfg(test)]
+mod tests;
+pub mod timing;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use ringtide_client::{BatchBuilder, Codec};
+use ringtide_schema::limits::{MAX_BATCH_BYTES, MAX_PARTITIONS};
+
+use crate::cpu;
+use crate::error::BenchError;
+use crate::feed::{Feed, RECORD_BYTES};
+use ledger::{Balance, Lane, Received, Sent};
+use schedule::{Keys, Schedule, Shape};
+use stamp::{NOT_TIMED, STAMP_BYTES, Stamp};
+use target::{From, Outgoing, Target};
+use timing::{Cells, Second, Times};
+use worker::{Post, Seen, Share, Shared};
+
+/// The publisher of what is there before the run.
+const PRELOADER: u32 = u32::MAX;
+/// Bytes of its batches, at the most.
+const PRELOAD_BATCH_BYTES: usize = 64 << 10;
+/// From the moment that all are connected to the beginning of the schedule.
+const LEAD: Duration = Duration::from_millis(20);
+/// How often [`Progress`] is reported, and an interruption noticed.
+const PROGRESS_EVERY: Duration = Duration::from_millis(100);
+/// A second is closed when the one after so many has come from somewhere.
+const LATE_SECONDS: u64 = 3;
+
+/// How large records are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// All as large; at least [`STAMP_BYTES`].
+    Bytes(usize),
+    /// As large as the feed's, and the stamp.
+    Feed,
+}
+
+/// What is done to the broker.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What a record's value has.
+    pub size: Size,
+    /// How records are spread over time.
+    pub schedule: Schedule,
+    /// Records a second, in all.
+    pub rate_per_s: f64,
+    /// Keys.
+    pub keys: Keys,
+    /// Publishers, each with connections of its own.
+    pub publishers: u32,
+    /// Subscribers from the beginning on, each to everything.
+    pub subscribers: u32,
+    /// Subscribers that begin with the first record when measuring begins.
+    pub replayers: u32,
+    /// Bytes of values that are there before the run.
+    pub preload_bytes: u64,
+    /// Partitions of the topic.
+    pub partitions: u32,
+    /// Records of a batch, at the most; so many come due at once.
+    pub batch: u32,
+    /// How long is measured.
+    pub duration: Duration,
+    /// How long is published before that.
+    pub warm_up: Duration,
+    /// How long is waited for answers and deliveries when nothing arrives any more.
+    pub drain: Duration,
+    /// How much faster than recorded a feed is played.
+    pub speed: f64,
+    /// Longer silences of a feed are cut to this.
+    pub max_silence: Duration,
+    /// Threads of the generator, each on one of these CPUs; at least one.
+    pub cpus: Vec<Option<usize>>,
+    /// Whether everything is read back when there are no subscribers.
+    pub verify: bool,
+    /// Chooses among schedules of the same shape.
+    pub seed: u64,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            size: Size::Bytes(128),
+            schedule: Schedule::Constant,
+            rate_per_s: 10_000.0,
+            keys: Keys::None,
+            publishers: 1,
+            subscribers: 1,
+            replayers: 0,
+            preload_bytes: 0,
+            partitions: 1,
+            batch: 1,
+            duration: Duration::from_secs(10),
+            warm_up: Duration::from_secs(1),
+            drain: Duration::from_secs(10),
+            speed: 1.0,
+            max_silence: Duration::from_secs(1),
+            cpus: vec![None],
+            verify: true,
+            seed: 1,
+        }
+    }
+}
+
+impl Plan {
+    /// Bytes of each record's value.
+    #[must_use]
+    pub fn value_bytes(&self) -> usize {
+        match self.size {
+            Size::Bytes(bytes) => bytes,
+            Size::Feed => STAMP_BYTES + RECORD_BYTES,
+        }
+    }
+
+    fn is_feed_sized(&self) -> bool {
+        self.size == Size::Feed
+    }
+
+    /// Records that come due at once.
+    fn group(&self) -> u64 {
+        match self.schedule {
+            Schedule::Feed => 1,
+            _ => self.batch.into(),
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        Shape {
+            schedule: self.schedule,
+            rate_per_s: self.rate_per_s,
+            group: self.group(),
+            end_ns: (self.warm_up + self.duration).as_nanos() as u64,
+            speed: self.speed,
+            max_silence_ns: self.max_silence.as_nanos() as u64,
+            keys: self.keys,
+            seed: self.seed,
+        }
+    }
+
+    /// Whether it can be done at all.
+    ///
+    /// # Errors
+    /// What cannot be, and what would do.
+    pub fn check(&self, feed: Option<&Feed>) -> Result<(), BenchError> {
+        let refuse = |why: String| Err(BenchError::Usage(why));
+        if self.value_bytes() < STAMP_BYTES {
+            return refuse(format!(
+                "a record has at least {STAMP_BYTES} bytes: those that account for it"
+            ));
+        }
+        let batch_bytes = BatchBuilder::new(Codec::None).bytes_with(20, self.value_bytes(), &[]);
+        if batch_bytes.saturating_mul(self.batch as usize) > MAX_BATCH_BYTES {
+            return refuse(format!(
+                "{} records of {} bytes do not fit into a batch, of at most {MAX_BATCH_BYTES} bytes: \
+                 give fewer or smaller ones",
+                self.batch,
+                self.value_bytes()
+            ));
+        }
+        let wants_feed =
+            self.schedule == Schedule::Feed || self.keys == Keys::Feed || self.size == Size::Feed;
+        if wants_feed && feed.is_none() {
+            return refuse("a feed's times, keys or sizes need a feed: give --feed".into());
+        }
+        if self.schedule != Schedule::Feed && !(self.rate_per_s > 0.0 && self.rate_per_s <= 1e8) {
+            return refuse(format!(
+                "a rate of {} records a second is impossible: give more than 0 and at most 100 million",
+                self.rate_per_s
+            ));
+        }
+        if !(self.speed > 0.0 && self.speed.is_finite()) {
+            return refuse(format!("a feed is not played at the speed {}", self.speed));
+        }
+        if self.duration.is_zero() || self.publishers == 0 || self.batch == 0 {
+            return refuse("duration, publishers and batch are more than 0".into());
+        }
+        if !(1..=MAX_PARTITIONS).contains(&self.partitions) {
+            return refuse(format!("a topic has 1 to {MAX_PARTITIONS} partitions"));
+        }
+        if self.cpus.is_empty() {
+            return refuse("the generator needs a thread".into());
+        }
+        Ok(())
+    }
+}
+
+/// How far a run is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: &'static str,
+    /// How long the schedule has run, warm-up included.
+    pub elapsed: Duration,
+    /// How long it runs in all.
+    pub total: Duration,
+    /// Records acknowledged by now.
+    pub acked: u64,
+}
+
+/// Who is told how far a run is, and may ask for its end.
+pub trait Watch {
+    /// Called ten times a second.
+    fn progress(&mut self, progress: Progress) -> ControlFlow<()>;
+    /// Called once for each second that is complete, with its times.
+    fn second(&mut self, _second: &Second, _times: &Times) {}
+    /// Called when measuring begins and when it ends.
+    fn measuring(&mut self, _is_measuring: bool) {}
+}
+
+/// What came of a run, whole or not.
+#[derive(Debug)]
+pub struct Outcome {
+    /// All times.
+    pub times: Times,
+    /// Second by second.
+    pub seconds: Vec<Second>,
+    /// Tenth by tenth.
+    pub cells: Cells,
+    /// Records due while it was measured.
+    pub scheduled: u64,
+    /// How long those took to be acknowledged, from the beginning of measuring to the last; at least
+    /// as long as was measured.
+    pub elapsed: Duration,
+    /// Every record accounted for.
+    pub balance: Balance,
+    /// Bytes of values that replayers were given.
+    pub replayed: u64,
+    /// Whether deliveries were verified, by subscribers or by reading back.
+    pub is_verified: bool,
+    /// What the broker said when it refused a record first.
+    pub refusal: Option<String>,
+    /// What ended it before its time.
+    pub error: Option<BenchError>,
+}
+
+/// Does what the plan says.
+///
+/// # Errors
+/// When it could not begin. What ends it later is in the outcome.
+pub fn run(
+    plan: &Plan,
+    feed: Option<&Feed>,
+    target: &dyn Target,
+    watch: &mut dyn Watch,
+) -> Result<Outcome, BenchError> {
+    plan.check(feed)?;
+    let run = fastrand::u32(1..);
+    let preloaded = preload(plan, run, target, watch)?;
+    let shares = shares(plan);
+    let shared = Shared {
+        plan,
+        feed,
+        run,
+        epoch: Instant::now(),
+        start_ns: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        publishing: AtomicUsize::new(shares.iter().filter(|s| !s.publishers.is_empty()).count()),
+        sent: Mutex::new(HashMap::new()),
+        preloaded,
+        acked: AtomicU64::new(0),
+    };
+    let (full, seconds) = mpsc::channel();
+    let mut adder = Adder::default();
+    let (mut seen, interrupted) = std::thread::scope(|scope| {
+        let (ready, is_ready) = mpsc::channel();
+        let mut workers = Vec::new();
+        for (n, share) in shares.iter().enumerate() {
+            let (back, empty) = mpsc::channel();
+            adder.back.push(back);
+            let post = Post {
+                worker: n,
+                full: full.clone(),
+                empty,
+            };
+            let (shared, ready) = (&shared, ready.clone());
+            let cpu = plan.cpus[n % plan.cpus.len()];
+            workers.push(scope.spawn(move || {
+                let pinned = cpu.map_or(Ok(()), cpu::pin);
+                let is_ready = || {
+                    let _ = ready.send(());
+                };
+                let seen = worker::run(shared, share, target, &post, is_ready);
+                (seen, pinned)
+            }));
+        }
+        drop((full, ready));
+        // All of them, or somebody failed.
+        let count = is_ready.iter().take(workers.len()).count();
+        if count == workers.len() {
+            let start = shared.epoch.elapsed() + LEAD;
+            shared
+                .start_ns
+                .store(start.as_nanos() as u64, Ordering::Release);
+        }
+        let interrupted = watch_over(&shared, &seconds, &mut adder, watch);
+        let seen: Vec<Result<Seen, BenchError>> = workers
+            .into_iter()
+            .map(|worker| match worker.join() {
+                Ok((seen, Ok(()))) => Ok(seen),
+                Ok((_, Err(error))) => Err(BenchError::io("cannot place the generator")(error)),
+                Err(_) => Err(BenchError::Wrong(
+                    "a thread of the generator panicked".into(),
+                )),
+            })
+            .collect();
+        (seen, interrupted)
+    });
+    let seen = seen.drain(..).collect::<Result<Vec<Seen>, _>>()?;
+    adder.close(u64::MAX, watch);
+    Ok(settle(&shared, adder, seen, interrupted, target, watch))
+}
+
+/// Who does what: publishers and subscribers in turn.
+fn shares(plan: &Plan) -> Vec<Share> {
+    let threads = plan.cpus.len();
+    let part = |whole: u32, n: usize| {
+        let whole = whole as usize;
+        whole / threads + usize::from(n < whole % threads)
+    };
+    (0..threads)
+        .map(|n| Share {
+            publishers: (n as u32..plan.publishers).step_by(threads).collect(),
+            subscribers: part(plan.subscribers, n),
+            replayers: part(plan.replayers, n),
+        })
+        .collect()
+}
+
+/// Adds the workers' seconds up.
+#[derive(Default)]
+struct Adder {
+    back: Vec<mpsc::Sender<Times>>,
+    total: Times,
+    open: BTreeMap<u64, Times>,
+    closed: Vec<Second>,
+}
+
+impl Adder {
+    fn take(&mut self, worker: usize, second: u64, mut times: Times, watch: &mut dyn Watch) {
+        self.total.add(&times);
+        // What comes late counts as of the oldest second that is open.
+        let first = self.closed.last().map_or(0, |s| s.at_s + 1);
+        self.open.entry(second.max(first)).or_default().add(&times);
+        times.clear();
+        // A worker that has ended needs none.
+        let _ = self.back[worker].send(times);
+        if let Some(before) = second.checked_sub(LATE_SECONDS) {
+            self.close(before, watch);
+        }
+    }
+
+    fn close(&mut self, through: u64, watch: &mut dyn Watch) {
+        while let Some(entry) = self.open.first_entry() {
+            if *entry.key() > through {
+                break;
+            }
+            let (at_s, times) = entry.remove_entry();
+            let second = Second::of(at_s, &times);
+            watch.second(&second, &times);
+            self.closed.push(second);
+        }
+    }
+}
+
+/// Adds up and reports until all workers have ended; whether the end was asked for.
+fn watch_over(
+    shared: &Shared<'_>,
+    seconds: &mpsc::Receiver<(usize, u64, Times)>,
+    adder: &mut Adder,
+    watch: &mut dyn Watch,
+) -> bool {
+    let plan = shared.plan;
+    let total = plan.warm_up + plan.duration;
+    let (mut interrupted, mut phase) = (false, "");
+    loop {
+        match seconds.recv_timeout(PROGRESS_EVERY) {
+            Ok((worker, second, times)) => adder.take(worker, second, times, watch),
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+        let start = Duration::from_nanos(shared.start_ns.load(Ordering::Acquire));
+        let elapsed = shared.epoch.elapsed().saturating_sub(start);
+        let now = match () {
+            () if start.is_zero() => "connecting",
+            () if elapsed < plan.warm_up => "warming up",
+            () if elapsed < total => "measuring",
+            () => "waiting for the rest",
+        };
+        if now != phase && (now == "measuring" || phase == "measuring") {
+            watch.measuring(now == "measuring");
+        }
+        phase = now;
+        let progress = Progress {
+            phase,
+            elapsed: elapsed.min(total),
+            total,
+            acked: shared.acked.load(Ordering::Relaxed),
+        };
+        if watch.progress(progress).is_break() {
+            interrupted = true;
+            shared.stop.store(true, Ordering::Relaxed);
+        }
+    }
+    if phase == "measuring" {
+        watch.measuring(false);
+    }
+    interrupted
+}
+
+/// Draws the balance, reading everything back if nobody has read it.
+fn settle(
+    shared: &Shared<'_>,
+    adder: Adder,
+    seen: Vec<Seen>,
+    interrupted: bool,
+    target: &dyn Target,
+    watch: &mut dyn Watch,
+) -> Outcome {
+    let plan = shared.plan;
+    let sent = match shared.sent.lock() {
+        Ok(mut sent) => std::mem::take(&mut *sent),
+        Err(_) => HashMap::new(),
+    };
+    let mut cells = Cells::new(plan.duration.as_nanos() as u64);
+    let (mut live, mut replayed) = (Vec::new(), Vec::new());
+    let (mut refusal, mut error) = (None, interrupted.then_some(BenchError::Interrupted));
+    let (mut scheduled, mut last_ack_ns) = (0, 0);
+    for (mut seen, share) in seen.into_iter().zip(shares(plan)) {
+        replayed.extend(seen.received.split_off(share.subscribers));
+        live.append(&mut seen.received);
+        cells.add(&seen.cells);
+        scheduled += seen.scheduled;
+        last_ack_ns = last_ack_ns.max(seen.last_ack_ns);
+        refusal = refusal.or(seen.refusal);
+        error = error.or(seen.error);
+    }
+    let is_read = !live.is_empty() || !replayed.is_empty();
+    let mut everything = sent.clone();
+    everything.extend(&shared.preloaded);
+    if !is_read && plan.verify && error.is_none() {
+        match read_back(plan, shared.run, &everything, target, watch) {
+            Ok(received) => replayed.push(received),
+            Err(cause) => error = Some(cause),
+        }
+    }
+    let mut balance = ledger::balance(&sent, &live);
+    let of_replayed = ledger::balance(&everything, &replayed);
+    balance.received += of_replayed.received;
+    balance.lost += of_replayed.lost;
+    balance.duplicated += of_replayed.duplicated;
+    balance.reordered += of_replayed.reordered;
+    balance.corrupt += of_replayed.corrupt;
+    Outcome {
+        times: adder.total,
+        seconds: adder.closed,
+        cells,
+        scheduled,
+        elapsed: plan.duration.max(Duration::from_nanos(last_ack_ns)),
+        balance,
+        replayed: of_replayed.received * plan.value_bytes() as u64,
+        is_verified: is_read || plan.verify,
+        refusal,
+        error,
+    }
+}
+
+/// Publishes what is to be there before the run, as fast as it goes.
+fn preload(
+    plan: &Plan,
+    run: u32,
+    target: &dyn Target,
+    watch: &mut dyn Watch,
+) -> Result<HashMap<Lane, Sent>, BenchError> {
+    let mut lanes: HashMap<Lane, Sent> = HashMap::new();
+    let bytes = plan.value_bytes();
+    let (began, mut left) = (Instant::now(), plan.preload_bytes / bytes as u64);
+    if left == 0 {
+        return Ok(lanes);
+    }
+    let mut side = target.publishers(1)?;
+    let per_batch = (PRELOAD_BATCH_BYTES / bytes).max(1);
+    let (mut in_flight, mut refused, mut batches) = (HashMap::new(), None, 0_u64);
+    let mut next_progress = began;
+    while left > 0 || !in_flight.is_empty() {
+        let partition = (batches % u64::from(plan.partitions)) as u32;
+        let may_send = left > 0 && side.may_send(0, partition);
+        if may_send {
+            let records = per_batch.min(left as usize);
+            let lane = lanes.entry((PRELOADER, partition)).or_default();
+            let mut values = vec![0; records * bytes];
+            for value in values.chunks_exact_mut(bytes) {
+                Stamp {
+                    run,
+                    publisher: PRELOADER,
+                    partition,
+                    sequence: lane.sent,
+                    due_ns: NOT_TIMED,
+                }
+                .write(value);
+                lane.sent += 1;
+            }
+            let batch = Outgoing {
+                keys: &vec![None; records],
+                values: &values,
+                value_bytes: bytes,
+            };
+            side.send(batches, 0, partition, batch)?;
+            in_flight.insert(batches, (partition, records as u64));
+            batches += 1;
+            left -= records as u64;
+        }
+        let heard = side.turn(&mut |token, verdict| {
+            let Some((partition, records)) = in_flight.remove(&token) else {
+                return;
+            };
+            match verdict {
+                Ok(()) => lanes.entry((PRELOADER, partition)).or_default().acked += records,
+                Err(why) => refused = Some(why.to_owned()),
+            }
+        })?;
+        if let Some(why) = refused {
+            return Err(BenchError::Wrong(format!(
+                "what is to be there before the run was {why}"
+            )));
+        }
+        if !heard && !may_send {
+            std::thread::yield_now();
+        }
+        if Instant::now() >= next_progress {
+            next_progress = Instant::now() + PROGRESS_EVERY;
+            let progress = Progress {
+                phase: "preloading",
+                elapsed: began.elapsed(),
+                total: began.elapsed(),
+                acked: lanes.values().map(|lane| lane.acked).sum(),
+            };
+            if watch.progress(progress).is_break() {
+                return Err(BenchError::Interrupted);
+            }
+        }
+    }
+    Ok(lanes)
+}
+
+/// Reads all there is, until everything was seen or nothing comes any more.
+fn read_back(
+    plan: &Plan,
+    run: u32,
+    sent: &HashMap<Lane, Sent>,
+    target: &dyn Target,
+    watch: &mut dyn Watch,
+) -> Result<Received, BenchError> {
+    let mut received = Received::new(run);
+    let mut side = target.subscribers(1, From::Earliest)?;
+    let (began, mut heard) = (Instant::now(), Instant::now());
+    let mut next_progress = began;
+    while !received.has_all(sent) && heard.elapsed() < plan.drain {
+        let before = Instant::now();
+        // Between two looks at the whole balance as much is read as there is.
+        while side.turn(&mut |_, partition, value| {
+            received.take(partition, value);
+        })? {
+            heard = Instant::now();
+            if heard - before > PROGRESS_EVERY {
+                break;
+            }
+        }
+        if Instant::now() >= next_progress {
+            next_progress = Instant::now() + PROGRESS_EVERY;
+            let progress = Progress {
+                phase: "reading back",
+                elapsed: began.elapsed(),
+                total: began.elapsed(),
+                acked: received.count(),
+            };
+            if watch.progress(progress).is_break() {
+                return Err(BenchError::Interrupted);
+            }
+        }
+        std::thread::yield_now();
+    }
+    Ok(received)
+}

@@ -1,0 +1,378 @@
+//! A Ringtide broker as what is measured: each publisher and each subscriber has a connection of its
+//! own to every shard that it needs. Batches carry no producer identity and are never sent again.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use ringtide_client::{Acks, BatchBuilder, Codec, PartitionId};
+use ringtide_schema::batch::Batches;
+use ringtide_schema::frame::{FLAG_ERROR, Op};
+use ringtide_schema::record::records;
+use ringtide_schema::wire;
+use ringtide_session::{Frame, envelope};
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+
+use crate::error::BenchError;
+use crate::open_loop::target::{From, Outgoing, PublishSide, SubscribeSide, Target, Verdict};
+use crate::pipe::{Pipe, refusal};
+
+/// Up to so many connections each is looked at in each turn; of more the system says which are ready.
+const FEW: usize = 4;
+/// Of many connections each reads so much at a time.
+const SMALL_READ_BYTES: usize = 16 << 10;
+/// Bytes that may be under way to a subscriber from one partition.
+const CREDIT_BYTES: u32 = 8 << 20;
+/// Bytes that may wait for a socket before nothing more is sent.
+const MAX_UNSENT_BYTES: usize = 4 << 20;
+/// A batch that inflates to more is a bad batch.
+const MAX_INFLATED_BYTES: usize = 64 << 20;
+
+/// A topic of a broker, made for one measurement.
+#[derive(Clone, Debug)]
+pub struct RingtideTopic {
+    /// Its partitions, each with the HOST:PORT of its shard.
+    pub partitions: Vec<(PartitionId, String)>,
+    /// What publishers ask for.
+    pub acks: Acks,
+    /// How batches are compressed.
+    pub codec: Codec,
+    /// Requests in flight on a connection, at the most.
+    pub in_flight: usize,
+}
+
+impl Target for RingtideTopic {
+    fn publishers(&self, count: usize) -> Result<Box<dyn PublishSide + '_>, BenchError> {
+        Ok(Box::new(Publishers {
+            links: Links::connect(self, count)?,
+            topic: self,
+            builder: BatchBuilder::new(self.codec),
+            batch: Vec::new(),
+            key: Vec::new(),
+            left: Vec::new(),
+        }))
+    }
+
+    fn subscribers(
+        &self,
+        count: usize,
+        from: From,
+    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+        let mut side = Subscribers {
+            links: Links::connect(self, count)?,
+            of: HashMap::new(),
+            scratch: Vec::new(),
+        };
+        side.subscribe(self, count, from)?;
+        Ok(Box::new(side))
+    }
+}
+
+/// One connection.
+struct Link {
+    pipe: Pipe,
+    in_flight: usize,
+    is_dirty: bool,
+}
+
+/// Connections of publishers or subscribers.
+struct Links {
+    links: Vec<Link>,
+    /// By publisher or subscriber and partition.
+    routes: Vec<usize>,
+    partitions: usize,
+    /// Those with something to send.
+    dirty: Vec<usize>,
+    poll: Option<rustix::fd::OwnedFd>,
+    ready: Vec<epoll::Event>,
+}
+
+impl Links {
+    fn connect(topic: &RingtideTopic, count: usize) -> Result<Self, BenchError> {
+        let partitions = topic.partitions.len();
+        let mut owners: Vec<&str> = topic.partitions.iter().map(|(_, o)| o.as_str()).collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let many = count * owners.len() > FEW;
+        let (mut links, mut routes) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let first = links.len();
+            for owner in &owners {
+                let mut pipe = Pipe::connect(owner, None)?;
+                if many {
+                    pipe = pipe.reading(SMALL_READ_BYTES);
+                }
+                links.push(Link {
+                    pipe,
+                    in_flight: 0,
+                    is_dirty: false,
+                });
+            }
+            let at = |owner: &str| owners.partition_point(|o| *o < owner);
+            routes.extend(topic.partitions.iter().map(|(_, o)| first + at(o)));
+        }
+        let watched = |links: &[Link]| -> rustix::io::Result<_> {
+            let poll = epoll::create(CreateFlags::CLOEXEC)?;
+            for (n, link) in links.iter().enumerate() {
+                epoll::add(
+                    &poll,
+                    &link.pipe,
+                    EventData::new_u64(n as u64),
+                    EventFlags::IN,
+                )?;
+            }
+            Ok(poll)
+        };
+        let poll = match many {
+            true => {
+                let poll = watched(&links).map_err(std::io::Error::from);
+                Some(poll.map_err(BenchError::io("cannot watch the connections"))?)
+            }
+            false => None,
+        };
+        Ok(Self {
+            links,
+            routes,
+            partitions,
+            dirty: Vec::new(),
+            poll,
+            ready: Vec::with_capacity(256),
+        })
+    }
+
+    fn route(&self, who: usize, partition: u32) -> usize {
+        self.routes[who * self.partitions + partition as usize]
+    }
+
+    fn mark(&mut self, link: usize) {
+        if !std::mem::replace(&mut self.links[link].is_dirty, true) {
+            self.dirty.push(link);
+        }
+    }
+
+    /// Sends what was gathered and hands out what arrived, with the link that it arrived on.
+    fn turn(
+        &mut self,
+        mut each: impl FnMut(usize, &mut usize, Frame<'_>),
+    ) -> Result<bool, BenchError> {
+        for n in 0..self.dirty.len() {
+            let at = self.dirty[n];
+            let link = &mut self.links[at];
+            link.pipe.flush()?;
+            link.is_dirty = link.pipe.unsent_bytes() > 0;
+        }
+        let links = &self.links;
+        self.dirty.retain(|&at| links[at].is_dirty);
+        let mut arrived = 0;
+        if let Some(poll) = &self.poll {
+            self.ready.clear();
+            let no_time = rustix::event::Timespec::default();
+            let spare = rustix::buffer::spare_capacity(&mut self.ready);
+            match epoll::wait(poll, spare, Some(&no_time)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => {
+                    return Err(BenchError::io("cannot watch the connections")(errno.into()));
+                }
+            }
+            for event in &self.ready {
+                let at = event.data.u64() as usize;
+                let Link {
+                    pipe, in_flight, ..
+                } = &mut self.links[at];
+                arrived += pipe.poll(|frame| each(at, in_flight, frame))?;
+            }
+        } else {
+            for (at, link) in self.links.iter_mut().enumerate() {
+                let Link {
+                    pipe, in_flight, ..
+                } = link;
+                arrived += pipe.poll(|frame| each(at, in_flight, frame))?;
+            }
+        }
+        Ok(arrived > 0)
+    }
+}
+
+struct Publishers<'a> {
+    links: Links,
+    topic: &'a RingtideTopic,
+    builder: BatchBuilder,
+    batch: Vec<u8>,
+    key: Vec<u8>,
+    /// Without acknowledgements: what was sent since the last turn.
+    left: Vec<u64>,
+}
+
+impl PublishSide for Publishers<'_> {
+    fn may_send(&self, publisher: usize, partition: u32) -> bool {
+        let link = &self.links.links[self.links.route(publisher, partition)];
+        let limit = self.topic.in_flight.min(link.pipe.max_in_flight());
+        link.in_flight < limit && link.pipe.unsent_bytes() < MAX_UNSENT_BYTES
+    }
+
+    fn send(
+        &mut self,
+        token: u64,
+        publisher: usize,
+        partition: u32,
+        outgoing: Outgoing<'_>,
+    ) -> Result<(), BenchError> {
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let now_ms = since.as_millis() as i64;
+        for (key, value) in outgoing.records() {
+            self.key.clear();
+            let key = key.map(|key| {
+                // Memory takes everything.
+                let _ = write!(self.key, "{key}");
+                &*self.key
+            });
+            self.builder.push(now_ms, key, Some(value), &[]);
+        }
+        self.batch.clear();
+        self.builder
+            .finish(-1, -1, -1, &mut self.batch)
+            .map_err(|error| BenchError::Usage(format!("such a batch cannot be: {error}")))?;
+        let at = self.links.route(publisher, partition);
+        let link = &mut self.links.links[at];
+        let (id, _) = self.topic.partitions[partition as usize];
+        link.pipe
+            .publish_as(token, id, &self.batch, self.topic.acks)?;
+        if self.topic.acks == Acks::None {
+            self.left.push(token);
+        } else {
+            link.in_flight += 1;
+        }
+        self.links.mark(at);
+        Ok(())
+    }
+
+    fn turn(&mut self, done: &mut dyn FnMut(u64, Verdict<'_>)) -> Result<bool, BenchError> {
+        let sent = !self.left.is_empty();
+        let arrived = self.links.turn(|_, in_flight, frame| {
+            let token = frame.header.correlation;
+            if frame.header.flags & FLAG_ERROR != 0 {
+                *in_flight = in_flight.saturating_sub(1);
+                done(token, Err(&refusal(frame.envelope)));
+            } else if frame.header.op == Op::Publish as u8 {
+                *in_flight -= 1;
+                match answer(&frame) {
+                    Ok(()) => done(token, Ok(())),
+                    Err(why) => done(token, Err(&why)),
+                }
+            }
+        })?;
+        for token in self.left.drain(..) {
+            done(token, Ok(()));
+        }
+        Ok(arrived || sent)
+    }
+}
+
+/// What the answer to a publish of one batch says.
+fn answer(frame: &Frame<'_>) -> Result<(), String> {
+    let answer = envelope::<wire::PublishResponse<'_>>(frame.envelope)
+        .map_err(|error| format!("answered with what cannot be read: {error}"))?;
+    let result = answer.results().and_then(|results| results.iter().next());
+    match result.map(wire::PublishResult::error) {
+        Some(0) => Ok(()),
+        Some(code) => {
+            let message = answer.message().unwrap_or_default();
+            Err(format!("refused with error {code}: {message}"))
+        }
+        None => Err("answered without a result".into()),
+    }
+}
+
+struct Subscribers {
+    links: Links,
+    /// By link and subscription: subscriber, partition, and bytes that were not given back.
+    of: HashMap<(usize, u64), (usize, u32, u32)>,
+    scratch: Vec<u8>,
+}
+
+impl Subscribers {
+    /// Asks for all partitions and waits until all is answered.
+    fn subscribe(
+        &mut self,
+        topic: &RingtideTopic,
+        count: usize,
+        from: From,
+    ) -> Result<(), BenchError> {
+        let offset = match from {
+            From::Latest => -1,
+            From::Earliest => -2,
+        };
+        for subscriber in 0..count {
+            for (partition, (id, _)) in topic.partitions.iter().enumerate() {
+                let at = self.links.route(subscriber, partition as u32);
+                let pipe = &mut self.links.links[at].pipe;
+                let subscription = pipe.subscribe_from(*id, offset, CREDIT_BYTES)?;
+                let of = (subscriber, partition as u32, 0);
+                self.of.insert((at, subscription), of);
+            }
+        }
+        if from == From::Earliest {
+            // What is there may arrive from now on; whether it was refused, the turns tell.
+            return Ok(());
+        }
+        let (mut open, mut why) = (self.of.len(), None);
+        while open > 0 && why.is_none() {
+            let arrived = self.links.turn(|_, _, frame| {
+                if frame.header.flags & FLAG_ERROR != 0 {
+                    why = Some(refusal(frame.envelope));
+                } else if frame.header.op == Op::Subscribe as u8 {
+                    open -= 1;
+                }
+            })?;
+            if !arrived {
+                std::thread::yield_now();
+            }
+        }
+        why.map_or(Ok(()), |why| {
+            Err(BenchError::Wrong(format!("a subscription was {why}")))
+        })
+    }
+}
+
+impl SubscribeSide for Subscribers {
+    fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
+        let Self { links, of, scratch } = self;
+        let (mut back, mut wrong) = (Vec::new(), None);
+        let arrived = links.turn(|at, _, frame| {
+            if frame.header.flags & FLAG_ERROR != 0 {
+                wrong = Some(format!("a subscription was {}", refusal(frame.envelope)));
+                return;
+            }
+            let key = (at, frame.header.correlation);
+            let (Some(subscription), true) = (of.get_mut(&key), frame.header.op == Op::Push as u8)
+            else {
+                return;
+            };
+            let (subscriber, partition, owed) = subscription;
+            for batch in Batches::new(frame.payload) {
+                let values = batch.and_then(|(_, batch)| {
+                    for record in records(batch, scratch, MAX_INFLATED_BYTES)? {
+                        each(*subscriber, *partition, record.value.unwrap_or_default());
+                    }
+                    Ok(())
+                });
+                if let Err(error) = values {
+                    wrong = Some(format!(
+                        "partition {partition} delivered a bad batch: {error}"
+                    ));
+                }
+            }
+            *owed += frame.payload.len() as u32;
+            if *owed >= CREDIT_BYTES / 2 {
+                back.push((key, std::mem::take(owed)));
+            }
+        })?;
+        for ((at, subscription), bytes) in back {
+            links.links[at].pipe.credit(subscription, bytes)?;
+            links.mark(at);
+        }
+        wrong.map_or(Ok(arrived), |why| Err(BenchError::Wrong(why)))
+    }
+}

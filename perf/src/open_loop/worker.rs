@@ -1,0 +1,530 @@
+//! One thread of the generator: a share of the publishers and of the subscribers.
+//!
+//! The schedule comes first. In each turn what is due goes to its publishers, whatever became of what
+//! was sent before; then sockets are looked at. Nothing here waits for the broker: a publisher that may
+//! not send more keeps its records, whose time runs from when they were due.
+
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, mpsc};
+use std::time::{Duration, Instant};
+
+use ringtide_schema::murmur2;
+
+use crate::error::BenchError;
+use crate::feed::{Feed, RECORD_BYTES};
+use crate::open_loop::Plan;
+use crate::open_loop::ledger::{Lane, Received, Sent};
+use crate::open_loop::schedule::{Arrivals, Due};
+use crate::open_loop::stamp::{NOT_TIMED, STAMP_BYTES, Stamp};
+use crate::open_loop::target::{From, Outgoing, PublishSide, SubscribeSide, Target};
+use crate::open_loop::timing::{Cells, Times};
+
+/// Records taken from the schedule before sockets are looked at.
+const TAKEN_IN_A_TURN: usize = 64;
+/// Batches sent before sockets are looked at.
+const SENT_IN_A_TURN: usize = 64;
+/// How often a worker that has nothing else to do looks whether all is there.
+const LOOK_EVERY_NS: u64 = 5_000_000;
+
+/// What the threads of a run share.
+pub(crate) struct Shared<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) feed: Option<&'a Feed>,
+    pub(crate) run: u32,
+    /// The time 0 of the run.
+    pub(crate) epoch: Instant,
+    /// When the schedule begins, in ns since the epoch; set when all are connected.
+    pub(crate) start_ns: AtomicU64,
+    /// Everybody ends as soon as they see it.
+    pub(crate) stop: AtomicBool,
+    /// Workers that still publish.
+    pub(crate) publishing: AtomicUsize,
+    /// What all publishers sent, once they are done.
+    pub(crate) sent: Mutex<HashMap<Lane, Sent>>,
+    /// What was there before them.
+    pub(crate) preloaded: HashMap<Lane, Sent>,
+    /// For the progress line.
+    pub(crate) acked: AtomicU64,
+}
+
+impl Shared<'_> {
+    fn now_ns(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker has seen.
+pub(crate) struct Seen {
+    pub(crate) received: Vec<Received>,
+    pub(crate) cells: Cells,
+    /// Due within what is measured.
+    pub(crate) scheduled: u64,
+    /// When the last of those was acknowledged, in ns since measuring began.
+    pub(crate) last_ack_ns: u64,
+    pub(crate) refusal: Option<String>,
+    /// What ended it before its time.
+    pub(crate) error: Option<BenchError>,
+}
+
+/// The share of a worker.
+pub(crate) struct Share {
+    pub(crate) publishers: Vec<u32>,
+    pub(crate) subscribers: usize,
+    pub(crate) replayers: usize,
+}
+
+struct Lent {
+    keys: Vec<Option<u64>>,
+    values: Vec<u8>,
+    dues: Vec<u64>,
+}
+
+struct Publisher {
+    id: u32,
+    backlog: VecDeque<Due>,
+    is_listed: bool,
+    turn: u32,
+    /// The next sequence of each partition.
+    sequences: Vec<u64>,
+    /// Batches being filled, by partition.
+    filling: Vec<Option<Lent>>,
+}
+
+#[derive(Default)]
+struct InFlight {
+    publisher: u32,
+    partition: u32,
+    sent_ns: u64,
+    dues: Vec<u64>,
+}
+
+/// Seconds on their way to whoever adds them up, and back.
+pub(crate) struct Post {
+    pub(crate) worker: usize,
+    pub(crate) full: mpsc::Sender<(usize, u64, Times)>,
+    pub(crate) empty: mpsc::Receiver<Times>,
+}
+
+struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    publishers: Vec<Publisher>,
+    /// Those with a backlog.
+    listed: VecDeque<usize>,
+    in_flight: Vec<InFlight>,
+    free: Vec<u32>,
+    /// Bytes of a value and its filling.
+    filling: Vec<u8>,
+    spare: Vec<Lent>,
+    lanes: HashMap<Lane, Sent>,
+    local: HashMap<u32, u32>,
+    seen: Seen,
+    times: Times,
+    second: u64,
+    /// When a verdict or a record arrived last.
+    heard_ns: u64,
+    measured: Range<u64>,
+    /// Subscribers that are there from the beginning.
+    live: usize,
+    is_publishing: bool,
+}
+
+/// Runs a worker's share to its end.
+pub(crate) fn run(
+    shared: &Shared<'_>,
+    share: &Share,
+    target: &dyn Target,
+    post: &Post,
+    ready: impl FnOnce(),
+) -> Seen {
+    let mut worker = Worker::new(shared, share);
+    let result = worker.connect_and_run(share, target, post, ready);
+    if let Err(error) = result {
+        shared.stop.store(true, Ordering::Relaxed);
+        worker.seen.error = Some(error);
+    }
+    worker.publishing_done();
+    // Whoever adds up takes what is left of the last second.
+    let _ = post.full.send((
+        post.worker,
+        worker.second,
+        std::mem::take(&mut worker.times),
+    ));
+    worker.seen
+}
+
+impl<'a> Worker<'a> {
+    fn new(shared: &'a Shared<'a>, share: &Share) -> Self {
+        let plan = shared.plan;
+        let publisher = |&id: &u32| Publisher {
+            id,
+            backlog: VecDeque::new(),
+            is_listed: false,
+            turn: id,
+            sequences: vec![0; plan.partitions as usize],
+            filling: (0..plan.partitions).map(|_| None).collect(),
+        };
+        let bytes = plan.value_bytes();
+        let received = Received::new(shared.run);
+        Self {
+            shared,
+            publishers: share.publishers.iter().map(publisher).collect(),
+            listed: VecDeque::new(),
+            in_flight: Vec::new(),
+            free: Vec::new(),
+            filling: (0..bytes).map(|i| (i % 251) as u8).collect(),
+            spare: Vec::new(),
+            lanes: HashMap::new(),
+            local: (0..)
+                .zip(&share.publishers)
+                .map(|(n, &id)| (id, n))
+                .collect(),
+            seen: Seen {
+                received: vec![received; share.subscribers + share.replayers],
+                cells: Cells::new(plan.duration.as_nanos() as u64),
+                scheduled: 0,
+                last_ack_ns: 0,
+                refusal: None,
+                error: None,
+            },
+            times: Times::default(),
+            second: 0,
+            heard_ns: 0,
+            measured: 0..0,
+            live: share.subscribers,
+            is_publishing: !share.publishers.is_empty(),
+        }
+    }
+
+    fn connect_and_run(
+        &mut self,
+        share: &Share,
+        target: &dyn Target,
+        post: &Post,
+        ready: impl FnOnce(),
+    ) -> Result<(), BenchError> {
+        let shared = self.shared;
+        let mut live = target.subscribers(share.subscribers, From::Latest)?;
+        let mut publish = target.publishers(share.publishers.len())?;
+        ready();
+        while shared.start_ns.load(Ordering::Acquire) == 0 {
+            if shared.is_stopped() {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        let start_ns = shared.start_ns.load(Ordering::Acquire);
+        let measured_ns = start_ns + shared.plan.warm_up.as_nanos() as u64;
+        self.measured = measured_ns..measured_ns + shared.plan.duration.as_nanos() as u64;
+        self.heard_ns = start_ns;
+        let shape = shared.plan.shape();
+        let mut arrivals = Arrivals::new(shape, shared.feed).peekable();
+        let mut replay: Option<Box<dyn SubscribeSide + '_>> = None;
+        let mut next_look_ns = 0;
+        loop {
+            let mut busy = self.take_due(start_ns, &mut arrivals);
+            busy |= self.pump(&mut *publish)?;
+            busy |= publish.turn(&mut |token, verdict| self.verdict(token, verdict.err()))?;
+            busy |= live.turn(&mut |n, partition, value| self.arrived(n, partition, value))?;
+            if let Some(replay) = &mut replay {
+                let first = share.subscribers;
+                busy |= replay
+                    .turn(&mut |n, partition, value| self.arrived(first + n, partition, value))?;
+            }
+            let now_ns = shared.now_ns();
+            if now_ns >= self.measured.start {
+                if share.replayers > 0 && replay.is_none() {
+                    replay = Some(target.subscribers(share.replayers, From::Earliest)?);
+                }
+                let second = (now_ns - self.measured.start) / 1_000_000_000;
+                if second > self.second {
+                    self.post_second(second, post);
+                }
+            }
+            if !busy {
+                std::thread::yield_now();
+            }
+            if shared.is_stopped() {
+                return Ok(());
+            }
+            if now_ns >= next_look_ns {
+                next_look_ns = now_ns + LOOK_EVERY_NS;
+                if arrivals.peek().is_none() && self.is_over(now_ns) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Hands the second's times over, and goes on with empty ones.
+    fn post_second(&mut self, second: u64, post: &Post) {
+        let empty = post.empty.try_recv().unwrap_or_default();
+        let full = std::mem::replace(&mut self.times, empty);
+        // Without anybody to add up there is nobody to report to either.
+        let _ = post.full.send((post.worker, self.second, full));
+        self.second = second;
+    }
+
+    /// Gives what is due to its publishers; whether anything was.
+    fn take_due(
+        &mut self,
+        start_ns: u64,
+        arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
+    ) -> bool {
+        let plan = self.shared.plan;
+        let now_ns = self.shared.now_ns();
+        let mut taken = 0;
+        while taken < TAKEN_IN_A_TURN
+            && let Some(mut due) = arrivals.next_if(|due| start_ns + due.at_ns <= now_ns)
+        {
+            taken += 1;
+            due.at_ns += start_ns;
+            // A key's records come from one publisher, so that they stay in order.
+            let number = due.key.unwrap_or(due.index / plan.group());
+            let Some(&n) = self
+                .local
+                .get(&((number % u64::from(plan.publishers)) as u32))
+            else {
+                continue;
+            };
+            if self.measured.contains(&due.at_ns) {
+                self.seen.scheduled += 1;
+                self.times
+                    .lag
+                    .record(Duration::from_nanos(now_ns - due.at_ns));
+            }
+            let publisher = &mut self.publishers[n as usize];
+            publisher.backlog.push_back(due);
+            if !std::mem::replace(&mut publisher.is_listed, true) {
+                self.listed.push_back(n as usize);
+            }
+        }
+        taken > 0
+    }
+
+    /// Lets publishers send what they have, as far as they may; whether anything was sent.
+    fn pump(&mut self, side: &mut dyn PublishSide) -> Result<bool, BenchError> {
+        let mut sent = 0;
+        for _ in 0..self.listed.len() {
+            if sent >= SENT_IN_A_TURN {
+                break;
+            }
+            let Some(n) = self.listed.pop_front() else {
+                break;
+            };
+            sent += self.pump_one(n, side)?;
+            let publisher = &mut self.publishers[n];
+            publisher.is_listed = !publisher.backlog.is_empty();
+            if publisher.is_listed {
+                self.listed.push_back(n);
+            }
+        }
+        Ok(sent > 0)
+    }
+
+    fn pump_one(&mut self, n: usize, side: &mut dyn PublishSide) -> Result<usize, BenchError> {
+        let plan = self.shared.plan;
+        let mut sent = 0;
+        while sent < SENT_IN_A_TURN
+            && let Some(&due) = self.publishers[n].backlog.front()
+        {
+            let partition = self.partition(n, &due);
+            let begun = self.publishers[n].filling[partition as usize].is_some();
+            if !begun && !side.may_send(n, partition) {
+                break;
+            }
+            self.publishers[n].backlog.pop_front();
+            self.fill(n, partition, &due);
+            let publisher = &self.publishers[n];
+            let full = publisher.filling[partition as usize]
+                .as_ref()
+                .is_some_and(|lent| lent.keys.len() >= plan.batch as usize);
+            if full {
+                self.send(n, partition, side)?;
+                sent += 1;
+            }
+        }
+        for partition in 0..plan.partitions {
+            if self.publishers[n].filling[partition as usize].is_some() {
+                self.send(n, partition, side)?;
+                sent += 1;
+            }
+        }
+        Ok(sent)
+    }
+
+    /// The partition of a record: by its key as any Kafka client would choose, else in turn.
+    fn partition(&self, n: usize, due: &Due) -> u32 {
+        let plan = self.shared.plan;
+        match due.key {
+            _ if plan.partitions == 1 => 0,
+            Some(key) => murmur2::partition_for_key(key.to_string().as_bytes(), plan.partitions),
+            None => self.publishers[n].turn % plan.partitions,
+        }
+    }
+
+    fn fill(&mut self, n: usize, partition: u32, due: &Due) {
+        let plan = self.shared.plan;
+        let publisher = &mut self.publishers[n];
+        let slot = &mut publisher.filling[partition as usize];
+        let lent = slot.get_or_insert_with(|| {
+            self.spare.pop().unwrap_or(Lent {
+                keys: Vec::new(),
+                values: Vec::new(),
+                dues: Vec::new(),
+            })
+        });
+        let start = lent.values.len();
+        lent.values.extend_from_slice(&self.filling);
+        let value = &mut lent.values[start..];
+        if plan.is_feed_sized()
+            && let (Some(at), Some(feed)) = (due.message, self.shared.feed)
+        {
+            value[STAMP_BYTES..STAMP_BYTES + RECORD_BYTES]
+                .copy_from_slice(&feed.messages()[at].record);
+        }
+        let sequence = &mut publisher.sequences[partition as usize];
+        Stamp {
+            run: self.shared.run,
+            publisher: publisher.id,
+            partition,
+            sequence: *sequence,
+            due_ns: if self.measured.contains(&due.at_ns) {
+                due.at_ns
+            } else {
+                NOT_TIMED
+            },
+        }
+        .write(value);
+        *sequence += 1;
+        lent.keys.push(due.key);
+        lent.dues.push(due.at_ns);
+        // Without keys partitions take turns batch by batch.
+        if lent.keys.len() >= plan.batch as usize {
+            publisher.turn = publisher.turn.wrapping_add(1);
+        }
+    }
+
+    fn send(
+        &mut self,
+        n: usize,
+        partition: u32,
+        side: &mut dyn PublishSide,
+    ) -> Result<(), BenchError> {
+        let Some(mut lent) = self.publishers[n].filling[partition as usize].take() else {
+            return Ok(());
+        };
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.in_flight.push(InFlight::default());
+            self.in_flight.len() as u32 - 1
+        });
+        let entry = &mut self.in_flight[index as usize];
+        entry.publisher = n as u32;
+        entry.partition = partition;
+        entry.dues.clear();
+        entry.dues.append(&mut lent.dues);
+        entry.sent_ns = self.shared.now_ns();
+        let lane = (self.publishers[n].id, partition);
+        self.lanes.entry(lane).or_default().sent += lent.keys.len() as u64;
+        let outgoing = Outgoing {
+            keys: &lent.keys,
+            values: &lent.values,
+            value_bytes: self.filling.len(),
+        };
+        let result = side.send(u64::from(index), n, partition, outgoing);
+        lent.keys.clear();
+        lent.values.clear();
+        self.spare.push(lent);
+        result
+    }
+
+    fn verdict(&mut self, token: u64, refusal: Option<&str>) {
+        let now_ns = self.shared.now_ns();
+        self.heard_ns = now_ns;
+        let Some(entry) = self.in_flight.get_mut(token as usize) else {
+            return;
+        };
+        if entry.dues.is_empty() || !self.is_publishing {
+            return;
+        }
+        let count = entry.dues.len() as u64;
+        let lane = (
+            self.publishers[entry.publisher as usize].id,
+            entry.partition,
+        );
+        let sent = self.lanes.entry(lane).or_default();
+        if let Some(why) = refusal {
+            sent.refused += count;
+            self.seen.refusal.get_or_insert_with(|| why.to_owned());
+        } else {
+            sent.acked += count;
+            self.shared.acked.fetch_add(count, Ordering::Relaxed);
+            let service = Duration::from_nanos(now_ns - entry.sent_ns);
+            for &due_ns in &entry.dues {
+                if self.measured.contains(&due_ns) {
+                    let latency = Duration::from_nanos(now_ns - due_ns);
+                    self.times.latency.record(latency);
+                    self.times.service.record(service);
+                    let from = self.measured.start;
+                    self.seen.last_ack_ns = now_ns - from;
+                    self.seen.cells.acked(due_ns - from, now_ns - from);
+                }
+            }
+        }
+        entry.dues.clear();
+        self.free.push(token as u32);
+    }
+
+    fn arrived(&mut self, n: usize, partition: u32, value: &[u8]) {
+        let now_ns = self.shared.now_ns();
+        self.heard_ns = now_ns;
+        let Some(stamp) = self.seen.received[n].take(partition, value) else {
+            return;
+        };
+        if stamp.due_ns != NOT_TIMED && n < self.live {
+            let latency = Duration::from_nanos(now_ns.saturating_sub(stamp.due_ns));
+            self.times.end_to_end.record(latency);
+            let from = self.measured.start;
+            self.seen
+                .cells
+                .delivered(stamp.due_ns - from, now_ns - from);
+        }
+    }
+
+    /// Whether everything has an outcome, or nothing has been heard for too long.
+    fn is_over(&mut self, now_ns: u64) -> bool {
+        let silence = Duration::from_nanos(now_ns.saturating_sub(self.heard_ns));
+        let given_up = silence > self.shared.plan.drain;
+        let waits = !self.listed.is_empty() || self.free.len() < self.in_flight.len();
+        if waits && !given_up {
+            return false;
+        }
+        self.publishing_done();
+        if self.shared.publishing.load(Ordering::Acquire) > 0 {
+            return false;
+        }
+        let sent = self.shared.sent.lock();
+        let Ok(sent) = sent else { return true };
+        let (live, replayed) = self.seen.received.split_at(self.live);
+        given_up
+            || live.iter().chain(replayed).all(|r| r.has_all(&sent))
+                && replayed.iter().all(|r| r.has_all(&self.shared.preloaded))
+    }
+
+    /// Tells everybody what was sent. Once.
+    fn publishing_done(&mut self) {
+        if !std::mem::take(&mut self.is_publishing) {
+            return;
+        }
+        let lanes = std::mem::take(&mut self.lanes);
+        if let Ok(mut sent) = self.shared.sent.lock() {
+            sent.extend(lanes);
+        }
+        self.shared.publishing.fetch_sub(1, Ordering::Release);
+    }
+}

@@ -1,0 +1,625 @@
+//! What is said of a run, and whether it counts.
+//!
+//! The report is the JSON that `ringtide bench --json` writes; its fields are described in
+//! docs/BENCH.md. Fields are only ever added under the same `schema_version`.
+
+use serde::Serialize;
+
+use crate::latency::{Latency, Recorder};
+use crate::machine::{Between, Host};
+use crate::open_loop::ledger::Balance;
+use crate::open_loop::timing::{CELL_NS, Cell, Second};
+use crate::open_loop::{Outcome, Plan};
+
+/// Of the reports that are written.
+pub const SCHEMA_VERSION: u32 = 1;
+/// A run that achieves less of its target does not count.
+const ENOUGH_OF_TARGET: f64 = 0.99;
+/// A generator that is later than this, for one record in a hundred, does not count: so much is lost
+/// in its own latencies.
+const MAX_LAG_NS: u64 = 1_000_000;
+/// Of one CPU: more taken by the host's other guests, and the run does not count.
+const MAX_STEAL_SHARE: f64 = 0.02;
+/// Of one CPU: more taken by other processes, and the run does not count.
+const MAX_OTHERS_SHARE: f64 = 0.10;
+/// A spinning thread that yields less often in a second does not yield.
+const MIN_YIELDS_PER_S: f64 = 100.0;
+/// Points of the curve of latency by percentile, per half of what is left.
+const CURVE_STEPS_PER_HALF: u32 = 4;
+
+/// All that is said of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// "open-loop".
+    pub kind: &'static str,
+    /// Whether the figures count.
+    pub valid: bool,
+    /// Why they do not.
+    pub reasons: Vec<String>,
+    /// What was done.
+    pub config: Config,
+    /// Where it was done.
+    pub environment: Environment,
+    /// What the machine can do without a broker; absent when it was not measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<serde_json::Value>,
+    /// From publishing to the acknowledgement.
+    pub produce: Produce,
+    /// From publishing to the subscriber.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub end_to_end: Option<EndToEnd>,
+    /// The schedule, and how it was kept.
+    pub schedule: Kept,
+    /// Every record accounted for.
+    pub verify: Verified,
+    /// What the broker's write-ahead log did meanwhile; absent when it did not say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wal: Option<Wal>,
+    /// What was read from the beginning meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replay: Option<Replay>,
+    /// Second by second.
+    pub series: Series<Second>,
+    /// Tenth by tenth.
+    pub timeline: Series<Cell>,
+    /// Latency by percentile.
+    pub percentiles: Percentiles,
+}
+
+/// The options of a run, by the names of the command line.
+#[derive(Clone, Debug, Serialize)]
+pub struct Config {
+    /// The workload's name, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// What it stands for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub about: Option<String>,
+    /// Who was measured.
+    pub server: String,
+    /// "none", "accepted" or "durable".
+    pub acks: String,
+    /// "accepted" or "durable".
+    pub visible: String,
+    /// "none", "lz4" or "zstd".
+    pub compression: String,
+    /// Bytes of each record's value.
+    pub size: usize,
+    /// As on the command line.
+    pub schedule: String,
+    /// As on the command line.
+    pub keys: String,
+    /// Records a second that were asked for; no matter for a feed.
+    pub rate: f64,
+    /// Of a feed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub feed: Option<String>,
+    /// Of a feed.
+    pub speed: f64,
+    /// How many.
+    pub publishers: u32,
+    /// How many.
+    pub subscribers: u32,
+    /// How many.
+    pub replayers: u32,
+    /// Bytes.
+    pub preload: u64,
+    /// How many.
+    pub partitions: u32,
+    /// Records, at the most.
+    pub batch: u32,
+    /// In seconds.
+    pub duration_s: f64,
+    /// In seconds.
+    pub warm_up_s: f64,
+    /// Of the schedule.
+    pub seed: u64,
+    /// CPUs of the generator's threads; null: wherever the system likes.
+    pub cpus: Vec<Option<usize>>,
+}
+
+impl Config {
+    /// Of a plan; the rest is for the caller to say.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        Self {
+            workload: None,
+            about: None,
+            server: String::new(),
+            acks: String::new(),
+            visible: String::new(),
+            compression: String::new(),
+            size: plan.value_bytes(),
+            schedule: plan.schedule.to_string(),
+            keys: plan.keys.to_string(),
+            rate: plan.rate_per_s,
+            feed: None,
+            speed: plan.speed,
+            publishers: plan.publishers,
+            subscribers: plan.subscribers,
+            replayers: plan.replayers,
+            preload: plan.preload_bytes,
+            partitions: plan.partitions,
+            batch: plan.batch,
+            duration_s: plan.duration.as_secs_f64(),
+            warm_up_s: plan.warm_up.as_secs_f64(),
+            seed: plan.seed,
+            cpus: plan.cpus.clone(),
+        }
+    }
+}
+
+/// Where a run took place.
+#[derive(Clone, Debug, Serialize)]
+pub struct Environment {
+    /// When it began, in ms since 1970.
+    pub began_unix_ms: u64,
+    /// Of the generator.
+    pub version: String,
+    /// The source that the generator was built from.
+    pub commit: String,
+    /// Where the generator ran.
+    pub host: Host,
+    /// "loopback" or "network".
+    pub transport: &'static str,
+    /// The broker, as far as it says; its fields are its own.
+    pub broker: serde_json::Value,
+    /// What else happened there while it was measured.
+    pub meanwhile: Option<Between>,
+    /// Whether the device was seen to flush, for acknowledgements that promise it.
+    pub flush: Flush,
+}
+
+/// Whether what was acknowledged as durable could outlive a power cut, as far as it can be seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flush {
+    /// The acknowledgements do not promise it.
+    NotPromised,
+    /// The device flushed its cache, or has none that forgets.
+    Seen,
+    /// The device has a cache that forgets, and did not flush it.
+    Missing,
+    /// The device cannot be seen from here.
+    Unknown,
+}
+
+/// Publishing.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Produce {
+    /// Records due while it was measured and acknowledged.
+    pub count: u64,
+    /// Of those in a second.
+    pub rate_per_s: f64,
+    /// Of their values in a second.
+    pub bytes_per_s: f64,
+    /// From when each was due; absent when none was acknowledged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ns: Option<Latency>,
+    /// From when each was sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service_ns: Option<Latency>,
+}
+
+/// Delivery to subscribers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct EndToEnd {
+    /// Records given to subscribers, all of them together.
+    pub count: u64,
+    /// From when each was due.
+    pub latency_ns: Latency,
+}
+
+/// The schedule, and how it was kept.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Kept {
+    /// Records that were due in a second.
+    pub target_rate_per_s: f64,
+    /// Of those, acknowledged in a second.
+    pub achieved_rate_per_s: f64,
+    /// From when each was due until the generator turned to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lag_ns: Option<Latency>,
+}
+
+/// Every record accounted for.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Verified {
+    /// Whether deliveries were looked at.
+    pub complete: bool,
+    /// The counts.
+    #[serde(flatten)]
+    pub balance: Balance,
+}
+
+/// What the write-ahead log did while it was measured.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Wal {
+    /// Writes.
+    pub writes: u64,
+    /// Bytes, padding included.
+    pub bytes: u64,
+    /// Log entries: batches and what else is logged.
+    pub entries: u64,
+    /// Records of the measurement for each write.
+    pub records_per_write: f64,
+    /// Bytes for each write.
+    pub bytes_per_write: f64,
+}
+
+impl Wal {
+    /// From counts, and the records that were acknowledged meanwhile.
+    #[must_use]
+    pub fn new(writes: u64, bytes: u64, entries: u64, records: u64) -> Self {
+        let per_write = |count: u64| count as f64 / writes.max(1) as f64;
+        Self {
+            writes,
+            bytes,
+            entries,
+            records_per_write: per_write(records),
+            bytes_per_write: per_write(bytes),
+        }
+    }
+}
+
+/// Reading from the beginning.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Replay {
+    /// Bytes of values that were read, by all replayers.
+    pub bytes: u64,
+}
+
+/// Points in time.
+#[derive(Clone, Debug, Serialize)]
+pub struct Series<T> {
+    /// From one to the next.
+    pub interval_s: f64,
+    /// From the first on.
+    pub points: Vec<T>,
+}
+
+/// Curves of latency by percentile: pairs of percentile and ns.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Percentiles {
+    /// Of publishing.
+    pub produce: Vec<(f64, u64)>,
+    /// Of publishing, from when it was sent.
+    pub service: Vec<(f64, u64)>,
+    /// Of delivery.
+    pub end_to_end: Vec<(f64, u64)>,
+}
+
+/// What a run is judged by, beside its outcome.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The options.
+    pub config: Config,
+    /// Where it was.
+    pub environment: Environment,
+    /// Threads that never sleep on this machine: the generator's, and those of a broker that spins.
+    pub spinning: usize,
+    /// The CPUs of spinning threads of the broker, if it is here.
+    pub broker_cpus: Vec<usize>,
+    /// Of the machine's limits.
+    pub limits: Option<serde_json::Value>,
+    /// The shortest that the device took for a durable write, if it was measured.
+    pub shortest_write_ns: Option<u64>,
+    /// Of the write-ahead log.
+    pub wal: Option<Wal>,
+}
+
+impl Report {
+    /// Judges an outcome.
+    #[must_use]
+    pub fn new(plan: &Plan, outcome: &Outcome, facts: Facts) -> Self {
+        let times = &outcome.times;
+        let elapsed_s = outcome.elapsed.as_secs_f64();
+        let rate = |count: u64| count as f64 / elapsed_s;
+        let count = times.latency.count();
+        let produce = Produce {
+            count,
+            rate_per_s: rate(count),
+            bytes_per_s: rate(count) * plan.value_bytes() as f64,
+            latency_ns: times.latency.summary(),
+            service_ns: times.service.summary(),
+        };
+        let schedule = Kept {
+            target_rate_per_s: outcome.scheduled as f64 / plan.duration.as_secs_f64(),
+            achieved_rate_per_s: rate(count),
+            lag_ns: times.lag.summary(),
+        };
+        let end_to_end = times.end_to_end.summary().map(|latency_ns| EndToEnd {
+            count: times.end_to_end.count(),
+            latency_ns,
+        });
+        let reasons = reasons(&schedule, &produce, outcome, &facts);
+        Self {
+            schema_version: SCHEMA_VERSION,
+            kind: "open-loop",
+            valid: reasons.is_empty(),
+            reasons,
+            config: facts.config,
+            environment: facts.environment,
+            limits: facts.limits,
+            produce,
+            end_to_end,
+            schedule,
+            verify: Verified {
+                complete: outcome.is_verified,
+                balance: outcome.balance,
+            },
+            wal: facts.wal,
+            replay: (plan.replayers > 0).then_some(Replay {
+                bytes: outcome.replayed,
+            }),
+            series: Series {
+                interval_s: 1.0,
+                points: outcome.seconds.clone(),
+            },
+            timeline: Series {
+                interval_s: CELL_NS as f64 / 1e9,
+                points: outcome.cells.as_slice().to_vec(),
+            },
+            percentiles: Percentiles {
+                produce: curve(&times.latency),
+                service: curve(&times.service),
+                end_to_end: curve(&times.end_to_end),
+            },
+        }
+    }
+}
+
+/// Why a run does not count.
+fn reasons(schedule: &Kept, produce: &Produce, outcome: &Outcome, facts: &Facts) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if let Some(error) = &outcome.error {
+        reasons.push(error.to_string());
+    }
+    if let Some(refusal) = &outcome.refusal {
+        reasons.push(format!("the broker refused records: {refusal}"));
+    }
+    reasons.extend(outcome.balance.faults());
+    let (target, achieved) = (schedule.target_rate_per_s, schedule.achieved_rate_per_s);
+    if outcome.scheduled == 0 {
+        reasons.push("nothing was due while it was measured: measure longer".into());
+    } else if achieved < ENOUGH_OF_TARGET * target {
+        reasons.push(format!(
+            "{achieved:.0} records a second were achieved, {:.1} % of the target of {target:.0}",
+            100.0 * achieved / target
+        ));
+    }
+    if let Some(lag) = schedule.lag_ns.filter(|lag| lag.p99 > MAX_LAG_NS) {
+        reasons.push(format!(
+            "the generator did not keep its schedule: one record in a hundred was turned to {} us \
+             late or more; give it more --cpus, or less to do",
+            lag.p99 / 1000
+        ));
+    }
+    reasons.extend(disturbances(facts));
+    if facts.environment.flush == Flush::Missing {
+        reasons.push(
+            "records were acknowledged as durable and the device's volatile cache was not flushed"
+                .into(),
+        );
+    }
+    if let (Some(shortest), Some(service)) = (facts.shortest_write_ns, produce.service_ns)
+        && facts.config.acks == "durable"
+        && service.p50 < shortest / 2
+    {
+        reasons.push(format!(
+            "half of the records were acknowledged as durable within {} us, and the device takes {} us \
+             for the shortest durable write: they cannot have been on stable storage",
+            service.p50 / 1000,
+            shortest / 1000
+        ));
+    }
+    reasons
+}
+
+/// What of the machine was in the way.
+fn disturbances(facts: &Facts) -> Vec<String> {
+    let mut reasons = Vec::new();
+    let Some(between) = &facts.environment.meanwhile else {
+        return reasons;
+    };
+    let percent = |share: f64| 100.0 * share;
+    if between.steal_share > MAX_STEAL_SHARE {
+        reasons.push(format!(
+            "the machine's host gave {:.0} % of a CPU's time to others",
+            percent(between.steal_share)
+        ));
+    }
+    if between.others_share > MAX_OTHERS_SHARE {
+        reasons.push(format!(
+            "other processes took {:.0} % of a CPU's time",
+            percent(between.others_share)
+        ));
+    }
+    let cpus = facts.environment.host.cpus;
+    if facts.spinning > cpus {
+        reasons.push(format!(
+            "{} threads never sleep and there are {cpus} CPUs: give the broker --idle adaptive, or \
+             fewer --cpus",
+            facts.spinning
+        ));
+    }
+    for &cpu in &facts.broker_cpus {
+        let yields = between.yields_per_s.as_ref().and_then(|y| y.get(cpu));
+        if let Some(&yields) = yields.filter(|&&yields| yields < MIN_YIELDS_PER_S) {
+            reasons.push(format!(
+                "a thread spins on CPU {cpu} and yields only {yields:.0} times a second: the kernel's own \
+                 threads there, which end disk writes, have to wait for it"
+            ));
+        }
+    }
+    reasons
+}
+
+/// The curve of latency by percentile, down to the last record.
+fn curve(recorder: &Recorder) -> Vec<(f64, u64)> {
+    if recorder.count() == 0 {
+        return Vec::new();
+    }
+    let histogram = recorder.histogram();
+    histogram
+        .iter_quantiles(CURVE_STEPS_PER_HALF)
+        .map(|step| {
+            (
+                100.0 * step.quantile_iterated_to(),
+                step.value_iterated_to(),
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use crate::error::BenchError;
+    use crate::open_loop::timing::{Cells, Times};
+
+    fn between() -> Between {
+        Between {
+            elapsed_s: 10.0,
+            steal_share: 0.0,
+            others_share: 0.01,
+            yields_per_s: Some(vec![50_000.0, 50_000.0]),
+            disk_writes: Some(10),
+            disk_flushes: Some(10),
+        }
+    }
+
+    fn facts(plan: &Plan) -> Facts {
+        let mut config = Config::of(plan);
+        config.acks = "durable".into();
+        let mut host = Host::look();
+        host.cpus = 2;
+        Facts {
+            config,
+            environment: Environment {
+                began_unix_ms: 0,
+                version: "0".into(),
+                commit: "0".into(),
+                host,
+                transport: "loopback",
+                broker: serde_json::Value::Null,
+                meanwhile: Some(between()),
+                flush: Flush::Seen,
+            },
+            spinning: 2,
+            broker_cpus: vec![0],
+            limits: None,
+            shortest_write_ns: Some(80_000),
+            wal: None,
+        }
+    }
+
+    /// A thousand records that were acknowledged and delivered as they should be.
+    fn outcome() -> Outcome {
+        let mut times = Times::default();
+        for _ in 0..1000 {
+            times.latency.record(Duration::from_micros(100));
+            times.service.record(Duration::from_micros(95));
+            times.lag.record(Duration::from_micros(1));
+            times.end_to_end.record(Duration::from_micros(120));
+        }
+        Outcome {
+            times,
+            seconds: Vec::new(),
+            cells: Cells::new(0),
+            scheduled: 1000,
+            elapsed: Duration::from_secs(10),
+            balance: Balance {
+                sent: 1000,
+                acked: 1000,
+                received: 1000,
+                ..Balance::default()
+            },
+            replayed: 0,
+            is_verified: true,
+            refusal: None,
+            error: None,
+        }
+    }
+
+    fn judged(change: impl FnOnce(&mut Outcome, &mut Facts)) -> Report {
+        let plan = Plan::default();
+        let (mut outcome, mut facts) = (outcome(), facts(&plan));
+        change(&mut outcome, &mut facts);
+        Report::new(&plan, &outcome, facts)
+    }
+
+    #[test]
+    fn a_run_that_went_as_it_should_counts() {
+        let report = judged(|_, _| ());
+        assert_eq!(report.reasons, [""; 0]);
+        assert!(report.valid);
+        assert_eq!(report.produce.count, 1000);
+        assert_eq!(report.schedule.target_rate_per_s, 100.0);
+        let (last, ns) = report.percentiles.produce.last().expect("a curve");
+        assert_eq!((*last, ns.abs_diff(100_000) < 200), (100.0, true));
+    }
+
+    #[test]
+    fn each_fault_makes_a_run_invalid_and_is_named() {
+        type Plant = fn(&mut Outcome, &mut Facts);
+        let plants: [(&str, Plant); 13] = [
+            ("98.0 %", |o, _| o.elapsed = Duration::from_millis(10_204)),
+            ("nothing was due", |o, _| o.scheduled = 0),
+            ("did not keep its schedule", |o, _| {
+                for _ in 0..20 {
+                    o.times.lag.record(Duration::from_millis(2));
+                }
+            }),
+            ("gave 5 %", |_, f| {
+                f.environment.meanwhile.as_mut().expect("there").steal_share = 0.05;
+            }),
+            ("other processes took 50 %", |_, f| {
+                f.environment
+                    .meanwhile
+                    .as_mut()
+                    .expect("there")
+                    .others_share = 0.5;
+            }),
+            ("3 threads never sleep", |_, f| f.spinning = 3),
+            ("yields only 5 times", |_, f| {
+                f.environment
+                    .meanwhile
+                    .as_mut()
+                    .expect("there")
+                    .yields_per_s = Some(vec![5.0, 9e4]);
+            }),
+            ("was not flushed", |_, f| {
+                f.environment.flush = Flush::Missing
+            }),
+            ("cannot have been on stable storage", |_, f| {
+                f.shortest_write_ns = Some(300_000);
+            }),
+            ("acknowledged and not delivered", |o, _| o.balance.lost = 1),
+            ("delivered more than once", |o, _| o.balance.duplicated = 1),
+            ("refused records: no", |o, _| o.refusal = Some("no".into())),
+            ("interrupted", |o, _| {
+                o.error = Some(BenchError::Interrupted)
+            }),
+        ];
+        for (words, plant) in plants {
+            let report = judged(plant);
+            assert!(!report.valid, "{words}");
+            let named = report.reasons.iter().filter(|r| r.contains(words)).count();
+            assert_eq!(named, 1, "{words}: {:?}", report.reasons);
+        }
+    }
+
+    #[test]
+    fn what_is_acknowledged_sooner_than_a_write_takes_counts_where_no_write_is_promised() {
+        let report = judged(|_, f| {
+            f.shortest_write_ns = Some(300_000);
+            f.config.acks = "accepted".into();
+        });
+        assert!(report.valid, "{:?}", report.reasons);
+    }
+}
