@@ -225,6 +225,35 @@ fn the_start_is_logged_with_what_it_found() {
     }
 }
 
+/// The lines of the log, once the start is over.
+fn start_lines(broker: &Broker) -> Vec<serde_json::Value> {
+    wait::for_it("the end of the start", || {
+        broker.log().contains("\"ready\"")
+    });
+    let log = broker.log();
+    let lines = log.lines().map(|l| serde_json::from_str(l).expect("JSON"));
+    lines.collect()
+}
+
+/// The first line with this message.
+fn line<'a>(lines: &'a [serde_json::Value], message: &str) -> &'a serde_json::Value {
+    let found = lines.iter().find(|line| line["message"] == message);
+    found.expect("a line of the start")
+}
+
+#[test]
+fn the_version_and_the_start_up_line_name_the_same_commit() {
+    let lines = start_lines(&Broker::start());
+    let said = line(&lines, "starting");
+    let text = |field: &str| said[field].as_str().expect("text").to_owned();
+    let (number, commit) = (text("version"), text("commit"));
+    let version = Cli::without_server().run(&["--version"]).ok();
+    assert_eq!(version.text(), format!("ringtide {number} ({commit})\n"));
+    let digits = commit.strip_suffix("-dirty").unwrap_or(&commit);
+    let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+    assert!(digits == "unknown" || digits.len() >= 12 && digits.chars().all(is_digit));
+}
+
 // ---- restarts ---------------------------------------------------------------------------------
 
 fn identity(broker: &Broker) -> Identity {

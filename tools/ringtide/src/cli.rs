@@ -8,9 +8,17 @@ use crate::bench::BenchArgs;
 use crate::raw_config::{Raw, Text};
 use crate::setting::{parse_bytes, show_bytes};
 
+/// The version, and the commit of the source that it was built from.
+const VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    " (",
+    env!("RINGTIDE_COMMIT"),
+    ")"
+);
+
 /// A storage-first message broker for Linux: durable, replayable logs in microseconds
 #[derive(Debug, Parser)]
-#[command(name = "ringtide", version, after_long_help = crate::exit::table())]
+#[command(name = "ringtide", version = VERSION, after_long_help = crate::exit::table())]
 #[command(arg_required_else_help = true, args_override_self = true)]
 pub(crate) struct Cli {
     #[command(subcommand)]

@@ -210,6 +210,7 @@ fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Opt
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
+        commit = env!("RINGTIDE_COMMIT"),
         cpus = cpu_list::show(&config.cpus),
         idle = match config.idle {
             Idle::Spin => "spin",
