@@ -74,11 +74,13 @@ pub enum Op {
     CommitOffset = 16,
     /// Read a named consumer's offset.
     ReadOffset = 17,
+    /// What the shard of the connection runs on, and what it did.
+    DescribeShard = 18,
 }
 
 impl Op {
     /// Every operation.
-    pub const ALL: [Op; 17] = [
+    pub const ALL: [Op; 18] = [
         Op::Hello,
         Op::Ping,
         Op::Metadata,
@@ -96,6 +98,7 @@ impl Op {
         Op::ListOffsets,
         Op::CommitOffset,
         Op::ReadOffset,
+        Op::DescribeShard,
     ];
 
     /// The operation with this number.
@@ -230,7 +233,7 @@ mod tests {
             assert_eq!(Op::from_u8(op as u8), Some(op));
         }
         assert_eq!(Op::from_u8(0), None);
-        assert_eq!(Op::from_u8(18), None);
+        assert_eq!(Op::from_u8(19), None);
     }
 
     #[test]

@@ -449,6 +449,46 @@ fn the_envelopes_of_connections_and_producers_are_as_ever() {
 }
 
 #[test]
+fn the_envelopes_about_shards_are_as_ever() {
+    let describe = wire::DescribeShardRequestT {};
+    check(
+        "wire/describe-shard-request",
+        &envelope(|b| describe.pack(b)),
+    );
+    let description = wire::DescribeShardResponseT {
+        broker_version: Some("0.1.0".into()),
+        commit: Some("0123456789ab-dirty".into()),
+        process_id: 1,
+        shard: 2,
+        shards: 3,
+        cpu: 4,
+        idle: Some("spin".into()),
+        incarnation: 5,
+        uptime_ms: 6,
+        kernel: Some("6.1.0-13-amd64".into()),
+        file_system: Some("ext4".into()),
+        device: Some("nvme0n1".into()),
+        write_cache: Some("volatile".into()),
+        fua: Some("yes".into()),
+        durable_write_ns: Some(7),
+        wal_slots: 8,
+        wal_free_slots: 9,
+        wal_slot_bytes: 10,
+        sync_interval_ms: 11,
+        wal_writes: 12,
+        wal_bytes: 13,
+        wal_records: 14,
+        connections: 15,
+        memory_bytes: 16,
+        memory_free_bytes: 17,
+    };
+    check(
+        "wire/describe-shard-response",
+        &envelope(|b| description.pack(b)),
+    );
+}
+
+#[test]
 fn the_envelopes_of_consumers_are_as_ever() {
     check(
         "wire/subscribe-response",

@@ -14,6 +14,7 @@ mod checkpoint;
 mod commit;
 mod control;
 mod deliver;
+mod describe;
 mod fault;
 mod forward;
 mod logic;
@@ -38,7 +39,7 @@ use rustc_hash::FxHashMap;
 
 pub use mail::{Forwarded, Mail, Part, PartDone, Reply};
 pub use session::Tally;
-pub use settings::{Inventory, Settings};
+pub use settings::{HostFacts, Inventory, Settings};
 pub use topics::{Change, Placement, Topic};
 
 use checkpoint::Checkpoint;
@@ -124,6 +125,8 @@ pub struct Shard {
     ops: FxHashMap<OpId, Pending>,
     next_op: u64,
     files: u64,
+    /// Sessions of connections of this shard.
+    connections: u32,
     /// Requests under way on other shards, but for fetches.
     forwarded: u32,
     /// Bytes of frames that have begun to arrive.
@@ -141,7 +144,8 @@ pub struct Shard {
     is_stopped: bool,
     /// When peers that do not take their last answers are cut off.
     give_up_ns: Option<u64>,
-    started: bool,
+    /// When its first turn was.
+    started_ns: Option<u64>,
 }
 
 impl Shard {
@@ -182,6 +186,7 @@ impl Shard {
             ops: FxHashMap::default(),
             next_op: 0,
             files: 0,
+            connections: 0,
             forwarded: 0,
             partial_bytes: 0,
             next_producer: 0,
@@ -195,7 +200,7 @@ impl Shard {
             is_stopping: false,
             is_stopped: false,
             give_up_ns: None,
-            started: false,
+            started_ns: None,
             settings,
         };
         shard.take_inventory(inventory);

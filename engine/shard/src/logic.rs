@@ -22,6 +22,7 @@ impl Logic for Shard {
     type Mail = Mail;
 
     fn accepted(&mut self, conn: ConnId, peer: SocketAddr, _now: Now, _fx: &mut Fx) {
+        self.connections += 1;
         self.sessions.insert(
             SessionKey::Local(conn),
             Session::new(peer.to_string().into(), false),
@@ -152,8 +153,8 @@ impl Logic for Shard {
 
     fn turn(&mut self, now: Now, fx: &mut Fx) {
         self.turn += 1;
-        if !self.started {
-            self.started = true;
+        if self.started_ns.is_none() {
+            self.started_ns = Some(now.mono_ns);
             self.start(now, fx);
         }
         for key in std::mem::take(&mut self.blocked) {
@@ -225,6 +226,7 @@ impl Shard {
         let Some(session) = self.sessions.remove(&key) else {
             return;
         };
+        self.connections -= u32::from(matches!(key, SessionKey::Local(_)));
         self.forwarded -= session.forwarded.others;
         self.partial_bytes -= session.partial_bytes;
         for fetch in session.fetches {

@@ -267,6 +267,7 @@ impl Shard {
             Op::CommitOffset => self.commit_offset(key, frame, now, fx),
             Op::ReadOffset => self.read_offset(key, frame, fx),
             Op::DescribePartition => self.describe_partition(key, frame, fx),
+            Op::DescribeShard => self.describe_shard(key, frame, now),
             Op::Hello => self.hello(key, frame),
             Op::Ping => {
                 envelope::<wire::PingRequest<'_>>(frame.envelope).map_err(bad_envelope)?;

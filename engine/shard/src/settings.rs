@@ -44,6 +44,35 @@ pub struct Settings {
     pub seed: u64,
     /// Told to clients.
     pub broker_version: String,
+    /// Told to those who ask what the shard runs on.
+    pub host: HostFacts,
+}
+
+/// What a shard is part of and runs on, found out before it starts. It is passed on as it is: in
+/// words, the same as in the broker's log.
+#[derive(Clone, Debug, Default)]
+pub struct HostFacts {
+    /// Of the source that the broker was built from.
+    pub commit: String,
+    /// Of the broker.
+    pub process_id: u32,
+    /// The CPU that the shard's thread is pinned to.
+    pub cpu: u16,
+    /// What the shard does when there is nothing to do.
+    pub idle: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// That the data directory is on.
+    pub file_system: String,
+    /// The block device under it.
+    pub device: String,
+    /// Whether the device holds back writes that a power cut would lose.
+    pub write_cache: String,
+    /// Whether a single write can pass that cache.
+    pub fua: String,
+    /// Half of a few durable writes of 4 KiB took at most this long, in nanoseconds; absent if they
+    /// could not be measured.
+    pub durable_write_ns: Option<u64>,
 }
 
 /// What recovery found, for one shard.

@@ -19,6 +19,7 @@ pub use crate::core::call::{
 pub use crate::core::cluster::Topic;
 pub use crate::core::connection::Hello;
 pub use crate::core::consumer::{Batch, OwnedBatch, OwnedRecord};
+pub use crate::core::shard_info::ShardInfo;
 pub use crate::error::{Error, Result};
 pub use crate::options::{
     Acks, Codec, ConsumerOptions, Delivery, Idle, Options, PartitionFn, Partitioner,

@@ -1578,6 +1578,1018 @@ pub mod ringtide {
                 PingResponse::create(_fbb, &PingResponseArgs {})
             }
         }
+        pub enum DescribeShardRequestOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DescribeShardRequest<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DescribeShardRequest<'a> {
+            type Inner = DescribeShardRequest<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DescribeShardRequest<'a> {
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DescribeShardRequest { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                _args: &'args DescribeShardRequestArgs,
+            ) -> ::flatbuffers::WIPOffset<DescribeShardRequest<'bldr>> {
+                let mut builder = DescribeShardRequestBuilder::new(_fbb);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DescribeShardRequestT {
+                DescribeShardRequestT {}
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DescribeShardRequest<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?.finish();
+                Ok(())
+            }
+        }
+        pub struct DescribeShardRequestArgs {}
+        impl<'a> Default for DescribeShardRequestArgs {
+            #[inline]
+            fn default() -> Self {
+                DescribeShardRequestArgs {}
+            }
+        }
+
+        pub struct DescribeShardRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribeShardRequestBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DescribeShardRequestBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DescribeShardRequestBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribeShardRequest<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DescribeShardRequest<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DescribeShardRequest");
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DescribeShardRequestT {}
+        impl Default for DescribeShardRequestT {
+            fn default() -> Self {
+                Self {}
+            }
+        }
+        impl DescribeShardRequestT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DescribeShardRequest<'b>> {
+                DescribeShardRequest::create(_fbb, &DescribeShardRequestArgs {})
+            }
+        }
+        pub enum DescribeShardResponseOffset {}
+        #[derive(Copy, Clone, PartialEq)]
+
+        pub struct DescribeShardResponse<'a> {
+            pub _tab: ::flatbuffers::Table<'a>,
+        }
+
+        impl<'a> ::flatbuffers::Follow<'a> for DescribeShardResponse<'a> {
+            type Inner = DescribeShardResponse<'a>;
+            #[inline]
+            unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+                Self {
+                    _tab: unsafe { ::flatbuffers::Table::new(buf, loc) },
+                }
+            }
+        }
+
+        impl<'a> DescribeShardResponse<'a> {
+            pub const VT_BROKER_VERSION: ::flatbuffers::VOffsetT = 4;
+            pub const VT_COMMIT: ::flatbuffers::VOffsetT = 6;
+            pub const VT_PROCESS_ID: ::flatbuffers::VOffsetT = 8;
+            pub const VT_SHARD: ::flatbuffers::VOffsetT = 10;
+            pub const VT_SHARDS: ::flatbuffers::VOffsetT = 12;
+            pub const VT_CPU: ::flatbuffers::VOffsetT = 14;
+            pub const VT_IDLE: ::flatbuffers::VOffsetT = 16;
+            pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 18;
+            pub const VT_UPTIME_MS: ::flatbuffers::VOffsetT = 20;
+            pub const VT_KERNEL: ::flatbuffers::VOffsetT = 22;
+            pub const VT_FILE_SYSTEM: ::flatbuffers::VOffsetT = 24;
+            pub const VT_DEVICE: ::flatbuffers::VOffsetT = 26;
+            pub const VT_WRITE_CACHE: ::flatbuffers::VOffsetT = 28;
+            pub const VT_FUA: ::flatbuffers::VOffsetT = 30;
+            pub const VT_DURABLE_WRITE_NS: ::flatbuffers::VOffsetT = 32;
+            pub const VT_WAL_SLOTS: ::flatbuffers::VOffsetT = 34;
+            pub const VT_WAL_FREE_SLOTS: ::flatbuffers::VOffsetT = 36;
+            pub const VT_WAL_SLOT_BYTES: ::flatbuffers::VOffsetT = 38;
+            pub const VT_SYNC_INTERVAL_MS: ::flatbuffers::VOffsetT = 40;
+            pub const VT_WAL_WRITES: ::flatbuffers::VOffsetT = 42;
+            pub const VT_WAL_BYTES: ::flatbuffers::VOffsetT = 44;
+            pub const VT_WAL_RECORDS: ::flatbuffers::VOffsetT = 46;
+            pub const VT_CONNECTIONS: ::flatbuffers::VOffsetT = 48;
+            pub const VT_MEMORY_BYTES: ::flatbuffers::VOffsetT = 50;
+            pub const VT_MEMORY_FREE_BYTES: ::flatbuffers::VOffsetT = 52;
+
+            #[inline]
+            pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+                DescribeShardResponse { _tab: table }
+            }
+            #[allow(unused_mut)]
+            pub fn create<
+                'bldr: 'args,
+                'args: 'mut_bldr,
+                'mut_bldr,
+                A: ::flatbuffers::Allocator + 'bldr,
+            >(
+                _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+                args: &'args DescribeShardResponseArgs<'args>,
+            ) -> ::flatbuffers::WIPOffset<DescribeShardResponse<'bldr>> {
+                let mut builder = DescribeShardResponseBuilder::new(_fbb);
+                builder.add_memory_free_bytes(args.memory_free_bytes);
+                builder.add_memory_bytes(args.memory_bytes);
+                builder.add_wal_records(args.wal_records);
+                builder.add_wal_bytes(args.wal_bytes);
+                builder.add_wal_writes(args.wal_writes);
+                builder.add_sync_interval_ms(args.sync_interval_ms);
+                builder.add_wal_slot_bytes(args.wal_slot_bytes);
+                if let Some(x) = args.durable_write_ns {
+                    builder.add_durable_write_ns(x);
+                }
+                builder.add_uptime_ms(args.uptime_ms);
+                builder.add_incarnation(args.incarnation);
+                builder.add_connections(args.connections);
+                builder.add_wal_free_slots(args.wal_free_slots);
+                builder.add_wal_slots(args.wal_slots);
+                if let Some(x) = args.fua {
+                    builder.add_fua(x);
+                }
+                if let Some(x) = args.write_cache {
+                    builder.add_write_cache(x);
+                }
+                if let Some(x) = args.device {
+                    builder.add_device(x);
+                }
+                if let Some(x) = args.file_system {
+                    builder.add_file_system(x);
+                }
+                if let Some(x) = args.kernel {
+                    builder.add_kernel(x);
+                }
+                if let Some(x) = args.idle {
+                    builder.add_idle(x);
+                }
+                builder.add_process_id(args.process_id);
+                if let Some(x) = args.commit {
+                    builder.add_commit(x);
+                }
+                if let Some(x) = args.broker_version {
+                    builder.add_broker_version(x);
+                }
+                builder.add_cpu(args.cpu);
+                builder.add_shards(args.shards);
+                builder.add_shard(args.shard);
+                builder.finish()
+            }
+
+            pub fn unpack(&self) -> DescribeShardResponseT {
+                let broker_version = self
+                    .broker_version()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let commit = self.commit().map(|x| alloc::string::ToString::to_string(x));
+                let process_id = self.process_id();
+                let shard = self.shard();
+                let shards = self.shards();
+                let cpu = self.cpu();
+                let idle = self.idle().map(|x| alloc::string::ToString::to_string(x));
+                let incarnation = self.incarnation();
+                let uptime_ms = self.uptime_ms();
+                let kernel = self.kernel().map(|x| alloc::string::ToString::to_string(x));
+                let file_system = self
+                    .file_system()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let device = self.device().map(|x| alloc::string::ToString::to_string(x));
+                let write_cache = self
+                    .write_cache()
+                    .map(|x| alloc::string::ToString::to_string(x));
+                let fua = self.fua().map(|x| alloc::string::ToString::to_string(x));
+                let durable_write_ns = self.durable_write_ns();
+                let wal_slots = self.wal_slots();
+                let wal_free_slots = self.wal_free_slots();
+                let wal_slot_bytes = self.wal_slot_bytes();
+                let sync_interval_ms = self.sync_interval_ms();
+                let wal_writes = self.wal_writes();
+                let wal_bytes = self.wal_bytes();
+                let wal_records = self.wal_records();
+                let connections = self.connections();
+                let memory_bytes = self.memory_bytes();
+                let memory_free_bytes = self.memory_free_bytes();
+                DescribeShardResponseT {
+                    broker_version,
+                    commit,
+                    process_id,
+                    shard,
+                    shards,
+                    cpu,
+                    idle,
+                    incarnation,
+                    uptime_ms,
+                    kernel,
+                    file_system,
+                    device,
+                    write_cache,
+                    fua,
+                    durable_write_ns,
+                    wal_slots,
+                    wal_free_slots,
+                    wal_slot_bytes,
+                    sync_interval_ms,
+                    wal_writes,
+                    wal_bytes,
+                    wal_records,
+                    connections,
+                    memory_bytes,
+                    memory_free_bytes,
+                }
+            }
+
+            #[inline]
+            pub fn broker_version(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_BROKER_VERSION,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn commit(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_COMMIT,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn process_id(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(DescribeShardResponse::VT_PROCESS_ID, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn shard(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(DescribeShardResponse::VT_SHARD, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn shards(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(DescribeShardResponse::VT_SHARDS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn cpu(&self) -> u16 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u16>(DescribeShardResponse::VT_CPU, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn idle(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_IDLE,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn incarnation(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_INCARNATION, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn uptime_ms(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_UPTIME_MS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn kernel(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_KERNEL,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn file_system(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_FILE_SYSTEM,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn device(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_DEVICE,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn write_cache(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_WRITE_CACHE,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn fua(&self) -> Option<&'a str> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(
+                        DescribeShardResponse::VT_FUA,
+                        None,
+                    )
+                }
+            }
+            #[inline]
+            pub fn durable_write_ns(&self) -> Option<u64> {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_DURABLE_WRITE_NS, None)
+                }
+            }
+            #[inline]
+            pub fn wal_slots(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(DescribeShardResponse::VT_WAL_SLOTS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn wal_free_slots(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(DescribeShardResponse::VT_WAL_FREE_SLOTS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn wal_slot_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_WAL_SLOT_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn sync_interval_ms(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_SYNC_INTERVAL_MS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn wal_writes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_WAL_WRITES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn wal_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_WAL_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn wal_records(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_WAL_RECORDS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn connections(&self) -> u32 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u32>(DescribeShardResponse::VT_CONNECTIONS, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn memory_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_MEMORY_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn memory_free_bytes(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(DescribeShardResponse::VT_MEMORY_FREE_BYTES, Some(0))
+                        .unwrap()
+                }
+            }
+        }
+
+        impl ::flatbuffers::Verifiable for DescribeShardResponse<'_> {
+            #[inline]
+            fn run_verifier(
+                v: &mut ::flatbuffers::Verifier,
+                pos: usize,
+            ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+                v.visit_table(pos)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "broker_version",
+                        Self::VT_BROKER_VERSION,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "commit",
+                        Self::VT_COMMIT,
+                        false,
+                    )?
+                    .visit_field::<u32>("process_id", Self::VT_PROCESS_ID, false)?
+                    .visit_field::<u16>("shard", Self::VT_SHARD, false)?
+                    .visit_field::<u16>("shards", Self::VT_SHARDS, false)?
+                    .visit_field::<u16>("cpu", Self::VT_CPU, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "idle",
+                        Self::VT_IDLE,
+                        false,
+                    )?
+                    .visit_field::<u64>("incarnation", Self::VT_INCARNATION, false)?
+                    .visit_field::<u64>("uptime_ms", Self::VT_UPTIME_MS, false)?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "kernel",
+                        Self::VT_KERNEL,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "file_system",
+                        Self::VT_FILE_SYSTEM,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "device",
+                        Self::VT_DEVICE,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "write_cache",
+                        Self::VT_WRITE_CACHE,
+                        false,
+                    )?
+                    .visit_field::<::flatbuffers::ForwardsUOffset<&str>>(
+                        "fua",
+                        Self::VT_FUA,
+                        false,
+                    )?
+                    .visit_field::<u64>("durable_write_ns", Self::VT_DURABLE_WRITE_NS, false)?
+                    .visit_field::<u32>("wal_slots", Self::VT_WAL_SLOTS, false)?
+                    .visit_field::<u32>("wal_free_slots", Self::VT_WAL_FREE_SLOTS, false)?
+                    .visit_field::<u64>("wal_slot_bytes", Self::VT_WAL_SLOT_BYTES, false)?
+                    .visit_field::<u64>("sync_interval_ms", Self::VT_SYNC_INTERVAL_MS, false)?
+                    .visit_field::<u64>("wal_writes", Self::VT_WAL_WRITES, false)?
+                    .visit_field::<u64>("wal_bytes", Self::VT_WAL_BYTES, false)?
+                    .visit_field::<u64>("wal_records", Self::VT_WAL_RECORDS, false)?
+                    .visit_field::<u32>("connections", Self::VT_CONNECTIONS, false)?
+                    .visit_field::<u64>("memory_bytes", Self::VT_MEMORY_BYTES, false)?
+                    .visit_field::<u64>("memory_free_bytes", Self::VT_MEMORY_FREE_BYTES, false)?
+                    .finish();
+                Ok(())
+            }
+        }
+        pub struct DescribeShardResponseArgs<'a> {
+            pub broker_version: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub commit: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub process_id: u32,
+            pub shard: u16,
+            pub shards: u16,
+            pub cpu: u16,
+            pub idle: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub incarnation: u64,
+            pub uptime_ms: u64,
+            pub kernel: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub file_system: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub device: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub write_cache: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub fua: Option<::flatbuffers::WIPOffset<&'a str>>,
+            pub durable_write_ns: Option<u64>,
+            pub wal_slots: u32,
+            pub wal_free_slots: u32,
+            pub wal_slot_bytes: u64,
+            pub sync_interval_ms: u64,
+            pub wal_writes: u64,
+            pub wal_bytes: u64,
+            pub wal_records: u64,
+            pub connections: u32,
+            pub memory_bytes: u64,
+            pub memory_free_bytes: u64,
+        }
+        impl<'a> Default for DescribeShardResponseArgs<'a> {
+            #[inline]
+            fn default() -> Self {
+                DescribeShardResponseArgs {
+                    broker_version: None,
+                    commit: None,
+                    process_id: 0,
+                    shard: 0,
+                    shards: 0,
+                    cpu: 0,
+                    idle: None,
+                    incarnation: 0,
+                    uptime_ms: 0,
+                    kernel: None,
+                    file_system: None,
+                    device: None,
+                    write_cache: None,
+                    fua: None,
+                    durable_write_ns: None,
+                    wal_slots: 0,
+                    wal_free_slots: 0,
+                    wal_slot_bytes: 0,
+                    sync_interval_ms: 0,
+                    wal_writes: 0,
+                    wal_bytes: 0,
+                    wal_records: 0,
+                    connections: 0,
+                    memory_bytes: 0,
+                    memory_free_bytes: 0,
+                }
+            }
+        }
+
+        pub struct DescribeShardResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+            fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+        }
+        impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DescribeShardResponseBuilder<'a, 'b, A> {
+            #[inline]
+            pub fn add_broker_version(
+                &mut self,
+                broker_version: ::flatbuffers::WIPOffset<&'b str>,
+            ) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_BROKER_VERSION,
+                    broker_version,
+                );
+            }
+            #[inline]
+            pub fn add_commit(&mut self, commit: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_COMMIT,
+                    commit,
+                );
+            }
+            #[inline]
+            pub fn add_process_id(&mut self, process_id: u32) {
+                self.fbb_
+                    .push_slot::<u32>(DescribeShardResponse::VT_PROCESS_ID, process_id, 0);
+            }
+            #[inline]
+            pub fn add_shard(&mut self, shard: u16) {
+                self.fbb_
+                    .push_slot::<u16>(DescribeShardResponse::VT_SHARD, shard, 0);
+            }
+            #[inline]
+            pub fn add_shards(&mut self, shards: u16) {
+                self.fbb_
+                    .push_slot::<u16>(DescribeShardResponse::VT_SHARDS, shards, 0);
+            }
+            #[inline]
+            pub fn add_cpu(&mut self, cpu: u16) {
+                self.fbb_
+                    .push_slot::<u16>(DescribeShardResponse::VT_CPU, cpu, 0);
+            }
+            #[inline]
+            pub fn add_idle(&mut self, idle: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_IDLE,
+                    idle,
+                );
+            }
+            #[inline]
+            pub fn add_incarnation(&mut self, incarnation: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribeShardResponse::VT_INCARNATION, incarnation, 0);
+            }
+            #[inline]
+            pub fn add_uptime_ms(&mut self, uptime_ms: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribeShardResponse::VT_UPTIME_MS, uptime_ms, 0);
+            }
+            #[inline]
+            pub fn add_kernel(&mut self, kernel: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_KERNEL,
+                    kernel,
+                );
+            }
+            #[inline]
+            pub fn add_file_system(&mut self, file_system: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_FILE_SYSTEM,
+                    file_system,
+                );
+            }
+            #[inline]
+            pub fn add_device(&mut self, device: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_DEVICE,
+                    device,
+                );
+            }
+            #[inline]
+            pub fn add_write_cache(&mut self, write_cache: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_WRITE_CACHE,
+                    write_cache,
+                );
+            }
+            #[inline]
+            pub fn add_fua(&mut self, fua: ::flatbuffers::WIPOffset<&'b str>) {
+                self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(
+                    DescribeShardResponse::VT_FUA,
+                    fua,
+                );
+            }
+            #[inline]
+            pub fn add_durable_write_ns(&mut self, durable_write_ns: u64) {
+                self.fbb_.push_slot_always::<u64>(
+                    DescribeShardResponse::VT_DURABLE_WRITE_NS,
+                    durable_write_ns,
+                );
+            }
+            #[inline]
+            pub fn add_wal_slots(&mut self, wal_slots: u32) {
+                self.fbb_
+                    .push_slot::<u32>(DescribeShardResponse::VT_WAL_SLOTS, wal_slots, 0);
+            }
+            #[inline]
+            pub fn add_wal_free_slots(&mut self, wal_free_slots: u32) {
+                self.fbb_.push_slot::<u32>(
+                    DescribeShardResponse::VT_WAL_FREE_SLOTS,
+                    wal_free_slots,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn add_wal_slot_bytes(&mut self, wal_slot_bytes: u64) {
+                self.fbb_.push_slot::<u64>(
+                    DescribeShardResponse::VT_WAL_SLOT_BYTES,
+                    wal_slot_bytes,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn add_sync_interval_ms(&mut self, sync_interval_ms: u64) {
+                self.fbb_.push_slot::<u64>(
+                    DescribeShardResponse::VT_SYNC_INTERVAL_MS,
+                    sync_interval_ms,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn add_wal_writes(&mut self, wal_writes: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribeShardResponse::VT_WAL_WRITES, wal_writes, 0);
+            }
+            #[inline]
+            pub fn add_wal_bytes(&mut self, wal_bytes: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribeShardResponse::VT_WAL_BYTES, wal_bytes, 0);
+            }
+            #[inline]
+            pub fn add_wal_records(&mut self, wal_records: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribeShardResponse::VT_WAL_RECORDS, wal_records, 0);
+            }
+            #[inline]
+            pub fn add_connections(&mut self, connections: u32) {
+                self.fbb_
+                    .push_slot::<u32>(DescribeShardResponse::VT_CONNECTIONS, connections, 0);
+            }
+            #[inline]
+            pub fn add_memory_bytes(&mut self, memory_bytes: u64) {
+                self.fbb_
+                    .push_slot::<u64>(DescribeShardResponse::VT_MEMORY_BYTES, memory_bytes, 0);
+            }
+            #[inline]
+            pub fn add_memory_free_bytes(&mut self, memory_free_bytes: u64) {
+                self.fbb_.push_slot::<u64>(
+                    DescribeShardResponse::VT_MEMORY_FREE_BYTES,
+                    memory_free_bytes,
+                    0,
+                );
+            }
+            #[inline]
+            pub fn new(
+                _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+            ) -> DescribeShardResponseBuilder<'a, 'b, A> {
+                let start = _fbb.start_table();
+                DescribeShardResponseBuilder {
+                    fbb_: _fbb,
+                    start_: start,
+                }
+            }
+            #[inline]
+            pub fn finish(self) -> ::flatbuffers::WIPOffset<DescribeShardResponse<'a>> {
+                let o = self.fbb_.end_table(self.start_);
+                ::flatbuffers::WIPOffset::new(o.value())
+            }
+        }
+
+        impl ::core::fmt::Debug for DescribeShardResponse<'_> {
+            fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+                let mut ds = f.debug_struct("DescribeShardResponse");
+                ds.field("broker_version", &self.broker_version());
+                ds.field("commit", &self.commit());
+                ds.field("process_id", &self.process_id());
+                ds.field("shard", &self.shard());
+                ds.field("shards", &self.shards());
+                ds.field("cpu", &self.cpu());
+                ds.field("idle", &self.idle());
+                ds.field("incarnation", &self.incarnation());
+                ds.field("uptime_ms", &self.uptime_ms());
+                ds.field("kernel", &self.kernel());
+                ds.field("file_system", &self.file_system());
+                ds.field("device", &self.device());
+                ds.field("write_cache", &self.write_cache());
+                ds.field("fua", &self.fua());
+                ds.field("durable_write_ns", &self.durable_write_ns());
+                ds.field("wal_slots", &self.wal_slots());
+                ds.field("wal_free_slots", &self.wal_free_slots());
+                ds.field("wal_slot_bytes", &self.wal_slot_bytes());
+                ds.field("sync_interval_ms", &self.sync_interval_ms());
+                ds.field("wal_writes", &self.wal_writes());
+                ds.field("wal_bytes", &self.wal_bytes());
+                ds.field("wal_records", &self.wal_records());
+                ds.field("connections", &self.connections());
+                ds.field("memory_bytes", &self.memory_bytes());
+                ds.field("memory_free_bytes", &self.memory_free_bytes());
+                ds.finish()
+            }
+        }
+        #[derive(Debug, Clone, PartialEq)]
+        pub struct DescribeShardResponseT {
+            pub broker_version: Option<alloc::string::String>,
+            pub commit: Option<alloc::string::String>,
+            pub process_id: u32,
+            pub shard: u16,
+            pub shards: u16,
+            pub cpu: u16,
+            pub idle: Option<alloc::string::String>,
+            pub incarnation: u64,
+            pub uptime_ms: u64,
+            pub kernel: Option<alloc::string::String>,
+            pub file_system: Option<alloc::string::String>,
+            pub device: Option<alloc::string::String>,
+            pub write_cache: Option<alloc::string::String>,
+            pub fua: Option<alloc::string::String>,
+            pub durable_write_ns: Option<u64>,
+            pub wal_slots: u32,
+            pub wal_free_slots: u32,
+            pub wal_slot_bytes: u64,
+            pub sync_interval_ms: u64,
+            pub wal_writes: u64,
+            pub wal_bytes: u64,
+            pub wal_records: u64,
+            pub connections: u32,
+            pub memory_bytes: u64,
+            pub memory_free_bytes: u64,
+        }
+        impl Default for DescribeShardResponseT {
+            fn default() -> Self {
+                Self {
+                    broker_version: None,
+                    commit: None,
+                    process_id: 0,
+                    shard: 0,
+                    shards: 0,
+                    cpu: 0,
+                    idle: None,
+                    incarnation: 0,
+                    uptime_ms: 0,
+                    kernel: None,
+                    file_system: None,
+                    device: None,
+                    write_cache: None,
+                    fua: None,
+                    durable_write_ns: None,
+                    wal_slots: 0,
+                    wal_free_slots: 0,
+                    wal_slot_bytes: 0,
+                    sync_interval_ms: 0,
+                    wal_writes: 0,
+                    wal_bytes: 0,
+                    wal_records: 0,
+                    connections: 0,
+                    memory_bytes: 0,
+                    memory_free_bytes: 0,
+                }
+            }
+        }
+        impl DescribeShardResponseT {
+            pub fn pack<'b, A: ::flatbuffers::Allocator + 'b>(
+                &self,
+                _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
+            ) -> ::flatbuffers::WIPOffset<DescribeShardResponse<'b>> {
+                let broker_version = self.broker_version.as_ref().map(|x| _fbb.create_string(x));
+                let commit = self.commit.as_ref().map(|x| _fbb.create_string(x));
+                let process_id = self.process_id;
+                let shard = self.shard;
+                let shards = self.shards;
+                let cpu = self.cpu;
+                let idle = self.idle.as_ref().map(|x| _fbb.create_string(x));
+                let incarnation = self.incarnation;
+                let uptime_ms = self.uptime_ms;
+                let kernel = self.kernel.as_ref().map(|x| _fbb.create_string(x));
+                let file_system = self.file_system.as_ref().map(|x| _fbb.create_string(x));
+                let device = self.device.as_ref().map(|x| _fbb.create_string(x));
+                let write_cache = self.write_cache.as_ref().map(|x| _fbb.create_string(x));
+                let fua = self.fua.as_ref().map(|x| _fbb.create_string(x));
+                let durable_write_ns = self.durable_write_ns;
+                let wal_slots = self.wal_slots;
+                let wal_free_slots = self.wal_free_slots;
+                let wal_slot_bytes = self.wal_slot_bytes;
+                let sync_interval_ms = self.sync_interval_ms;
+                let wal_writes = self.wal_writes;
+                let wal_bytes = self.wal_bytes;
+                let wal_records = self.wal_records;
+                let connections = self.connections;
+                let memory_bytes = self.memory_bytes;
+                let memory_free_bytes = self.memory_free_bytes;
+                DescribeShardResponse::create(
+                    _fbb,
+                    &DescribeShardResponseArgs {
+                        broker_version,
+                        commit,
+                        process_id,
+                        shard,
+                        shards,
+                        cpu,
+                        idle,
+                        incarnation,
+                        uptime_ms,
+                        kernel,
+                        file_system,
+                        device,
+                        write_cache,
+                        fua,
+                        durable_write_ns,
+                        wal_slots,
+                        wal_free_slots,
+                        wal_slot_bytes,
+                        sync_interval_ms,
+                        wal_writes,
+                        wal_bytes,
+                        wal_records,
+                        connections,
+                        memory_bytes,
+                        memory_free_bytes,
+                    },
+                )
+            }
+        }
         pub enum ErrorResponseOffset {}
         #[derive(Copy, Clone, PartialEq)]
 

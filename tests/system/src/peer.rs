@@ -433,6 +433,16 @@ impl Peer {
             .map(drop)
     }
 
+    /// What the shard runs on and what it did.
+    ///
+    /// # Errors
+    /// Any [`Fault`].
+    pub fn describe_shard(&mut self) -> Result<wire::DescribeShardResponseT, Fault> {
+        let request = table!(DescribeShardRequestT {});
+        let answer = self.call(Op::DescribeShard, &[], |b| request.pack(b))?;
+        Ok(open!(answer, DescribeShardResponse))
+    }
+
     /// All shards and all topics.
     ///
     /// # Errors

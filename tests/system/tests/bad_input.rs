@@ -251,7 +251,7 @@ fn a_request_before_hello_is_refused() {
 fn an_unknown_operation_is_answered_and_the_stream_goes_on() {
     let mut scene = Scene::new();
     let mut peer = scene.broker.peer();
-    for op in [0, 18, 99, 255] {
+    for op in [0, 19, 99, 255] {
         let mut header = FrameHeader::new(Op::Ping, 0, 1000 + u64::from(op), 0, 0);
         header.op = op;
         peer.send_bytes(&header.encode());

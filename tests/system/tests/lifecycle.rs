@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use ringtide_client::sync::Client;
+use ringtide_client::{Idle, Options};
 use ringtide_schema::identity::Identity;
 use ringtide_system_tests::{Broker, Cli, Fault, Setup, exit, single, table, wait};
 use rustix::process::Signal;
@@ -252,6 +254,48 @@ fn the_version_and_the_start_up_line_name_the_same_commit() {
     let digits = commit.strip_suffix("-dirty").unwrap_or(&commit);
     let is_digit = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
     assert!(digits == "unknown" || digits.len() >= 12 && digits.chars().all(is_digit));
+}
+
+#[test]
+fn each_shard_says_of_its_host_what_the_start_up_line_says() {
+    let broker = Setup::new().shards(2).args(&["--idle", "park"]).start();
+    let lines = start_lines(&broker);
+    let said = line(&lines, "starting");
+    for shard in 0..2 {
+        let told = broker.peer_at(shard).describe_shard().expect("told");
+        assert_eq!((usize::from(told.shard), told.shards), (shard, 2));
+        assert_eq!(told.process_id, broker.pid());
+        assert_eq!(said["incarnation"], told.incarnation);
+        let durable_us = told.durable_write_ns.map(|ns| ns / 1000);
+        assert_eq!(said["durable_write_us"].as_u64(), durable_us);
+        let text = [
+            ("version", &told.broker_version),
+            ("commit", &told.commit),
+            ("idle", &told.idle),
+            ("kernel", &told.kernel),
+            ("file_system", &told.file_system),
+            ("device", &told.device),
+            ("write_cache", &told.write_cache),
+            ("fua", &told.fua),
+        ];
+        for (field, told) in text {
+            assert_eq!(said[field].as_str(), told.as_deref(), "{field}");
+        }
+        let mut listening = lines.iter().filter(|l| l["message"] == "listening");
+        let listening = listening.find(|line| line["shard"] == told.shard);
+        assert_eq!(listening.expect("it listens")["cpu"], told.cpu);
+    }
+}
+
+#[test]
+fn the_client_has_every_shard_described_by_itself() {
+    let broker = Setup::new().shards(2).start();
+    let server = broker.address(1).to_string();
+    let client = Client::connect([server], Options::new().idle(Idle::Park)).expect("connected");
+    let described = client.describe_shards().expect("described");
+    let told: Vec<_> = described.iter().map(|i| (i.shard, i.process_id)).collect();
+    let pid = broker.pid();
+    assert_eq!(told, [(0, pid), (1, pid)]);
 }
 
 // ---- restarts ---------------------------------------------------------------------------------

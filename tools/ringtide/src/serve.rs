@@ -15,8 +15,8 @@ use ringtide_log::files;
 use ringtide_log::recovery::{self, Progress, RecoverError, RecoverOptions, Recovered, SlotFile};
 use ringtide_schema::identity::{Identity, IdentityError};
 use ringtide_schema::ids::GroupId;
-use ringtide_shard::{Inventory, Settings, Shard, Topic};
-use ringtide_uring::probe;
+use ringtide_shard::{HostFacts, Inventory, Settings, Shard, Topic};
+use ringtide_uring::probe::{self, WriteLatency};
 use ringtide_uring::{IdlePolicy, ShardConfig, ShardStart, StartError, StopSignal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -66,11 +66,13 @@ fn serve(config: &Config, log: &LogFlusher) -> Result<(), Failure> {
             return Err(refusal);
         }
     };
-    announce(config, &host, &recovered, open_files);
+    let measured = measure(config);
+    let facts = host_facts(config, &host, measured);
+    announce(config, &facts, measured, &recovered, open_files);
 
     let identity = recovered.identity;
     let addresses = addresses(config, &listeners)?;
-    let starts = starts(config, recovered, listeners, &addresses, log)?;
+    let starts = starts(config, &facts, recovered, listeners, &addresses, log)?;
     let stop = StopSignal::new();
     signals::watch(stop.clone(), config.shutdown_timeout, log.clone())?;
     let running = ringtide_uring::run(starts, stop).map_err(start_failure)?;
@@ -184,18 +186,55 @@ fn random() -> Result<u64, Failure> {
         .map_err(|error| Failure::failed(format!("the system has no randomness to give: {error}")))
 }
 
-/// The start-up line: what this broker runs on and what it found.
-fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Option<u64>) {
-    let (directory, summary) = (&host.directory, &recovered.summary);
-    let durable = probe::durable_write_latency(&config.data_dir, MEASURED_WRITES);
-    let micros = |time: Duration| time.as_micros() as u64;
-    let (durable_us, durable_max_us) = match durable {
-        Ok(measured) => (Some(micros(measured.p50)), Some(micros(measured.max))),
-        Err(error) => {
-            tracing::warn!(%error, "the durable write could not be measured");
-            (None, None)
-        }
+/// How long durable writes take where the data is, unless that cannot be measured.
+fn measure(config: &Config) -> Option<WriteLatency> {
+    probe::durable_write_latency(&config.data_dir, MEASURED_WRITES)
+        .inspect_err(|error| tracing::warn!(%error, "the durable write could not be measured"))
+        .ok()
+}
+
+/// What the shards run on, in the words of the start-up line. The CPU is each shard's own.
+fn host_facts(config: &Config, host: &Host, measured: Option<WriteLatency>) -> HostFacts {
+    let directory = &host.directory;
+    let idle = match config.idle {
+        Idle::Spin => "spin",
+        Idle::Adaptive => "adaptive",
+        Idle::Park => "park",
     };
+    let write_cache = match directory.volatile_cache {
+        Some(true) => "volatile",
+        Some(false) => "none",
+        None => "unknown",
+    };
+    let fua = match directory.fua {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "unknown",
+    };
+    HostFacts {
+        commit: env!("RINGTIDE_COMMIT").into(),
+        process_id: std::process::id(),
+        cpu: 0,
+        idle: idle.into(),
+        kernel: host.kernel.clone(),
+        file_system: directory.file_system.clone(),
+        device: directory.device_name().into(),
+        write_cache: write_cache.into(),
+        fua: fua.into(),
+        durable_write_ns: measured.map(|latency| latency.p50.as_nanos() as u64),
+    }
+}
+
+/// The start-up line: what this broker runs on and what it found.
+fn announce(
+    config: &Config,
+    facts: &HostFacts,
+    measured: Option<WriteLatency>,
+    recovered: &Recovered,
+    open_files: Option<u64>,
+) {
+    let summary = &recovered.summary;
+    let micros = |time: Duration| time.as_micros() as u64;
     let recovery = if summary.fresh {
         "made a new data directory".to_string()
     } else if summary.was_clean {
@@ -210,29 +249,17 @@ fn announce(config: &Config, host: &Host, recovered: &Recovered, open_files: Opt
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        commit = env!("RINGTIDE_COMMIT"),
+        commit = facts.commit,
         cpus = cpu_list::show(&config.cpus),
-        idle = match config.idle {
-            Idle::Spin => "spin",
-            Idle::Adaptive => "adaptive",
-            Idle::Park => "park",
-        },
-        kernel = host.kernel,
+        idle = facts.idle,
+        kernel = facts.kernel,
         data_dir = %config.data_dir.display(),
-        file_system = directory.file_system,
-        device = directory.device_name(),
-        write_cache = match directory.volatile_cache {
-            Some(true) => "volatile",
-            Some(false) => "none",
-            None => "unknown",
-        },
-        fua = match directory.fua {
-            Some(true) => "yes",
-            Some(false) => "no",
-            None => "unknown",
-        },
-        durable_write_us = durable_us,
-        durable_write_max_us = durable_max_us,
+        file_system = facts.file_system,
+        device = facts.device,
+        write_cache = facts.write_cache,
+        fua = facts.fua,
+        durable_write_us = measured.map(|latency| micros(latency.p50)),
+        durable_write_max_us = measured.map(|latency| micros(latency.max)),
         open_files,
         topics = recovered.topics.len(),
         incarnation = recovered.identity.incarnation,
@@ -266,6 +293,7 @@ fn addresses(config: &Config, listeners: &[TcpListener]) -> Result<Vec<(String, 
 /// What each shard is started with: its part of what was recovered.
 fn starts(
     config: &Config,
+    facts: &HostFacts,
     recovered: Recovered,
     listeners: Vec<TcpListener>,
     addresses: &[(String, u16)],
@@ -311,6 +339,10 @@ fn starts(
             sync_interval_ms: config.sync_interval.as_millis() as u64,
             seed: random()?,
             broker_version: env!("CARGO_PKG_VERSION").into(),
+            host: HostFacts {
+                cpu: cpu as u16,
+                ..facts.clone()
+            },
         };
         let next_topic_serial = recovered.next_topic_serial;
         let inventory = Inventory {

@@ -5,6 +5,7 @@ mod peer;
 mod world;
 
 mod any_order;
+mod describe;
 mod files;
 mod forwarding;
 mod half_frames;

@@ -9,7 +9,7 @@ use ringtide_schema::batch::{Header, assign};
 use ringtide_schema::ids::{PartitionId, TopicId};
 use ringtide_schema::store::{GroupSnapshotT, PartitionT, SegmentT};
 use ringtide_schema::topic::TopicConfig;
-use ringtide_shard::{Inventory, Mail, Placement, Settings, Shard, Topic};
+use ringtide_shard::{HostFacts, Inventory, Mail, Placement, Settings, Shard, Topic};
 
 use crate::disk::Disk;
 
@@ -121,6 +121,7 @@ impl Setup {
             sync_interval_ms: 50,
             seed: 7,
             broker_version: "test".into(),
+            host: host(),
         };
         let inventory = Inventory {
             topics: self.topics.clone(),
@@ -135,6 +136,21 @@ impl Setup {
             mail: VecDeque::new(),
             holds_mail: false,
         }
+    }
+}
+
+fn host() -> HostFacts {
+    HostFacts {
+        commit: "0123456789ab".into(),
+        process_id: 77,
+        cpu: 3,
+        idle: "park".into(),
+        kernel: "6.1.0".into(),
+        file_system: "ext4".into(),
+        device: "vda".into(),
+        write_cache: "none".into(),
+        fua: "yes".into(),
+        durable_write_ns: Some(20_000),
     }
 }
 

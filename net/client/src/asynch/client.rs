@@ -15,6 +15,7 @@ use crate::core::call::{
 };
 use crate::core::cluster::Topic;
 use crate::core::consumer::Position;
+use crate::core::shard_info::ShardInfo;
 use crate::error::{Error, Result};
 use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 
@@ -90,6 +91,20 @@ impl Client {
     /// Those of [any call](Error#of-calls).
     pub async fn ping(&self) -> Result<()> {
         self.call(Request::Ping).await.map(drop)
+    }
+
+    /// What each shard runs on and what it did since it began, in the order of the shards. Each is asked
+    /// over a connection to it, which is kept, one after the other.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownOperation` from a broker that is older than this.
+    pub async fn describe_shards(&self) -> Result<Vec<ShardInfo>> {
+        let mut described = Vec::new();
+        for (host, port) in self.call(Request::ListShards).await?.shards()? {
+            let answer = self.call(Request::DescribeShard { host, port }).await?;
+            described.push(*answer.shard()?);
+        }
+        Ok(described)
     }
 
     /// Makes a topic; returns when it is durable and in force on every shard.

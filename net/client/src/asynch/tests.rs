@@ -33,6 +33,17 @@ async fn a_refused_connection_is_reported_at_once() {
 }
 
 #[tokio::test]
+async fn each_shard_describes_itself_over_a_connection_of_its_own() {
+    let served = serve(3);
+    let client = within(Client::connect(&served.servers[..1], Options::new()))
+        .await
+        .expect("connected");
+    let described = within(client.describe_shards()).await.expect("described");
+    let told: Vec<_> = described.iter().map(|i| (i.shard, i.wal_records)).collect();
+    assert_eq!(told, [(0, 100), (1, 101), (2, 102)]);
+}
+
+#[tokio::test]
 async fn acknowledgements_are_futures_with_partition_and_offset() {
     let served = serve(2);
     let client = within(Client::connect(&served.servers, Options::new()))

@@ -16,6 +16,7 @@ use crate::core::cluster::Topic;
 use crate::core::connection::Connection;
 use crate::core::consumer::Position;
 use crate::core::producer::Identity;
+use crate::core::shard_info::ShardInfo;
 use crate::error::Error;
 
 /// Settings of a topic to be made or changed: what is `None` gets the default, or is not changed.
@@ -135,6 +136,11 @@ impl OffsetAt {
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Ping,
+    ListShards,
+    DescribeShard {
+        host: Arc<str>,
+        port: u16,
+    },
     ListTopics,
     DescribeTopic {
         name: Arc<str>,
@@ -178,6 +184,9 @@ pub(crate) enum Request {
 #[derive(Clone, Debug)]
 pub(crate) enum Response {
     Done,
+    /// Host and port of each shard, in their order.
+    Shards(Vec<(Arc<str>, u16)>),
+    Shard(Box<ShardInfo>),
     Topics(Vec<Topic>),
     Topic(Topic),
     Partition(PartitionDescription),
@@ -199,6 +208,8 @@ macro_rules! expect {
 }
 
 impl Response {
+    expect!(shards, Shards, Vec<(Arc<str>, u16)>);
+    expect!(shard, Shard, Box<ShardInfo>);
     expect!(topics, Topics, Vec<Topic>);
     expect!(topic, Topic, Topic);
     expect!(partition, Partition, PartitionDescription);
@@ -234,7 +245,15 @@ pub(crate) struct Call {
 }
 
 impl Request {
-    /// The partition whose owner answers; without one, any shard does.
+    /// The address of the one shard that is meant.
+    pub(crate) fn shard(&self) -> Option<(&Arc<str>, u16)> {
+        match self {
+            Self::DescribeShard { host, port } => Some((host, *port)),
+            _ => None,
+        }
+    }
+
+    /// The partition whose owner answers; without one and without a shard, any shard does.
     pub(crate) fn partition(&self) -> Option<(&Arc<str>, u32)> {
         match self {
             Self::DescribePartition { topic, partition }
@@ -269,6 +288,8 @@ impl Request {
     pub(crate) fn what(&self) -> String {
         match self {
             Self::Ping => "ping".into(),
+            Self::ListShards => "list shards".into(),
+            Self::DescribeShard { host, port } => format!("describe the shard at {host}:{port}"),
             Self::ListTopics => "list topics".into(),
             Self::DescribeTopic { name } => format!("describe topic {name}"),
             Self::CreateTopic { name, .. } => format!("create topic {name}"),
@@ -313,7 +334,12 @@ impl Request {
             Self::Ping => connection.request(Op::Ping, deadline, tag, |b| {
                 wire::PingRequest::create(b, &wire::PingRequestArgs {})
             }),
-            Self::ListTopics => send_metadata(connection, &[], deadline, tag),
+            Self::DescribeShard { .. } => {
+                connection.request(Op::DescribeShard, deadline, tag, |b| {
+                    wire::DescribeShardRequest::create(b, &wire::DescribeShardRequestArgs {})
+                })
+            }
+            Self::ListTopics | Self::ListShards => send_metadata(connection, &[], deadline, tag),
             Self::DescribeTopic { name } => {
                 send_metadata(connection, std::slice::from_ref(name), deadline, tag)
             }
@@ -395,6 +421,19 @@ impl Request {
         let malformed = |e| Misread::Malformed(format!("malformed envelope: {e}"));
         Ok(match self {
             Self::Ping | Self::DeleteTopic { .. } | Self::CommitOffset { .. } => Response::Done,
+            Self::ListShards => {
+                let answer = envelope::<wire::MetadataResponse<'_>>(bytes).map_err(malformed)?;
+                let mut shards: Vec<_> = answer.shards().into_iter().flatten().collect();
+                shards.sort_unstable_by_key(wire::ShardAddress::shard);
+                let address =
+                    |s: wire::ShardAddress<'_>| (s.host().unwrap_or_default().into(), s.port());
+                Response::Shards(shards.into_iter().map(address).collect())
+            }
+            Self::DescribeShard { .. } => {
+                let answer =
+                    envelope::<wire::DescribeShardResponse<'_>>(bytes).map_err(malformed)?;
+                Response::Shard(Box::new(ShardInfo::from_wire(&answer)))
+            }
             Self::ListTopics => {
                 let answer = envelope::<wire::MetadataResponse<'_>>(bytes).map_err(malformed)?;
                 let topics = answer

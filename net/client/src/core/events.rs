@@ -216,7 +216,8 @@ impl Core {
             return;
         };
         let read = call.request.read(bytes);
-        if let Request::ListTopics | Request::DescribeTopic { .. } = call.request
+        if let Request::ListShards | Request::ListTopics | Request::DescribeTopic { .. } =
+            call.request
             && let Ok(answer) = envelope::<wire::MetadataResponse<'_>>(bytes)
         {
             self.cluster.update_shards(&answer);

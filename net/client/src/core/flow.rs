@@ -70,7 +70,12 @@ impl Core {
             self.refresh();
             return None;
         };
-        let link = self.link_to(&host, port);
+        self.way_to(&host, port)
+    }
+
+    /// The link to an address; if it is not up, it will be made.
+    fn way_to(&mut self, host: &Arc<str>, port: u16) -> Option<usize> {
+        let link = self.link_to(host, port);
         if self.links[link].is_ready() {
             return Some(link);
         }
@@ -210,7 +215,10 @@ impl Core {
         }
         let request = call.request.clone();
         let (link, partition) = match request.partition() {
-            None => (self.any_link(), None),
+            None => match request.shard() {
+                Some((host, port)) => (self.way_to(host, port), None),
+                None => (self.any_link(), None),
+            },
             Some((name, partition)) => match self.topic(name, now) {
                 None => {
                     self.refresh();

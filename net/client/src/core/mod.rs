@@ -25,6 +25,7 @@ pub(crate) mod parcel;
 pub(crate) mod producer;
 #[cfg(test)]
 pub(crate) mod served;
+pub(crate) mod shard_info;
 #[cfg(test)]
 mod tests;
 

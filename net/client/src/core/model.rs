@@ -170,6 +170,8 @@ struct Subscription {
 /// One connection to the model.
 #[derive(Default)]
 pub(crate) struct Peer {
+    /// The shard that it is connected to.
+    shard: u16,
     assembler: Assembler,
     encoder: Encoder,
     pub(crate) out: Vec<u8>,
@@ -177,6 +179,14 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// A connection to this shard.
+    pub(crate) fn on(shard: u16) -> Self {
+        Self {
+            shard,
+            ..Self::default()
+        }
+    }
+
     fn answer<T>(
         &mut self,
         op: Op,
@@ -347,6 +357,22 @@ impl Model {
             Op::Ping => peer.answer(op, correlation, &[], |b| {
                 wire::PingResponse::create(b, &wire::PingResponseArgs {})
             }),
+            Op::DescribeShard => {
+                envelope::<wire::DescribeShardRequest<'_>>(bytes).expect(GOOD);
+                let (shard, shards) = (peer.shard, self.shards.len() as u16);
+                peer.answer(op, correlation, &[], |b| {
+                    let idle = Some(b.create_string("spin"));
+                    let args = wire::DescribeShardResponseArgs {
+                        shard,
+                        shards,
+                        idle,
+                        durable_write_ns: Some(20_000),
+                        wal_records: 100 + u64::from(shard),
+                        ..Default::default()
+                    };
+                    wire::DescribeShardResponse::create(b, &args)
+                });
+            }
             Op::Metadata => {
                 let asked = envelope::<wire::MetadataRequest<'_>>(bytes).expect(GOOD);
                 let mut names: Vec<String> =

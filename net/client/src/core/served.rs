@@ -49,7 +49,7 @@ pub(crate) fn serve(shards: usize) -> Served {
         cut: Arc::default(),
         stop: Arc::default(),
     };
-    for listener in listeners {
+    for (shard, listener) in (0..).zip(listeners) {
         let (model, stop) = (served.model.clone(), served.stop.clone());
         let cut = served.cut.clone();
         std::thread::spawn(move || {
@@ -61,15 +61,15 @@ pub(crate) fn serve(shards: usize) -> Served {
                 let this = Arc::new(AtomicBool::new(false));
                 cut.lock().expect("not poisoned").push(this.clone());
                 let (model, stop) = (model.clone(), stop.clone());
-                std::thread::spawn(move || converse(stream, &model, &[&this, &stop]));
+                std::thread::spawn(move || converse(stream, shard, &model, &[&this, &stop]));
             }
         });
     }
     served
 }
 
-fn converse(mut stream: TcpStream, model: &Mutex<Model>, ends: &[&AtomicBool]) {
-    let mut peer = Peer::default();
+fn converse(mut stream: TcpStream, shard: u16, model: &Mutex<Model>, ends: &[&AtomicBool]) {
+    let mut peer = Peer::on(shard);
     let mut buffer = vec![0; 1 << 16];
     let timeout = Some(Duration::from_millis(1));
     stream

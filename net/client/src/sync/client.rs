@@ -11,6 +11,7 @@ use crate::core::call::{
 };
 use crate::core::cluster::Topic;
 use crate::core::consumer::Position;
+use crate::core::shard_info::ShardInfo;
 use crate::error::{Error, Result};
 use crate::options::{ConsumerOptions, Options, ProducerOptions, seed};
 use crate::sync::consumer::Consumer;
@@ -76,6 +77,20 @@ impl Client {
     /// Those of [any call](Error#of-calls).
     pub fn ping(&self) -> Result<()> {
         self.call(Request::Ping).map(drop)
+    }
+
+    /// What each shard runs on and what it did since it began, in the order of the shards. Each is asked
+    /// over a connection to it, which is kept, one after the other.
+    ///
+    /// # Errors
+    /// Those of [any call](Error#of-calls): `UnknownOperation` from a broker that is older than this.
+    pub fn describe_shards(&self) -> Result<Vec<ShardInfo>> {
+        let shards = self.call(Request::ListShards)?.shards()?;
+        let describe = |(host, port)| {
+            let answer = self.call(Request::DescribeShard { host, port })?;
+            answer.shard().map(|info| *info)
+        };
+        shards.into_iter().map(describe).collect()
     }
 
     /// Makes a topic; returns when it is durable and in force on every shard.

@@ -16,6 +16,7 @@ use rustix::event::{PollFd, PollFlags};
 
 use crate::core::connection::{Connection, Event, Hello};
 use crate::core::parse_server;
+use crate::core::shard_info::ShardInfo;
 use crate::error::{Error, Result};
 use crate::options::{Acks, Idle, Options};
 use crate::sync::driver::READ_BYTES;
@@ -63,6 +64,13 @@ pub enum RawEvent<'a> {
         visible: u64,
         /// Whole batches; none when there was nothing in time.
         payload: &'a [u8],
+    },
+    /// The shard said what it runs on and what it did.
+    Described {
+        /// Of the request.
+        correlation: u64,
+        /// What it said.
+        info: Box<ShardInfo>,
     },
     /// Something else was answered.
     Answered {
@@ -257,6 +265,16 @@ impl RawConnection {
         })
     }
 
+    /// Asks what the shard of this connection runs on and what it did since it began; returns the
+    /// correlation of the answer.
+    pub fn describe_shard(&mut self) -> u64 {
+        let deadline = self.deadline();
+        self.connection
+            .request(Op::DescribeShard, deadline, (), |b| {
+                wire::DescribeShardRequest::create(b, &wire::DescribeShardRequestArgs {})
+            })
+    }
+
     /// Sends what is unsent and hands out what arrived, without waiting; how many bytes arrived.
     ///
     /// # Errors
@@ -382,6 +400,12 @@ fn give(event: Event<'_, ()>, each: &mut impl FnMut(RawEvent<'_>)) {
                 payload,
             });
         }
+        Event::Answer {
+            correlation,
+            op: Op::DescribeShard,
+            envelope: bytes,
+            ..
+        } => each(described(correlation, bytes)),
         Event::Answer { correlation, .. } => each(RawEvent::Answered { correlation }),
         Event::Push {
             subscription,
@@ -403,5 +427,21 @@ fn give(event: Event<'_, ()>, each: &mut impl FnMut(RawEvent<'_>)) {
             let error = Error::from_wire(error.code, format!("{op:?}"), message);
             each(RawEvent::Failed { correlation, error });
         }
+    }
+}
+
+fn described(correlation: u64, bytes: &[u8]) -> RawEvent<'static> {
+    match envelope::<wire::DescribeShardResponse<'_>>(bytes) {
+        Ok(answer) => RawEvent::Described {
+            correlation,
+            info: Box::new(ShardInfo::from_wire(&answer)),
+        },
+        Err(error) => RawEvent::Failed {
+            correlation,
+            error: Error::Protocol {
+                server: "the broker".into(),
+                why: format!("malformed envelope: {error}").into(),
+            },
+        },
     }
 }

@@ -78,6 +78,41 @@ fn a_server_may_be_named() {
 }
 
 #[test]
+fn each_shard_describes_itself_over_a_connection_of_its_own() {
+    let served = serve(3);
+    let client = client(&served);
+    let described = client.describe_shards().expect("described");
+    let told: Vec<_> = described
+        .iter()
+        .map(|info| (info.shard, info.shards, info.wal_records))
+        .collect();
+    assert_eq!(told, [(0, 3, 100), (1, 3, 101), (2, 3, 102)]);
+    let first = &described[0];
+    assert_eq!(first.durable_write_ns, Some(20_000));
+    assert_eq!((&*first.idle, &*first.kernel), ("spin", "unknown"));
+}
+
+#[test]
+fn a_raw_connection_has_its_shard_described() {
+    use crate::sync::{RawConnection, RawEvent};
+    let served = serve(2);
+    let mut raw = RawConnection::connect(&served.servers[1], &Options::new()).expect("connected");
+    let asked = raw.describe_shard();
+    let mut told = None;
+    let began = Instant::now();
+    while told.is_none() {
+        assert!(began.elapsed() < LONG, "no answer");
+        raw.poll(|event| match event {
+            RawEvent::Described { correlation, info } => told = Some((correlation, info.shard)),
+            other => panic!("{other:?}"),
+        })
+        .expect("connected");
+        raw.idle(Idle::Park, Duration::from_millis(10));
+    }
+    assert_eq!(told, Some((asked, 1)));
+}
+
+#[test]
 fn topics_are_created_altered_listed_described_and_deleted() {
     let served = serve(2);
     let client = client(&served);
