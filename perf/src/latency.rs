@@ -72,12 +72,15 @@ impl Recorder {
             p90: histogram.value_at_quantile(0.9),
             p99: histogram.value_at_quantile(0.99),
             p99_9: histogram.value_at_quantile(0.999),
+            p99_99: histogram.value_at_quantile(0.9999),
             max: histogram.max(),
+            count: histogram.len(),
         })
     }
 }
 
-/// Quantiles in nanoseconds, to three digits.
+/// Quantiles in nanoseconds, to three digits, and of how many. A quantile that fewer than a few of
+/// them lie above says little: p99.99 needs 100,000 or so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Latency {
     /// The shortest.
@@ -92,8 +95,12 @@ pub struct Latency {
     pub p99: u64,
     /// 99.9 % took no longer.
     pub p99_9: u64,
+    /// 99.99 % took no longer.
+    pub p99_99: u64,
     /// The longest.
     pub max: u64,
+    /// How many they are of.
+    pub count: u64,
 }
 
 #[cfg(test)]
@@ -107,22 +114,23 @@ mod tests {
         recorder.record(Duration::ZERO);
         recorder.record(Duration::MAX);
         let latency = recorder.summary().expect("two were counted");
-        assert_eq!((recorder.count(), latency.min), (2, 1));
+        assert_eq!((recorder.count(), latency.count, latency.min), (2, 2, 1));
         assert!(latency.max.abs_diff(LONGEST_NS) <= LONGEST_NS / 1000);
     }
 
     #[test]
     fn quantiles_are_right_to_three_digits() {
         let mut recorder = Recorder::new();
-        for us in 1..=1000 {
-            recorder.record(Duration::from_micros(us));
+        for ns in (1..=10_000).map(|n| n * 100) {
+            recorder.record(Duration::from_nanos(ns));
         }
-        let latency = recorder.summary().expect("a thousand were counted");
+        let latency = recorder.summary().expect("ten thousand were counted");
         for (found, wanted) in [
             (latency.p50, 500_000),
             (latency.p90, 900_000),
             (latency.p99, 990_000),
             (latency.p99_9, 999_000),
+            (latency.p99_99, 999_900),
             (latency.max, 1_000_000),
         ] {
             assert!(
