@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use ringtide_client::{Acks, Visibility};
 use ringtide_perf::closed_loop::{self, Measured};
 use ringtide_perf::flood::{Publisher, Reader, Throughput};
-use ringtide_perf::limits::{DurableFile, echo};
+use ringtide_perf::limits::{DurableFile, Pace, Waiting, Writes, echo};
 use ringtide_perf::lone_topic::LoneTopic;
 use ringtide_perf::{BenchError, Latency, Recorder, cpu};
+use ringtide_schema::limits::BLOCK_BYTES;
 
 use crate::context::Context;
 use crate::reading::{self, Filled};
@@ -32,9 +33,9 @@ fn measure_echo(context: &Context) -> Result<Latency, BenchError> {
         context.client_cpu,
         context.broker_cpu,
         BYTES,
-        context.duration,
+        Waiting::Polling,
+        &mut Pace::new(context.duration),
     )
-    .map_err(BenchError::io("the echo cannot be measured"))
 }
 
 fn run(options: &closed_loop::Options) -> Result<closed_loop::Report, BenchError> {
@@ -102,14 +103,18 @@ pub fn deliver(context: &Context) -> Result<Vec<Line>, BenchError> {
 /// Publish to answer, durable, beside the device's own write and the echo.
 pub fn durable(context: &Context) -> Result<Vec<Line>, BenchError> {
     let (broker, _) = context.broker("durable")?;
-    let failed = "the durable write cannot be measured";
-    let mut file = DurableFile::create(&context.home).map_err(BenchError::io(failed))?;
+    let file = DurableFile::create(&context.home)?;
+    let writes = Writes {
+        bytes: BLOCK_BYTES,
+        cpu: context.broker_cpu,
+        beside_spinner: None,
+    };
     let mut options = context.closed_loop(&broker);
     options.acks = Acks::Durable;
     let pairs = context.in_pairs(|_| {
         let (write, echo) = broker.paused(|| {
-            let write = file.measure(context.broker_cpu, context.duration);
-            (write.map_err(BenchError::io(failed)), measure_echo(context))
+            let write = file.measure(writes, &mut Pace::new(context.duration));
+            (write, measure_echo(context))
         })?;
         Ok((write?, echo?, run(&options)?.produce.latency_ns))
     })?;

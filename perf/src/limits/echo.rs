@@ -2,43 +2,59 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::{Duration, Instant};
+use std::panic::resume_unwind;
 
 use crate::cpu;
-use crate::latency::{Latency, Recorder};
+use crate::error::BenchError;
+use crate::latency::Latency;
+use crate::limits::pace::Pace;
 
-/// The round trip of `bytes` bytes between two threads on these CPUs, both busy-polling, for
-/// `duration` after a tenth of it as warm-up.
+/// What both sides do while nothing has arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiting {
+    /// Look again, with `sched_yield` in between.
+    Polling,
+    /// Sleep in the kernel until something has.
+    Blocking,
+}
+
+/// The round trip of `bytes` bytes between two threads on these CPUs.
 ///
 /// # Errors
-/// When there is no such CPU, or loopback does not work.
+/// When there is no such CPU, or loopback does not work; [`BenchError::Interrupted`].
 pub fn echo(
     client_cpu: usize,
     server_cpu: usize,
     bytes: usize,
-    duration: Duration,
-) -> io::Result<Latency> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let address = listener.local_addr()?;
+    waiting: Waiting,
+    pace: &mut Pace<'_>,
+) -> Result<Latency, BenchError> {
+    let what = "cannot measure the echo over loopback TCP";
+    let (client, server) = connected().map_err(BenchError::io(what))?;
     std::thread::scope(|scope| {
         let server = scope.spawn(move || {
             cpu::pin(server_cpu)?;
-            let (stream, _) = listener.accept()?;
-            serve(&stream, bytes)
+            serve(&server, bytes, waiting)
         });
-        let client = scope.spawn(move || {
-            cpu::pin(client_cpu)?;
-            ask(&TcpStream::connect(address)?, bytes, duration)
-        });
-        let broken = |_| io::Error::other("a thread of the echo panicked");
-        let latency = client.join().map_err(broken)??;
-        server.join().map_err(broken)??;
-        Ok(latency)
+        let asked = cpu::on(Some(client_cpu), || ask(client, bytes, waiting, pace));
+        let served = server.join().unwrap_or_else(|panic| resume_unwind(panic));
+        served.map_err(BenchError::io(what))?;
+        asked.map_err(BenchError::io(what))?
     })
 }
 
-fn serve(stream: &TcpStream, bytes: usize) -> io::Result<()> {
-    prepare(stream)?;
+/// Two ends of a connection. They are made before there are threads: one that fails closes its end,
+/// so that the other does not wait for it.
+pub(super) fn connected() -> io::Result<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let one = TcpStream::connect(listener.local_addr()?)?;
+    let (other, _) = listener.accept()?;
+    Ok((one, other))
+}
+
+/// Sends back what comes until the peer is gone.
+fn serve(stream: &TcpStream, bytes: usize, waiting: Waiting) -> io::Result<()> {
+    prepare(stream, waiting)?;
     let mut buffer = vec![0; bytes];
     while receive(stream, &mut buffer)? {
         send(stream, &buffer)?;
@@ -46,33 +62,27 @@ fn serve(stream: &TcpStream, bytes: usize) -> io::Result<()> {
     Ok(())
 }
 
-fn ask(stream: &TcpStream, bytes: usize, duration: Duration) -> io::Result<Latency> {
-    prepare(stream)?;
+fn ask(
+    stream: TcpStream,
+    bytes: usize,
+    waiting: Waiting,
+    pace: &mut Pace<'_>,
+) -> Result<Latency, BenchError> {
+    let what = "cannot measure the echo over loopback TCP";
+    prepare(&stream, waiting).map_err(BenchError::io(what))?;
     let (question, mut answer) = (vec![7; bytes], vec![0; bytes]);
-    let mut recorder = Recorder::new();
-    let began = Instant::now();
-    let (warm, end) = (began + duration / 10, began + duration + duration / 10);
-    loop {
-        let asked = Instant::now();
-        if asked >= end {
-            break;
+    pace.latency(what, || {
+        send(&stream, &question)?;
+        if receive(&stream, &mut answer)? {
+            return Ok(());
         }
-        send(stream, &question)?;
-        if !receive(stream, &mut answer)? {
-            return Err(ErrorKind::UnexpectedEof.into());
-        }
-        if asked >= warm {
-            recorder.record(asked.elapsed());
-        }
-    }
-    recorder
-        .summary()
-        .ok_or_else(|| io::Error::other("the echo answered nothing in time"))
+        Err(ErrorKind::UnexpectedEof.into())
+    })
 }
 
-fn prepare(stream: &TcpStream) -> io::Result<()> {
+fn prepare(stream: &TcpStream, waiting: Waiting) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    stream.set_nonblocking(true)
+    stream.set_nonblocking(waiting == Waiting::Polling)
 }
 
 /// Fills the buffer; whether the peer is still there.
@@ -82,31 +92,73 @@ fn receive(mut stream: &TcpStream, buffer: &mut [u8]) -> io::Result<bool> {
         match stream.read(&mut buffer[have..]) {
             Ok(0) => return Ok(false),
             Ok(bytes) => have += bytes,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
-            Err(error) => return Err(error),
+            Err(error) => go_on(error)?,
         }
     }
     Ok(true)
 }
 
-fn send(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+/// Sends all of it.
+pub(super) fn send(mut stream: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match stream.write(bytes) {
             Ok(sent) => bytes = &bytes[sent..],
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
-            Err(error) => return Err(error),
+            Err(error) => go_on(error)?,
         }
+    }
+    Ok(())
+}
+
+/// Yields if it was only too early, and lets a signal be.
+pub(super) fn go_on(error: io::Error) -> io::Result<()> {
+    match error.kind() {
+        ErrorKind::WouldBlock => std::thread::yield_now(),
+        ErrorKind::Interrupted => {}
+        _ => return Err(error),
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
-    fn an_echo_takes_some_time() {
-        let latency = echo(0, 0, 128, Duration::from_millis(50)).expect("loopback works");
-        assert!(0 < latency.p50 && latency.p50 <= latency.p99, "{latency:?}");
+    fn an_echo_returns_what_was_sent() {
+        for waiting in [Waiting::Polling, Waiting::Blocking] {
+            let (client, server) = connected().expect("loopback works");
+            let served = std::thread::spawn(move || serve(&server, 5, waiting));
+            for word in [b"hello", b"world"] {
+                send(&client, word).expect("sent");
+                let mut answer = [0; 5];
+                assert!(receive(&client, &mut answer).expect("received"));
+                assert_eq!(&answer, word, "{waiting:?}");
+            }
+            drop(client);
+            let ended = served.join().expect("no panic");
+            assert!(ended.is_ok(), "{waiting:?}: {ended:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_block_only_if_asked_to() {
+        for (waiting, blocks) in [(Waiting::Polling, false), (Waiting::Blocking, true)] {
+            let (client, _server) = connected().expect("loopback works");
+            prepare(&client, waiting).expect("prepared");
+            let flags = rustix::fs::fcntl_getfl(&client).expect("flags");
+            assert_eq!(!flags.contains(rustix::fs::OFlags::NONBLOCK), blocks);
+        }
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_ends_both_sides() {
+        for (client, server) in [(0, 1023), (1023, 0)] {
+            let mut pace = Pace::new(Duration::from_secs(3600));
+            let ended = echo(client, server, 128, Waiting::Blocking, &mut pace);
+            let error = ended.expect_err("no machine here has it").to_string();
+            assert!(error.contains("1023"), "{error}");
+        }
     }
 }

@@ -1,16 +1,24 @@
 //! Sending files over loopback TCP as fast as it goes.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, Read};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::sendfile;
 
 use crate::cpu;
+use crate::error::BenchError;
+use crate::limits::echo;
+use crate::limits::pace::Pace;
+use crate::limits::scratch;
 use crate::pipe::READ_BYTES;
+
+/// Bytes of the file that is made to be sent: more than most processors keep in caches.
+const FILE_BYTES: u64 = 128 << 20;
 
 /// How a file gets into a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +39,49 @@ impl Sending {
     ];
 }
 
+/// Bytes a second of the fastest way to send a file that is in the page cache, from one CPU to a
+/// reader on another, both polling. The file has no name in the directory, and goes in the end.
+///
+/// # Errors
+/// When there is no such CPU, or the file cannot be made; [`BenchError::Interrupted`].
+pub fn fastest_sending(
+    dir: &Path,
+    sender_cpu: usize,
+    reader_cpu: usize,
+    pace: &mut Pace<'_>,
+) -> Result<u64, BenchError> {
+    let what = format!(
+        "cannot write the file of {} MiB that is to be sent in {}; choose a directory with room \
+         for it",
+        FILE_BYTES >> 20,
+        dir.display()
+    );
+    let file = [cached(dir, FILE_BYTES).map_err(BenchError::io(what))?];
+    let what = "cannot measure sending a file over loopback TCP";
+    let mut fastest = 0;
+    for how in Sending::ALL {
+        let rate = pace.bytes_per_s(Sending::ALL.len(), what, || {
+            send_open(&file, how, sender_cpu, reader_cpu)
+        })?;
+        fastest = fastest.max(rate);
+    }
+    Ok(fastest)
+}
+
+/// A file without a name whose bytes are on the device and in the page cache.
+fn cached(dir: &Path, bytes: u64) -> io::Result<File> {
+    let file = scratch::nameless(dir, |path| {
+        File::options().read(true).write(true).open(path)
+    })?;
+    let piece = vec![7; 1 << 20];
+    for position in (0..bytes).step_by(piece.len()) {
+        file.write_all_at(&piece, position)?;
+    }
+    // Else the system might write it while it is sent.
+    file.sync_data()?;
+    Ok(file)
+}
+
 /// Sends the files over a socket from one CPU to a reader on another, both polling; how long that
 /// took, until the last byte was read, and how much it was.
 ///
@@ -42,28 +93,36 @@ pub fn send_files(
     sender_cpu: usize,
     reader_cpu: usize,
 ) -> io::Result<(Duration, u64)> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let address = listener.local_addr()?;
+    let files: Vec<File> = files.iter().map(File::open).collect::<Result<_, _>>()?;
+    send_open(&files, how, sender_cpu, reader_cpu)
+}
+
+fn send_open(
+    files: &[File],
+    how: Sending,
+    sender_cpu: usize,
+    reader_cpu: usize,
+) -> io::Result<(Duration, u64)> {
+    let (to, from) = echo::connected()?;
     std::thread::scope(|scope| {
         let reader = scope.spawn(move || {
             cpu::pin(reader_cpu)?;
-            let (stream, _) = listener.accept()?;
-            take(&stream)
+            take(&from)
         });
         let sender = scope.spawn(move || {
             cpu::pin(sender_cpu)?;
-            let stream = TcpStream::connect(address)?;
-            stream.set_nonblocking(true)?;
+            to.set_nonblocking(true)?;
             let began = Instant::now();
-            for path in files {
-                send(&stream, &File::open(path)?, how)?;
+            for file in files {
+                send(&to, file, how)?;
             }
             Ok::<_, io::Error>(began)
         });
-        let broken = |_| io::Error::other("a thread of the measurement panicked");
-        let began = sender.join().map_err(broken)??;
-        let (ended, bytes) = reader.join().map_err(broken)??;
-        Ok((ended - began, bytes))
+        let sent = sender.join().unwrap_or_else(|panic| resume_unwind(panic));
+        let taken = reader.join().unwrap_or_else(|panic| resume_unwind(panic));
+        // A reader that failed is why the sender failed.
+        let (ended, bytes) = taken?;
+        Ok((ended - sent?, bytes))
     })
 }
 
@@ -75,8 +134,7 @@ fn send(stream: &TcpStream, file: &File, how: Sending) -> io::Result<()> {
                 match sendfile(stream, file, Some(&mut position), piece) {
                     Ok(0) => return Ok(()),
                     Ok(_) => {}
-                    Err(rustix::io::Errno::AGAIN) => std::thread::yield_now(),
-                    Err(errno) => return Err(errno.into()),
+                    Err(errno) => echo::go_on(errno.into())?,
                 }
             }
         }
@@ -88,14 +146,7 @@ fn send(stream: &TcpStream, file: &File, how: Sending) -> io::Result<()> {
                     return Ok(());
                 }
                 position += bytes as u64;
-                let (mut stream, mut rest) = (stream, &buffer[..bytes]);
-                while !rest.is_empty() {
-                    match stream.write(rest) {
-                        Ok(sent) => rest = &rest[sent..],
-                        Err(e) if e.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
-                        Err(e) => return Err(e),
-                    }
-                }
+                echo::send(stream, &buffer[..bytes])?;
             }
         }
     }
@@ -109,8 +160,7 @@ fn take(mut stream: &TcpStream) -> io::Result<(Instant, u64)> {
         match stream.read(&mut buffer) {
             Ok(0) => return Ok((Instant::now(), total)),
             Ok(bytes) => total += bytes as u64,
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
-            Err(error) => return Err(error),
+            Err(error) => echo::go_on(error)?,
         }
     }
 }
@@ -133,6 +183,25 @@ mod tests {
         for how in Sending::ALL {
             let (_, bytes) = send_files(&files, how, 0, 0).expect("sent");
             assert_eq!(bytes, 300_001, "{how:?}");
+        }
+    }
+
+    #[test]
+    fn the_file_to_be_sent_is_whole_and_has_no_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = cached(dir.path(), 3 << 20).expect("written");
+        assert_eq!(file.metadata().expect("open").len(), 3 << 20);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("there").count(), 0);
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_there_ends_both_sides() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = [cached(dir.path(), 8 << 20).expect("written")];
+        for (sender, reader) in [(0, 1023), (1023, 0)] {
+            let ended = send_open(&file, Sending::ALL[0], sender, reader);
+            let error = ended.expect_err("no machine here has it").to_string();
+            assert!(error.contains("1023"), "{error}");
         }
     }
 }
