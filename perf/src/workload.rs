@@ -81,7 +81,7 @@ pub struct Bytes(u64);
 
 /// Seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seconds(Duration);
+pub struct Seconds(pub Duration);
 
 impl FromStr for Bytes {
     type Err = String;

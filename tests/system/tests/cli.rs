@@ -11,10 +11,12 @@ use ringtide_schema::batch::{Batches, Codec};
 use ringtide_schema::murmur2::partition_for_key;
 use ringtide_schema::record::BatchBuilder;
 use ringtide_system_tests::{
-    Broker, Cli, Finished, Ports, Setup, batch_at, exit, now_ms, table, wait,
+    Broker, Cli, Finished, MountedDisk, Ports, Setup, batch_at, cpu_list, data_root, exit, now_ms,
+    skip, table, wait,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// A broker with a topic "t" of this many partitions.
 fn scene(partitions: u32) -> (Broker, Cli) {
@@ -1008,8 +1010,9 @@ fn a_benchmark_writes_its_latencies() {
             .as_u64()
             .unwrap_or_else(|| panic!("{k} is missing: {report}"))
     };
-    let ascending = ["p50", "p90", "p99", "p99_9", "max"].map(at);
+    let ascending = ["p50", "p90", "p99", "p99_9", "p99_99", "max"].map(at);
     assert!(ascending[0] > 0 && ascending.is_sorted(), "{ascending:?}");
+    assert_eq!(at("count"), report["produce"]["count"]);
 }
 
 #[test]
@@ -1039,4 +1042,116 @@ fn a_benchmark_adds_its_json_to_a_redirected_standard_output() {
     assert!(report["produce"]["count"].is_u64(), "{report}");
     let table = String::from_utf8_lossy(&done.stderr);
     assert!(table.contains("publish to answer"), "{table}");
+}
+
+#[test]
+fn the_limits_of_a_machine_are_all_measured_and_leave_nothing_but_their_json() {
+    let home = TempDir::new_in(data_root()).expect("a folder");
+    let cpu = cpu_list(1);
+    let args = [
+        "bench",
+        "limits",
+        "--duration",
+        "0.05",
+        "--cpus",
+        &format!("{cpu},{cpu}"),
+        "--json",
+        "limits.json",
+    ];
+    // A broker's address in the environment is none of its business.
+    let cli = Cli::without_server().env("RINGTIDE_SERVER", "127.0.0.1:1");
+    let table = cli.run_in(home.path(), &args).ok();
+    let files: Vec<_> = std::fs::read_dir(home.path())
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(files, ["limits.json"]);
+    let report = std::fs::read(home.path().join("limits.json")).expect("a report");
+    let report: Value = serde_json::from_slice(&report).expect("JSON");
+    assert_eq!(report["schema_version"], 1, "{report}");
+    assert_eq!(report["kind"], "limits", "{report}");
+    assert_eq!(report["place"]["disk_cpu"].to_string(), cpu, "{report}");
+    for name in [
+        "tcp_echo_ns",
+        "tcp_echo_blocking_ns",
+        "durable_write_ns",
+        "durable_write_64k_ns",
+    ] {
+        let at = |k: &str| {
+            report[name][k]
+                .as_u64()
+                .unwrap_or_else(|| panic!("{name} lacks {k}: {report}"))
+        };
+        let ascending = ["min", "p50", "p90", "p99", "p99_9", "p99_99", "max"].map(at);
+        assert!(ascending[0] > 0 && ascending.is_sorted(), "{ascending:?}");
+        assert!(
+            (ascending[0]..=ascending[6]).contains(&at("mean")),
+            "{name}"
+        );
+        assert!(at("count") > 0, "{name}");
+    }
+    let copy = &report["memory_copy_bytes_per_s"];
+    for rate in [
+        &copy["within_l2"],
+        &copy["beyond_caches"],
+        &report["crc32c_bytes_per_s"],
+        &report["send_file_bytes_per_s"],
+    ] {
+        assert!(rate.as_u64().is_some_and(|rate| rate > 0), "{report}");
+    }
+    for words in ["echo, 128 B, polling", "durable write, 64 KiB", "GB/s"] {
+        assert!(table.text().contains(words), "{words}: {}", table.text());
+    }
+}
+
+#[test]
+fn limits_that_are_interrupted_leave_nothing_behind() {
+    let home = TempDir::new_in(data_root()).expect("a folder");
+    let files = || std::fs::read_dir(home.path()).expect("a folder").count();
+    let args = [
+        "bench",
+        "limits",
+        "--duration",
+        "3600",
+        "--json",
+        "limits.json",
+    ];
+    let mut running = Cli::without_server().start_in(home.path(), &args);
+    // The file for the figures is there at first; the signals are watched soon after.
+    wait::for_it("the beginning", || files() == 1);
+    wait::for_it("signals that are watched", || {
+        watches_signals(running.pid())
+    });
+    running.signal(Signal::INT);
+    let ended = running.finish().failed();
+    assert_eq!(ended.code(), 3, "{ended:?}");
+    assert!(ended.stderr.contains("interrupted"), "{ended:?}");
+    assert_eq!((ended.text(), files()), ("", 0));
+}
+
+/// Whether a process has a handler for SIGTERM, which it has after that for SIGINT.
+fn watches_signals(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:\t"));
+    let caught = u64::from_str_radix(caught.expect("a set of signals"), 16).expect("a number");
+    caught & 1 << (Signal::TERM.as_raw() - 1) != 0
+}
+
+#[test]
+fn limits_need_a_file_system_with_direct_io_and_cpus_that_are_there() {
+    let cpu = cpu_list(1);
+    let gone = Cli::without_server().run(&["bench", "limits", "--cpus", &format!("{cpu},1023")]);
+    let said = gone.failed().stderr;
+    assert!(said.contains("CPU 1023"), "{said}");
+    let disk = match MountedDisk::ramfs() {
+        Ok(disk) => disk,
+        Err(reason) => return skip("limits_need_a_file_system_with_direct_io", &reason),
+    };
+    let path = disk.path().to_str().expect("a path of text");
+    let args = ["bench", "limits", "--duration", "0.01", "--dir", path];
+    let refused = Cli::without_server().run(&args).failed();
+    assert_eq!((refused.code(), refused.text()), (exit::FAILED, ""));
+    for words in ["O_DIRECT", path, "choose a directory"] {
+        assert!(refused.stderr.contains(words), "{words}: {refused:?}");
+    }
 }

@@ -3,11 +3,12 @@
 
 mod closed_loop;
 mod json_file;
+mod limits;
 mod open_loop;
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use ringtide_perf::BenchError;
 use ringtide_perf::workload::Workload;
 
@@ -15,7 +16,10 @@ use crate::connect::exit_of;
 use crate::exit::{Exit, Failure};
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<BenchCommand>,
     /// Instead of a schedule: one publisher that waits for each acknowledgement before it publishes the
     /// next record. Takes --acks, --size, --duration, --deliver, --cpus and --json
     #[arg(long)]
@@ -56,8 +60,20 @@ pub(crate) struct BenchArgs {
     pub(crate) server: Option<String>,
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure what this machine can do without a broker
+    ///
+    /// Figures of a broker are to be given as ratios to these. Nothing is asked of a broker, and one
+    /// that runs on the same CPUs disturbs it.
+    Limits(limits::LimitsArgs),
+}
+
 /// Runs the command.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    if let Some(BenchCommand::Limits(args)) = &args.command {
+        return limits::run(args);
+    }
     match args.closed_loop {
         true => closed_loop::run(args),
         false => open_loop::run(args),
