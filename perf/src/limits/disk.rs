@@ -24,14 +24,14 @@ const FILE_BYTES: u64 = 64 << 20;
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Memory whose address is a multiple of a block.
-struct Aligned {
+pub(super) struct Aligned {
     memory: Vec<u8>,
     start: usize,
     bytes: usize,
 }
 
 impl Aligned {
-    fn new(bytes: usize, fill: u8) -> Self {
+    pub(super) fn new(bytes: usize, fill: u8) -> Self {
         let memory = vec![fill; bytes + BLOCK_BYTES];
         let start = memory.as_ptr().align_offset(BLOCK_BYTES);
         Self {
