@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use crate::latency::{Latency, Recorder};
+use crate::limits::Limits;
 use crate::machine::{Between, Host};
 use crate::open_loop::ledger::Balance;
 use crate::open_loop::timing::{CELL_NS, Cell, Second};
@@ -44,7 +45,7 @@ pub struct Report {
     pub environment: Environment,
     /// What the machine can do without a broker; absent when it was not measured.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub limits: Option<serde_json::Value>,
+    pub limits: Option<Around>,
     /// From publishing to the acknowledgement.
     pub produce: Produce,
     /// From publishing to the subscriber.
@@ -271,6 +272,60 @@ pub struct Replay {
     pub bytes: u64,
 }
 
+/// The limits that a run is compared with, just before it and just after.
+#[derive(Clone, Debug, Serialize)]
+pub struct Around {
+    /// Before.
+    #[serde(flatten)]
+    pub before: Limits,
+    /// After.
+    pub after: Limits,
+    /// From sending to the acknowledgement, to what the machine needs for the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratios: Option<Ratios>,
+}
+
+/// A run's times as multiples of a limit's: against the one before and the one after.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Ratios {
+    /// The sum of these limits is 1.
+    pub reference: &'static str,
+    /// Of p50.
+    pub p50: (f64, f64),
+    /// Of p99.
+    pub p99: (f64, f64),
+}
+
+impl Around {
+    fn new(before: &Limits, after: &Limits, acks: &str, service: Option<Latency>) -> Self {
+        let is_durable = acks == "durable";
+        let at = |limits: &Limits, quantile: fn(&Latency) -> u64| -> Option<f64> {
+            let echo = quantile(&limits.tcp_echo_ns?) as f64;
+            match is_durable {
+                true => Some(echo + quantile(&limits.durable_write_ns?) as f64),
+                false => Some(echo),
+            }
+        };
+        let both = |quantile: fn(&Latency) -> u64| -> Option<(f64, f64)> {
+            let of = quantile(&service?) as f64;
+            Some((of / at(before, quantile)?, of / at(after, quantile)?))
+        };
+        let ratios = both(|l| l.p50).zip(both(|l| l.p99));
+        Self {
+            before: before.clone(),
+            after: after.clone(),
+            ratios: ratios.map(|(p50, p99)| Ratios {
+                reference: match is_durable {
+                    true => "durable write and echo",
+                    false => "echo",
+                },
+                p50,
+                p99,
+            }),
+        }
+    }
+}
+
 /// Points in time.
 #[derive(Clone, Debug, Serialize)]
 pub struct Series<T> {
@@ -302,10 +357,8 @@ pub struct Facts {
     pub spinning: usize,
     /// The CPUs of spinning threads of the broker, if it is here.
     pub broker_cpus: Vec<usize>,
-    /// Of the machine's limits.
-    pub limits: Option<serde_json::Value>,
-    /// The shortest that the device took for a durable write, if it was measured.
-    pub shortest_write_ns: Option<u64>,
+    /// What the machine could do just before and just after.
+    pub limits: Option<(Limits, Limits)>,
     /// Of the write-ahead log.
     pub wal: Option<Wal>,
 }
@@ -334,6 +387,9 @@ impl Report {
             count: times.end_to_end.count(),
             latency_ns,
         });
+        let limits = facts.limits.as_ref().map(|(before, after)| {
+            Around::new(before, after, &facts.config.acks, produce.service_ns)
+        });
         let reasons = reasons(&schedule, &produce, outcome, &facts);
         Self {
             schema_version: SCHEMA_VERSION,
@@ -342,7 +398,7 @@ impl Report {
             reasons,
             config: facts.config,
             environment: facts.environment,
-            limits: facts.limits,
+            limits,
             produce,
             end_to_end,
             schedule,
@@ -404,7 +460,12 @@ fn reasons(schedule: &Kept, produce: &Produce, outcome: &Outcome, facts: &Facts)
                 .into(),
         );
     }
-    if let (Some(shortest), Some(service)) = (facts.shortest_write_ns, produce.service_ns)
+    let writes = facts
+        .limits
+        .iter()
+        .flat_map(|(before, after)| [before, after]);
+    let shortest = writes.filter_map(|limits| Some(limits.durable_write_ns?.min));
+    if let (Some(shortest), Some(service)) = (shortest.min(), produce.service_ns)
         && facts.config.acks == "durable"
         && service.p50 < shortest / 2
     {
@@ -493,6 +554,20 @@ mod tests {
         }
     }
 
+    /// An echo of 10 us, and a write of 80 us.
+    fn limits() -> Limits {
+        let of = |us: u64| {
+            let mut recorder = Recorder::new();
+            recorder.record(Duration::from_micros(us));
+            recorder.summary()
+        };
+        Limits {
+            tcp_echo_ns: of(10),
+            durable_write_ns: of(80),
+            ..Limits::default()
+        }
+    }
+
     fn facts(plan: &Plan) -> Facts {
         let mut config = Config::of(plan);
         config.acks = "durable".into();
@@ -512,8 +587,7 @@ mod tests {
             },
             spinning: 2,
             broker_cpus: vec![0],
-            limits: None,
-            shortest_write_ns: Some(80_000),
+            limits: Some((limits(), limits())),
             wal: None,
         }
     }
@@ -551,6 +625,25 @@ mod tests {
         let (mut outcome, mut facts) = (outcome(), facts(&plan));
         change(&mut outcome, &mut facts);
         Report::new(&plan, &outcome, facts)
+    }
+
+    fn writes_take(facts: &mut Facts, ns: u64) {
+        if let Some((before, after)) = &mut facts.limits {
+            for limits in [before, after] {
+                limits.durable_write_ns.as_mut().expect("measured").min = ns;
+            }
+        }
+    }
+
+    #[test]
+    fn a_run_is_compared_with_what_the_machine_needs_for_the_same() {
+        let close = |(a, b): (f64, f64), to: f64| (a - to).abs() < 0.01 && (b - to).abs() < 0.01;
+        let durable = judged(|_, _| ()).limits.expect("measured").ratios;
+        let durable = durable.expect("both were measured");
+        assert!(close(durable.p50, 95.0 / 90.0), "{durable:?}");
+        let accepted = judged(|_, f| f.config.acks = "accepted".into());
+        let accepted = accepted.limits.expect("measured").ratios;
+        assert!(close(accepted.expect("measured").p99, 9.5), "{accepted:?}");
     }
 
     #[test]
@@ -597,7 +690,7 @@ mod tests {
                 f.environment.flush = Flush::Missing
             }),
             ("cannot have been on stable storage", |_, f| {
-                f.shortest_write_ns = Some(300_000);
+                writes_take(f, 300_000);
             }),
             ("acknowledged and not delivered", |o, _| o.balance.lost = 1),
             ("delivered more than once", |o, _| o.balance.duplicated = 1),
@@ -617,7 +710,7 @@ mod tests {
     #[test]
     fn what_is_acknowledged_sooner_than_a_write_takes_counts_where_no_write_is_promised() {
         let report = judged(|_, f| {
-            f.shortest_write_ns = Some(300_000);
+            writes_take(f, 300_000);
             f.config.acks = "accepted".into();
         });
         assert!(report.valid, "{:?}", report.reasons);

@@ -155,7 +155,7 @@ pub struct Progress {
 
 /// What the machine did; what was not wanted is absent. Times are in nanoseconds, rates in bytes a
 /// second.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Limits {
     /// Where.
     pub place: Place,

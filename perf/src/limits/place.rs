@@ -7,7 +7,7 @@ use rustix::fs::{major, minor};
 use serde::Serialize;
 
 /// The machine's parts that were measured.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Default, Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Place {
     /// Of the system.
     pub kernel: String,

@@ -5,7 +5,6 @@ use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use clap::Args;
 use ringtide_perf::Latency;
@@ -14,8 +13,8 @@ use ringtide_perf::workload::Seconds;
 use ringtide_uring::probe;
 use serde::Serialize;
 
-use crate::bench::json_file::JsonFile;
 use crate::bench::exit_of_bench;
+use crate::bench::json_file::JsonFile;
 use crate::exit::Failure;
 use crate::output::print;
 use crate::progress::{Progress, grouped};
@@ -35,7 +34,12 @@ pub(crate) struct LimitsArgs {
     #[arg(long, value_name = "BROKER,CLIENT", value_parser = cpus)]
     pub(crate) cpus: Option<Cpus>,
     /// How long each is measured, after a tenth of it as warm-up
-    #[arg(long, value_name = "SECONDS", default_value = "3", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value = "3",
+        allow_negative_numbers = true
+    )]
     pub(crate) duration: Seconds,
     /// Write the figures to this file as JSON; /dev/stdout: to standard output, and the table to
     /// standard error
@@ -226,7 +230,7 @@ mod tests {
         let args = parsed(&["--cpus", "3, 2", "--duration", "0.5", "--dir", "d"]).expect("good");
         let (broker, client) = (3, 2);
         assert_eq!(args.cpus, Some(Cpus { broker, client }));
-        assert_eq!(args.duration.0, Duration::from_millis(500));
+        assert_eq!(args.duration.0.as_millis(), 500);
         assert_eq!(args.dir, PathBuf::from("d"));
         for foreign in [["--server", "h:1"], ["--acks", "durable"]] {
             let refused = parsed(&foreign).expect_err("of a broker");

@@ -2,9 +2,11 @@
 //! `perf/`; here are its command line, its table and its files.
 
 mod closed_loop;
+mod hlog_file;
 mod json_file;
 mod limits;
 mod open_loop;
+mod open_table;
 
 use std::path::PathBuf;
 
@@ -44,6 +46,13 @@ pub(crate) struct BenchArgs {
         conflicts_with = "closed_loop"
     )]
     pub(crate) broker_cpus: Option<Vec<usize>>,
+    /// Do not measure the limits of the machine before and after
+    #[arg(long, conflicts_with = "closed_loop")]
+    pub(crate) no_limits: bool,
+    /// Measure the limits of the machine on the disk of this directory [default: here, when a broker is
+    /// started here; not at all otherwise, because a broker that runs is in the way]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["closed_loop", "no_limits"])]
+    pub(crate) limits_dir: Option<PathBuf>,
     /// Do not read everything back when there are no subscribers
     #[arg(long, conflicts_with = "closed_loop")]
     pub(crate) no_verify: bool,

@@ -1,8 +1,6 @@
 //! `ringtide bench`: a load that does not wait for the broker, against one that runs or one of its own.
 
-use std::fmt::Write as _;
-use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, Write as _};
 use std::net::ToSocketAddrs;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -10,26 +8,30 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hdrhistogram::serialization::V2DeflateSerializer;
-use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use ringtide_client::sync::Client;
-use ringtide_client::{Acks, Codec, TopicSettings, Visibility};
+use ringtide_client::{Acks, Codec, ShardInfo, TopicSettings, Visibility};
 use ringtide_perf::BenchError;
 use ringtide_perf::broker::{Broker, Launch};
+use ringtide_perf::limits::{self, Limit, Limits};
 use ringtide_perf::machine::{Between, Counters, Host, Parts};
 use ringtide_perf::open_loop::ringtide::RingtideTopic;
 use ringtide_perf::open_loop::timing::{Second, Times};
-use ringtide_perf::open_loop::{self, Outcome, Plan};
-use ringtide_perf::report::{Config, Environment, Facts, Flush, Report};
+use ringtide_perf::open_loop::{self, Plan};
+use ringtide_perf::report::{Config, Environment, Facts, Flush, Report, Wal};
 use ringtide_perf::workload::Workload;
 use tempfile::TempDir;
 
+use crate::bench::hlog_file::HlogFile;
 use crate::bench::json_file::JsonFile;
+use crate::bench::open_table::table;
 use crate::bench::{BenchArgs, exit_of_bench};
 use crate::exit::{Exit, Failure};
 use crate::output::print;
 use crate::progress::{Progress, grouped};
 use crate::signals::stop_flag;
+
+/// How long each limit is measured.
+const LIMIT_TIME: Duration = Duration::from_secs(1);
 
 /// Runs it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
@@ -47,27 +49,36 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let hlog = args.hlog.as_deref().map(HlogFile::create).transpose()?;
     let interrupted = stop_flag()?;
 
+    let before = placement.limits(args, &interrupted)?;
     let began = SystemTime::now();
-    let measured = Measured::prepare(args, &workload, &placement, &plan).map_err(failure)?;
+    let mut measured = Measured::prepare(args, &workload, &placement, &plan).map_err(failure)?;
     let mut watch = Watching {
         progress: Progress::new(),
-        interrupted,
+        interrupted: interrupted.clone(),
         hlog,
+        client: &measured.client,
         parts: measured.parts(),
-        before: None,
-        meanwhile: None,
+        first: None,
+        last: None,
+        acked: 0,
         began,
     };
     let outcome = open_loop::run(&plan, feed.as_ref(), &measured.topic, &mut watch);
     watch.progress.clear();
-    let (meanwhile, hlog) = (watch.meanwhile, watch.hlog);
+    let (meanwhile, hlog) = (watch.meanwhile(), watch.hlog.take());
+    drop(watch);
+    measured.end(outcome.is_ok());
     let outcome = outcome.map_err(failure)?;
-    let facts = measured.facts(args, &workload, &plan, &placement, began, meanwhile);
+    let after = match (&before, &outcome.error) {
+        (Some(_), None) => placement.limits(args, &interrupted)?,
+        _ => None,
+    };
+    let mut facts = measured.facts(args, &workload, &plan, began, meanwhile);
+    facts.limits = before.zip(after);
     let report = Report::new(&plan, &outcome, facts);
-    measured.end(&outcome);
 
     let hlog = hlog.map_or(Ok(()), HlogFile::finish);
-    let table = table(&report, measured.own_broker());
+    let table = table(&report, args.server.is_none());
     match json {
         Some(json) if json.is_stdout => {
             // Whoever reads it reads JSON and nothing else.
@@ -130,6 +141,36 @@ impl Placement {
     }
 }
 
+impl Placement {
+    /// What the machine can do now, if that is wanted. Nothing else may run here: with a broker of
+    /// our own that is the time before it and after it.
+    fn limits(
+        &self,
+        args: &BenchArgs,
+        interrupted: &AtomicBool,
+    ) -> Result<Option<Limits>, Failure> {
+        let dir = match &args.limits_dir {
+            Some(dir) => dir.as_path(),
+            None if args.server.is_none() && !args.no_limits => Path::new("."),
+            None => return Ok(None),
+        };
+        let client = self.generator.first().copied().flatten().unwrap_or(0);
+        let broker = self.broker.first().copied().unwrap_or(client);
+        let mut options = limits::Options::new(dir, broker, client);
+        options.duration_each = LIMIT_TIME;
+        options.which = [Limit::TcpEcho, Limit::DurableWrite].into_iter().collect();
+        let mut progress = Progress::new();
+        let measured = limits::measure(&options, |now| {
+            progress.tick(|_| format!("limits of the machine: {}", now.phase));
+            match interrupted.load(Ordering::Relaxed) {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            }
+        });
+        measured.map(Some).map_err(failure)
+    }
+}
+
 /// A broker of our own, on a directory that is removed in the end.
 struct OwnBroker {
     broker: Broker,
@@ -139,6 +180,7 @@ struct OwnBroker {
 /// What is measured.
 struct Measured {
     server: String,
+    client: Client,
     own: Option<OwnBroker>,
     name: String,
     topic: RingtideTopic,
@@ -173,6 +215,7 @@ impl Measured {
         }
         Ok(Self {
             server,
+            client,
             own,
             name,
             topic: RingtideTopic {
@@ -184,14 +227,18 @@ impl Measured {
         })
     }
 
-    fn own_broker(&self) -> bool {
-        self.own.is_some()
-    }
-
+    /// What of the broker runs here.
     fn parts(&self) -> Parts {
+        if !is_loopback(&self.server) {
+            return Parts::default();
+        }
+        let shards = self.client.describe_shards().unwrap_or_default();
+        let first = shards.first();
         Parts {
-            broker_pid: self.own.as_ref().map(|own| own.broker.pid()),
-            disk: None,
+            broker_pid: first.map(|shard| shard.process_id),
+            disk: first
+                .map(|shard| shard.device.trim_start_matches("/dev/").to_owned())
+                .filter(|device| !device.is_empty() && device != "unknown"),
         }
     }
 
@@ -200,9 +247,8 @@ impl Measured {
         args: &BenchArgs,
         workload: &Workload,
         plan: &Plan,
-        placement: &Placement,
         began: SystemTime,
-        meanwhile: Option<Between>,
+        meanwhile: Option<Meanwhile>,
     ) -> Facts {
         let mut config = Config::of(plan);
         config.workload.clone_from(&args.workload);
@@ -227,43 +273,43 @@ impl Measured {
         .into();
         config.feed = workload.feed.as_ref().map(|f| f.display().to_string());
         let began_ms = began.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let spins = self.own.is_some() && placement.idle == "spin";
+        let shards = meanwhile.as_ref().map_or(&[][..], |m| &m.shards);
+        let is_here = is_loopback(&self.server);
+        let spinning: Vec<usize> = shards
+            .iter()
+            .filter(|shard| is_here && shard.idle == "spin")
+            .map(|shard| shard.cpu.into())
+            .collect();
+        let between = meanwhile.as_ref().map(|m| m.between.clone());
         Facts {
             config,
             environment: Environment {
                 began_unix_ms: began_ms.as_millis() as u64,
                 version: env!("CARGO_PKG_VERSION").into(),
-                commit: "unknown".into(),
+                commit: env!("RINGTIDE_COMMIT").into(),
                 host: Host::look(),
-                transport: match is_loopback(&self.server) {
+                transport: match is_here {
                     true => "loopback",
                     false => "network",
                 },
-                broker: serde_json::Value::Null,
-                meanwhile,
-                flush: match self.topic.acks {
-                    Acks::Durable => Flush::Unknown,
-                    _ => Flush::NotPromised,
-                },
+                broker: described(shards),
+                flush: flush(self.topic.acks, shards, between.as_ref()),
+                meanwhile: between,
             },
-            spinning: plan.cpus.len() + if spins { placement.broker.len() } else { 0 },
-            broker_cpus: match spins {
-                true => placement.broker.clone(),
-                false => Vec::new(),
-            },
+            spinning: plan.cpus.len() + spinning.len(),
+            broker_cpus: spinning,
             limits: None,
-            shortest_write_ns: None,
-            wal: None,
+            wal: meanwhile.map(|m| m.wal),
         }
     }
 
-    /// Leaves a broker that is not ours as it was.
-    fn end(&self, outcome: &Outcome) {
-        if self.own.is_some() {
+    /// Ends a broker of our own, and leaves another as it was.
+    fn end(&mut self, went_well: bool) {
+        if self.own.take().is_some() {
             return;
         }
         let mut options = ringtide_perf::lone_topic::options();
-        if outcome.error.is_some() {
+        if !went_well {
             // The broker may be gone.
             let patience = Duration::from_secs(2);
             options = options.call_timeout(patience).connect_timeout(patience);
@@ -312,19 +358,97 @@ fn is_loopback(server: &str) -> bool {
     addresses.is_ok_and(|mut found| found.all(|address| address.ip().is_loopback()))
 }
 
+/// The broker as its shards describe it.
+fn described(shards: &[ShardInfo]) -> serde_json::Value {
+    let Some(first) = shards.first() else {
+        return serde_json::Value::Null;
+    };
+    let cpus: Vec<u16> = shards.iter().map(|shard| shard.cpu).collect();
+    serde_json::json!({
+        "version": first.broker_version,
+        "commit": first.commit,
+        "shards": first.shards,
+        "cpus": cpus,
+        "idle": first.idle,
+        "kernel": first.kernel,
+        "file_system": first.file_system,
+        "device": first.device,
+        "write_cache": first.write_cache,
+        "fua": first.fua,
+        "durable_write_ns": first.durable_write_ns,
+        "wal_slots": first.wal_slots,
+        "wal_slot_bytes": first.wal_slot_bytes,
+        "sync_interval_ms": first.sync_interval_ms,
+        "memory_bytes": first.memory_bytes,
+    })
+}
+
+/// Whether the device was seen to flush what was acknowledged as durable.
+fn flush(acks: Acks, shards: &[ShardInfo], between: Option<&Between>) -> Flush {
+    let cache = shards
+        .first()
+        .map(|shard| (&*shard.write_cache, &*shard.fua));
+    let flushes = between.and_then(|between| between.disk_flushes);
+    match (acks, cache, flushes) {
+        (Acks::None | Acks::Accepted, ..) => Flush::NotPromised,
+        // A cache that single writes pass, or none: there is nothing to be flushed.
+        (_, Some(("none", _) | (_, "yes")), _) => Flush::Seen,
+        (_, Some(("volatile", _)), Some(0)) => Flush::Missing,
+        (_, Some(("volatile", _)), Some(_)) => Flush::Seen,
+        _ => Flush::Unknown,
+    }
+}
+
+/// What was counted when measuring began, or ended.
+struct Moment {
+    counters: Counters,
+    shards: Vec<ShardInfo>,
+    acked: u64,
+}
+
+/// What happened while it was measured.
+struct Meanwhile {
+    between: Between,
+    shards: Vec<ShardInfo>,
+    wal: Wal,
+}
+
 /// Looks on while it runs.
-struct Watching {
+struct Watching<'a> {
     progress: Progress,
     interrupted: Arc<AtomicBool>,
     hlog: Option<HlogFile>,
+    client: &'a Client,
     parts: Parts,
-    before: Option<Counters>,
-    meanwhile: Option<Between>,
+    first: Option<Moment>,
+    last: Option<Moment>,
+    acked: u64,
     began: SystemTime,
 }
 
-impl open_loop::Watch for Watching {
+impl Watching<'_> {
+    fn meanwhile(&mut self) -> Option<Meanwhile> {
+        let (first, last) = (self.first.take()?, self.last.take()?);
+        let sum = |moment: &Moment, of: fn(&ShardInfo) -> u64| -> u64 {
+            moment.shards.iter().map(of).sum()
+        };
+        let more = |of: fn(&ShardInfo) -> u64| sum(&last, of).saturating_sub(sum(&first, of));
+        Some(Meanwhile {
+            between: first.counters.until(&last.counters),
+            wal: Wal::new(
+                more(|shard| shard.wal_writes),
+                more(|shard| shard.wal_bytes),
+                more(|shard| shard.wal_records),
+                last.acked - first.acked,
+            ),
+            shards: last.shards,
+        })
+    }
+}
+
+impl open_loop::Watch for Watching<'_> {
     fn progress(&mut self, now: open_loop::Progress) -> ControlFlow<()> {
+        self.acked = now.acked;
         self.progress.tick(|_| {
             let (elapsed, total) = (now.elapsed.as_secs_f64(), now.total.as_secs_f64());
             let acked = grouped(now.acked);
@@ -346,179 +470,19 @@ impl open_loop::Watch for Watching {
     }
 
     fn measuring(&mut self, is_measuring: bool) {
-        let now = Counters::read(&self.parts);
+        let now = Moment {
+            counters: Counters::read(&self.parts),
+            // A broker that is gone has nothing to say.
+            shards: self.client.describe_shards().unwrap_or_default(),
+            acked: self.acked,
+        };
         if is_measuring {
             if let Some(hlog) = &mut self.hlog {
                 hlog.begin(self.began);
             }
-            self.before = Some(now);
-        } else if let Some(before) = &self.before {
-            self.meanwhile = Some(before.until(&now));
+            self.first = Some(now);
+        } else {
+            self.last = Some(now);
         }
     }
-}
-
-/// A log of histograms, second by second, as HdrHistogram's own tools read it. An error while it is
-/// written is kept until the end.
-struct HlogFile {
-    file: BufWriter<File>,
-    path: String,
-    began: SystemTime,
-    error: Option<String>,
-}
-
-impl HlogFile {
-    fn create(path: &Path) -> Result<Self, Failure> {
-        let name = path.display().to_string();
-        let file = File::create(path)
-            .map_err(|e| Failure::usage(format!("--hlog {name}: cannot write there: {e}")))?;
-        Ok(Self {
-            file: BufWriter::new(file),
-            path: name,
-            began: UNIX_EPOCH,
-            error: None,
-        })
-    }
-
-    fn begin(&mut self, began: SystemTime) {
-        self.began = began;
-        let mut serializer = V2DeflateSerializer::new();
-        let written = IntervalLogWriterBuilder::new()
-            .add_comment("ringtide bench: nanoseconds from when each record was due")
-            .with_start_time(began)
-            .with_base_time(began)
-            .with_max_value_divisor(1e6)
-            .begin_log_with(&mut self.file, &mut serializer)
-            .map(drop);
-        self.keep(written.map_err(|e| e.to_string()));
-    }
-
-    fn add(&mut self, second: &Second, times: &Times) {
-        let mut serializer = V2DeflateSerializer::new();
-        let written = (|| {
-            let mut log = IntervalLogWriterBuilder::new()
-                .with_max_value_divisor(1e6)
-                .begin_log_with(&mut self.file, &mut serializer)
-                .map_err(|e| e.to_string())?;
-            for (tag, recorder) in [
-                ("produce", &times.latency),
-                ("service", &times.service),
-                ("lag", &times.lag),
-                ("end-to-end", &times.end_to_end),
-            ] {
-                if recorder.count() > 0 {
-                    let start = Duration::from_secs(second.at_s);
-                    let length = Duration::from_secs(1);
-                    log.write_histogram(recorder.histogram(), start, length, Tag::new(tag))
-                        .map_err(|e| format!("{e:?}"))?;
-                }
-            }
-            Ok(())
-        })();
-        self.keep(written);
-    }
-
-    fn keep(&mut self, written: Result<(), String>) {
-        if let Err(error) = written {
-            self.error.get_or_insert(error);
-        }
-    }
-
-    fn finish(mut self) -> Result<(), Failure> {
-        let flushed = self.file.flush().map_err(|e| e.to_string());
-        self.keep(flushed);
-        self.error.map_or(Ok(()), |error| {
-            Err(Failure::failed(format!(
-                "cannot write {}: {error}",
-                self.path
-            )))
-        })
-    }
-}
-
-/// For a person.
-fn table(report: &Report, is_own: bool) -> String {
-    let config = &report.config;
-    let mut out = String::new();
-    if is_own {
-        let _ = writeln!(
-            out,
-            "A broker of its own was measured, on a directory that is removed now.\n"
-        );
-    }
-    let _ = writeln!(
-        out,
-        "open loop, {} schedule, acks {}, {} bytes, {} to {} to {}, {} s after {} s of warm-up\n",
-        config.schedule,
-        config.acks,
-        config.size,
-        counted(config.publishers, "publisher"),
-        counted(config.partitions, "partition"),
-        counted(config.subscribers, "subscriber"),
-        config.duration_s,
-        config.warm_up_s
-    );
-    let _ = writeln!(
-        out,
-        "{:<28}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}",
-        "microseconds", "p50", "p90", "p99", "p99.9", "max", "records"
-    );
-    let mut line = |name: &str, latency: Option<ringtide_perf::Latency>, count: u64| {
-        let Some(latency) = latency else { return };
-        let us = |ns: u64| ns as f64 / 1000.0;
-        let _ = writeln!(
-            out,
-            "{name:<28}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>11.1}{:>13}",
-            us(latency.p50),
-            us(latency.p90),
-            us(latency.p99),
-            us(latency.p99_9),
-            us(latency.max),
-            grouped(count),
-        );
-    };
-    let produce = &report.produce;
-    line("due to acknowledged", produce.latency_ns, produce.count);
-    line("  sent to acknowledged", produce.service_ns, produce.count);
-    if let Some(end_to_end) = &report.end_to_end {
-        line(
-            "due to delivered",
-            Some(end_to_end.latency_ns),
-            end_to_end.count,
-        );
-    }
-    line("due to turned to", report.schedule.lag_ns, produce.count);
-    let balance = &report.verify.balance;
-    let _ = writeln!(
-        out,
-        "\n{} records a second were due, {} were achieved ({:.1} MB/s)",
-        grouped(report.schedule.target_rate_per_s.round() as u64),
-        grouped(report.schedule.achieved_rate_per_s.round() as u64),
-        produce.bytes_per_s / 1e6
-    );
-    let _ = writeln!(
-        out,
-        "{} sent, {} acknowledged, {} delivered: {} lost, {} duplicated, {} reordered, {} corrupt",
-        grouped(balance.sent),
-        grouped(balance.acked),
-        grouped(balance.received),
-        balance.lost,
-        balance.duplicated,
-        balance.reordered,
-        balance.corrupt
-    );
-    if report.valid {
-        out.push_str("\nvalid\n");
-    } else {
-        out.push_str("\nINVALID:\n");
-        for reason in &report.reasons {
-            let _ = writeln!(out, "  {reason}");
-        }
-    }
-    out
-}
-
-fn counted(count: u32, what: &str) -> String {
-    let s = if count == 1 { "" } else { "s" };
-    format!("{} {what}{s}", grouped(count.into()))
 }

@@ -1,0 +1,112 @@
+//! The report of an open loop for a person.
+
+use std::fmt::Write as _;
+
+use ringtide_perf::Latency;
+use ringtide_perf::report::Report;
+
+use crate::progress::grouped;
+
+/// For a person.
+pub(crate) fn table(report: &Report, is_own: bool) -> String {
+    let config = &report.config;
+    let mut out = String::new();
+    if is_own {
+        let _ = writeln!(
+            out,
+            "A broker of its own was measured, on a directory that is removed now.\n"
+        );
+    }
+    let _ = writeln!(
+        out,
+        "open loop, {} schedule, acks {}, {} bytes, {} to {} to {}, {} s after {} s of warm-up\n",
+        config.schedule,
+        config.acks,
+        config.size,
+        counted(config.publishers, "publisher"),
+        counted(config.partitions, "partition"),
+        counted(config.subscribers, "subscriber"),
+        config.duration_s,
+        config.warm_up_s
+    );
+    let _ = writeln!(
+        out,
+        "{:<24}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}{:>12}",
+        "microseconds", "p50", "p90", "p99", "p99.9", "p99.99", "max", "records"
+    );
+    let mut line = |name: &str, latency: Option<Latency>| {
+        let Some(latency) = latency else { return };
+        let us = |ns: u64| ns as f64 / 1000.0;
+        let _ = writeln!(
+            out,
+            "{name:<24}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>10.1}{:>10.1}{:>12}",
+            us(latency.p50),
+            us(latency.p90),
+            us(latency.p99),
+            us(latency.p99_9),
+            us(latency.p99_99),
+            us(latency.max),
+            grouped(latency.count),
+        );
+    };
+    let produce = &report.produce;
+    line("due to acknowledged", produce.latency_ns);
+    line("sent to acknowledged", produce.service_ns);
+    line("due to delivered", report.end_to_end.map(|e| e.latency_ns));
+    line("due to turned to", report.schedule.lag_ns);
+    if let Some(around) = &report.limits {
+        line("limit: echo, before", around.before.tcp_echo_ns);
+        line("  after", around.after.tcp_echo_ns);
+        line("limit: write, before", around.before.durable_write_ns);
+        line("  after", around.after.durable_write_ns);
+    }
+    let balance = &report.verify.balance;
+    let _ = writeln!(
+        out,
+        "\n{} records a second were due, {} were achieved ({:.1} MB/s)",
+        grouped(report.schedule.target_rate_per_s.round() as u64),
+        grouped(report.schedule.achieved_rate_per_s.round() as u64),
+        produce.bytes_per_s / 1e6
+    );
+    let _ = writeln!(
+        out,
+        "{} sent, {} acknowledged, {} delivered: {} lost, {} duplicated, {} reordered, {} corrupt",
+        grouped(balance.sent),
+        grouped(balance.acked),
+        grouped(balance.received),
+        balance.lost,
+        balance.duplicated,
+        balance.reordered,
+        balance.corrupt
+    );
+    if let Some(wal) = &report.wal {
+        let _ = writeln!(
+            out,
+            "{} log writes of {:.0} bytes with {:.1} records each",
+            grouped(wal.writes),
+            wal.bytes_per_write,
+            wal.records_per_write
+        );
+    }
+    if let Some(ratios) = report.limits.as_ref().and_then(|around| around.ratios) {
+        let _ = writeln!(
+            out,
+            "sent to acknowledged is {:.2} and {:.2} times {} at p50, {:.2} and {:.2} times at p99",
+            ratios.p50.0, ratios.p50.1, ratios.reference, ratios.p99.0, ratios.p99.1
+        );
+    }
+    if report.valid {
+        out.push_str("\nvalid\n");
+    } else {
+        out.push_str("\nINVALID:\n");
+        for reason in &report.reasons {
+            let _ = writeln!(out, "  {reason}");
+        }
+    }
+    out
+}
+
+fn counted(count: u32, what: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{} {what}{s}", grouped(count.into()))
+}
