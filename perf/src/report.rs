@@ -25,6 +25,8 @@ const MAX_STEAL_SHARE: f64 = 0.02;
 const MAX_OTHERS_SHARE: f64 = 0.10;
 /// A spinning thread that yields less often in a second does not yield.
 const MIN_YIELDS_PER_S: f64 = 100.0;
+/// Records that took longer than these are counted.
+const SLOW_NS: [u64; 4] = [1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
 /// Points of the curve of latency by percentile, per half of what is left.
 const CURVE_STEPS_PER_HALF: u32 = 4;
 
@@ -187,8 +189,17 @@ pub enum Flush {
     Unknown,
 }
 
+/// How many took longer than a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Slower {
+    /// The time.
+    pub than_ns: u64,
+    /// Records.
+    pub count: u64,
+}
+
 /// Publishing.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Produce {
     /// Records due while it was measured and acknowledged.
     pub count: u64,
@@ -202,6 +213,8 @@ pub struct Produce {
     /// From when each was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub service_ns: Option<Latency>,
+    /// From when each was due: more than 1, 10, 100 and 1,000 ms.
+    pub slower: Vec<Slower>,
 }
 
 /// Delivery to subscribers.
@@ -377,6 +390,10 @@ impl Report {
             bytes_per_s: rate(count) * plan.value_bytes() as f64,
             latency_ns: times.latency.summary(),
             service_ns: times.service.summary(),
+            slower: SLOW_NS
+                .iter()
+                .map(|&ns| slower(&times.latency, ns))
+                .collect(),
         };
         let schedule = Kept {
             target_rate_per_s: outcome.scheduled as f64 / plan.duration.as_secs_f64(),
@@ -403,7 +420,7 @@ impl Report {
             end_to_end,
             schedule,
             verify: Verified {
-                complete: outcome.is_verified,
+                complete: outcome.is_verified && outcome.error.is_none(),
                 balance: outcome.balance,
             },
             wal: facts.wal,
@@ -436,7 +453,7 @@ fn reasons(schedule: &Kept, produce: &Produce, outcome: &Outcome, facts: &Facts)
     if let Some(refusal) = &outcome.refusal {
         reasons.push(format!("the broker refused records: {refusal}"));
     }
-    reasons.extend(outcome.balance.faults());
+    reasons.extend(outcome.balance.faults(outcome.error.is_none()));
     let (target, achieved) = (schedule.target_rate_per_s, schedule.achieved_rate_per_s);
     if outcome.scheduled == 0 {
         reasons.push("nothing was due while it was measured: measure longer".into());
@@ -516,6 +533,15 @@ fn disturbances(facts: &Facts) -> Vec<String> {
         }
     }
     reasons
+}
+
+fn slower(recorder: &Recorder, than_ns: u64) -> Slower {
+    let steps = recorder.histogram().iter_recorded();
+    let above = steps.filter(|step| step.value_iterated_to() > than_ns);
+    Slower {
+        than_ns,
+        count: above.map(|step| step.count_since_last_iteration()).sum(),
+    }
 }
 
 /// The curve of latency by percentile, down to the last record.
@@ -652,6 +678,7 @@ mod tests {
         assert_eq!(report.reasons, [""; 0]);
         assert!(report.valid);
         assert_eq!(report.produce.count, 1000);
+        assert_eq!(report.produce.slower[0].count, 0);
         assert_eq!(report.schedule.target_rate_per_s, 100.0);
         let (last, ns) = report.percentiles.produce.last().expect("a curve");
         assert_eq!((*last, ns.abs_diff(100_000) < 200), (100.0, true));

@@ -235,8 +235,8 @@ pub struct Workload {
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     #[serde(default, deserialize_with = "text")]
     pub warm_up: Option<Seconds>,
-    /// How long is waited for answers and deliveries when nothing arrives any more; seconds
-    /// [default: 10]
+    /// How long is waited for answers and deliveries when nothing arrives any more, and how long what
+    /// was due is still sent after the end; seconds [default: 10]
     #[arg(long, value_name = "SECONDS", allow_negative_numbers = true)]
     #[serde(default, deserialize_with = "text")]
     pub drain: Option<Seconds>,

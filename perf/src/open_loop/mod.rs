@@ -81,7 +81,8 @@ pub struct Plan {
     pub duration: Duration,
     /// How long is published before that.
     pub warm_up: Duration,
-    /// How long is waited for answers and deliveries when nothing arrives any more.
+    /// How long is waited for answers and deliveries when nothing arrives any more, and how long what
+    /// was due in time may still be sent after the end of the schedule.
     pub drain: Duration,
     /// How much faster than recorded a feed is played.
     pub speed: f64,

@@ -254,6 +254,9 @@ impl<'a> Worker<'a> {
             }
             if now_ns >= next_look_ns {
                 next_look_ns = now_ns + LOOK_EVERY_NS;
+                if now_ns > self.measured.end + shared.plan.drain.as_nanos() as u64 {
+                    self.give_up_the_rest(start_ns, &mut arrivals);
+                }
                 if arrivals.peek().is_none() && self.is_over(now_ns) {
                     return Ok(());
                 }
@@ -270,13 +273,37 @@ impl<'a> Worker<'a> {
         self.second = second;
     }
 
+    /// Too much was due: what has not left by now does not leave any more, and counts as due.
+    fn give_up_the_rest(
+        &mut self,
+        start_ns: u64,
+        arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
+    ) {
+        for due in arrivals {
+            let is_measured = self.measured.contains(&(start_ns + due.at_ns));
+            self.seen.scheduled += u64::from(is_measured && self.publisher_of(&due).is_some());
+        }
+        for n in self.listed.drain(..) {
+            self.publishers[n].backlog.clear();
+            self.publishers[n].is_listed = false;
+        }
+    }
+
+    /// Who sends a record, if it is one of this worker's: a key's records come from one publisher, so
+    /// that they stay in order.
+    fn publisher_of(&self, due: &Due) -> Option<usize> {
+        let plan = self.shared.plan;
+        let number = due.key.unwrap_or(due.index / plan.group());
+        let id = (number % u64::from(plan.publishers)) as u32;
+        self.local.get(&id).map(|&n| n as usize)
+    }
+
     /// Gives what is due to its publishers; whether anything was.
     fn take_due(
         &mut self,
         start_ns: u64,
         arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
     ) -> bool {
-        let plan = self.shared.plan;
         let now_ns = self.shared.now_ns();
         let mut taken = 0;
         while taken < TAKEN_IN_A_TURN
@@ -284,12 +311,7 @@ impl<'a> Worker<'a> {
         {
             taken += 1;
             due.at_ns += start_ns;
-            // A key's records come from one publisher, so that they stay in order.
-            let number = due.key.unwrap_or(due.index / plan.group());
-            let Some(&n) = self
-                .local
-                .get(&((number % u64::from(plan.publishers)) as u32))
-            else {
+            let Some(n) = self.publisher_of(&due) else {
                 continue;
             };
             if self.measured.contains(&due.at_ns) {
@@ -298,10 +320,10 @@ impl<'a> Worker<'a> {
                     .lag
                     .record(Duration::from_nanos(now_ns - due.at_ns));
             }
-            let publisher = &mut self.publishers[n as usize];
+            let publisher = &mut self.publishers[n];
             publisher.backlog.push_back(due);
             if !std::mem::replace(&mut publisher.is_listed, true) {
-                self.listed.push_back(n as usize);
+                self.listed.push_back(n);
             }
         }
         taken > 0
@@ -498,8 +520,8 @@ impl<'a> Worker<'a> {
 
     /// Whether everything has an outcome, or nothing has been heard for too long.
     fn is_over(&mut self, now_ns: u64) -> bool {
-        let silence = Duration::from_nanos(now_ns.saturating_sub(self.heard_ns));
-        let given_up = silence > self.shared.plan.drain;
+        let drain_ns = self.shared.plan.drain.as_nanos() as u64;
+        let given_up = now_ns.saturating_sub(self.heard_ns) > drain_ns;
         let waits = !self.listed.is_empty() || self.free.len() < self.in_flight.len();
         if waits && !given_up {
             return false;

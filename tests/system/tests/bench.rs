@@ -1,0 +1,400 @@
+//! `ringtide bench` against real brokers: what it counts, what makes its figures worthless, and that
+//! a broker that stands still shows as all the records that were due meanwhile.
+
+use std::fs;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::Path;
+use std::time::Duration;
+
+use ringtide_system_tests::{Broker, Cli, Setup, data_root, exit, wait};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A load that any machine can do, and that needs no limits.
+const SMALL: [&str; 9] = [
+    "bench",
+    "--no-limits",
+    "--rate",
+    "500",
+    "--duration",
+    "1",
+    "--warm-up",
+    "0.2",
+    "--json",
+];
+
+fn json(path: &Path) -> Value {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
+fn number(report: &Value, pointer: &str) -> u64 {
+    let found = report.pointer(pointer).and_then(Value::as_u64);
+    found.unwrap_or_else(|| panic!("{pointer} is missing: {report}"))
+}
+
+/// Runs the load with more flags; its report, and whether it counts.
+fn measure(broker: &Broker, more: &[&str]) -> Value {
+    let file = broker.home().join("report.json");
+    let path = file.to_str().expect("a path of text");
+    let args = [&SMALL[..], &[path], more].concat();
+    let done = broker.cli().run(&args);
+    let report = json(&file);
+    // A busy machine may make the figures worthless, which has an exit code of its own.
+    let expected = match report["valid"].as_bool() {
+        Some(true) => exit::DONE,
+        _ => 3,
+    };
+    assert_eq!(done.code(), expected, "{done:?}");
+    report
+}
+
+/// Waits until so many records are in the topic that a measurement has made.
+fn wait_for_records(broker: &Broker, count: u64) {
+    wait::until("the measurement has published", || {
+        let topics = broker.cli().run(&["topic", "list", "--json"]).ok();
+        let topics: Value = serde_json::from_slice(topics.text().as_bytes()).expect("JSON");
+        let name = |topic: &Value| topic["name"].as_str().map(str::to_owned);
+        let found = topics.as_array().expect("a list").iter().find_map(name)?;
+        let described = broker.cli().run(&["topic", "describe", &found, "--json"]);
+        let topic: Value = serde_json::from_slice(described.text().as_bytes()).ok()?;
+        let latest = topic.pointer("/partitions/0/latest")?.as_u64()?;
+        (latest >= count).then_some(())
+    });
+}
+
+#[test]
+fn every_record_is_accounted_for_whatever_the_load_is_like() {
+    let broker = Setup::new().shards(2).start();
+    for more in [
+        &[][..],
+        &[
+            "--schedule",
+            "poisson",
+            "--acks",
+            "accepted",
+            "--keys",
+            "zipf:50",
+            "--partitions",
+            "4",
+        ],
+        &[
+            "--schedule",
+            "bursts:50",
+            "--publishers",
+            "7",
+            "--subscribers",
+            "3",
+        ],
+        &[
+            "--batch",
+            "8",
+            "--compression",
+            "zstd",
+            "--size",
+            "1KiB",
+            "--partitions",
+            "3",
+        ],
+        &["--acks", "none", "--subscribers", "0"],
+        &[
+            "--feed",
+            "generated",
+            "--speed",
+            "50",
+            "--size",
+            "feed",
+            "--partitions",
+            "2",
+        ],
+        &[
+            "--replayers",
+            "1",
+            "--preload",
+            "1MiB",
+            "--schedule",
+            "ramp:10",
+        ],
+    ] {
+        let report = measure(&broker, more);
+        let verify = &report["verify"];
+        for what in [
+            "lost",
+            "duplicated",
+            "reordered",
+            "corrupt",
+            "unacknowledged",
+            "refused",
+        ] {
+            assert_eq!(verify[what], 0, "{what} with {more:?}: {verify}");
+        }
+        let (sent, received) = (
+            number(&report, "/verify/sent"),
+            number(&report, "/verify/received"),
+        );
+        assert!(sent > 0 && received >= sent, "{more:?}: {verify}");
+        assert_eq!(verify["complete"], true);
+        let latency = &report["produce"]["latency_ns"];
+        let ascending = ["p50", "p90", "p99", "p99_9", "p99_99", "max"].map(|k| {
+            latency[k]
+                .as_u64()
+                .unwrap_or_else(|| panic!("{k}: {report}"))
+        });
+        assert!(ascending[0] > 0 && ascending.is_sorted(), "{ascending:?}");
+        let kept = number(&report, "/produce/service_ns/p50") <= ascending[0];
+        assert!(kept, "what is sent is not due later: {report}");
+    }
+    let topics = broker.cli().run(&["topic", "list", "--json"]).ok();
+    assert_eq!(topics.text().trim(), "[]", "nothing is left behind");
+}
+
+#[test]
+fn a_report_says_what_was_measured_and_on_what() {
+    let broker = Broker::start();
+    let report = measure(&broker, &["--hlog", "/dev/null"]);
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["kind"], "open-loop");
+    assert_eq!(report["config"]["acks"], "durable");
+    assert_eq!(report["config"]["rate"], 500.0);
+    assert_eq!(report["environment"]["transport"], "loopback");
+    let host = &report["environment"]["host"];
+    let told = &report["environment"]["broker"];
+    assert_eq!(host["kernel"], told["kernel"]);
+    assert_eq!(report["environment"]["commit"], told["commit"]);
+    for key in ["idle", "file_system", "write_cache", "fua", "version"] {
+        assert!(
+            told[key].as_str().is_some_and(|s| !s.is_empty()),
+            "{key}: {told}"
+        );
+    }
+    let (writes, bytes) = (
+        number(&report, "/wal/writes"),
+        number(&report, "/wal/bytes"),
+    );
+    assert!(writes > 0 && bytes >= writes * 4096, "{}", report["wal"]);
+    let target = report["schedule"]["target_rate_per_s"].as_f64();
+    assert_eq!(target, Some(500.0));
+    let points = report.pointer("/timeline/points").and_then(Value::as_array);
+    let acked = points.expect("points").iter().map(|p| p["acked"].as_u64());
+    let acked: u64 = acked.map(|n| n.expect("a number")).sum();
+    assert!(acked > 0 && acked <= number(&report, "/produce/count"));
+}
+
+#[test]
+fn a_log_of_histograms_has_a_line_for_each_second_and_kind() {
+    let broker = Broker::start();
+    let file = broker.home().join("run.hlog");
+    let path = file.to_str().expect("a path of text");
+    measure(&broker, &["--hlog", path, "--duration", "2"]);
+    let text = fs::read_to_string(&file).expect("a log");
+    for tag in ["produce", "service", "lag", "end-to-end"] {
+        let lines = text
+            .lines()
+            .filter(|l| l.starts_with(&format!("Tag={tag},")));
+        assert!(lines.count() >= 2, "{tag}: {text}");
+    }
+    assert!(text.contains("[StartTime: "), "{text}");
+}
+
+#[test]
+fn a_broker_that_is_paused_shows_as_every_record_that_was_due_meanwhile() {
+    let broker = Broker::start();
+    let file = broker.home().join("paused.json");
+    let path = file.to_str().expect("a path of text");
+    let run = broker.cli().start(&[
+        "bench",
+        "--no-limits",
+        "--acks",
+        "accepted",
+        "--rate",
+        "10000",
+        "--duration",
+        "4",
+        "--json",
+        path,
+    ]);
+    // Beyond the second of warm-up.
+    wait_for_records(&broker, 15_000);
+    broker.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(500));
+    broker.signal(Signal::CONT);
+    let done = run.finish();
+    assert!([exit::DONE, 3].contains(&done.code()), "{done:?}");
+    let report = json(&file);
+    assert!(number(&report, "/produce/latency_ns/max") >= 490_000_000);
+    assert_eq!(report["produce"]["slower"][0]["than_ns"], 1_000_000);
+    let slow = number(&report, "/produce/slower/0/count");
+    assert!(slow >= 4_500, "{slow} of about 5,000 records were slow");
+    // The hole: tenths in which nothing came back.
+    let points = report.pointer("/timeline/points").and_then(Value::as_array);
+    let points = points.expect("points");
+    let holes = points.iter().filter(|point| point["acked"] == 0).count();
+    assert!(holes >= 3, "{holes} empty tenths of a second: {points:?}");
+    assert_eq!(report["verify"]["lost"], 0);
+}
+
+#[test]
+fn a_closed_loop_shows_the_same_pause_as_one_slow_record() {
+    let broker = Broker::start();
+    let file = broker.home().join("closed.json");
+    let path = file.to_str().expect("a path of text");
+    let run = broker.cli().start(&[
+        "bench",
+        "--closed-loop",
+        "--acks",
+        "accepted",
+        "--duration",
+        "6",
+        "--warm-up",
+        "0",
+        "--json",
+        path,
+    ]);
+    wait_for_records(&broker, 1);
+    broker.signal(Signal::STOP);
+    std::thread::sleep(Duration::from_millis(500));
+    broker.signal(Signal::CONT);
+    let done = run.finish();
+    assert!([exit::DONE, 3].contains(&done.code()), "{done:?}");
+    let report = json(&file);
+    assert_eq!(report["mode"], "closed-loop");
+    assert!(number(&report, "/produce/latency_ns/max") >= 490_000_000);
+    let latency = number(&report, "/produce/latency_ns/p99_9");
+    assert!(
+        latency < 490_000_000,
+        "one record in many was slow: {latency}"
+    );
+}
+
+#[test]
+fn a_rate_that_the_generator_cannot_keep_makes_the_run_invalid() {
+    let broker = Broker::start();
+    let report = measure(
+        &broker,
+        &[
+            "--rate",
+            "20000000",
+            "--drain",
+            "0.3",
+            "--acks",
+            "none",
+            "--duration",
+            "0.3",
+            "--subscribers",
+            "0",
+            "--no-verify",
+        ],
+    );
+    assert_eq!(report["valid"], false);
+    let reasons = report["reasons"].to_string();
+    assert!(
+        reasons.contains("schedule") || reasons.contains("target"),
+        "{reasons}"
+    );
+}
+
+#[test]
+fn a_broker_that_dies_leaves_what_was_measured_marked_as_invalid() {
+    let mut broker = Broker::start();
+    let file = broker.home().join("died.json");
+    let path = file.to_str().expect("a path of text");
+    let run = broker.cli().start(&[
+        "bench",
+        "--no-limits",
+        "--rate",
+        "2000",
+        "--duration",
+        "30",
+        "--warm-up",
+        "0",
+        "--json",
+        path,
+    ]);
+    wait_for_records(&broker, 1000);
+    broker.kill();
+    let done = run.finish();
+    assert_eq!(done.code(), 3, "{done:?}");
+    let report = json(&file);
+    assert_eq!(report["valid"], false);
+    assert!(number(&report, "/produce/count") > 500, "{report}");
+    let reasons = report["reasons"].to_string();
+    assert!(reasons.contains("was lost"), "{reasons}");
+    assert!(
+        !reasons.contains("not delivered"),
+        "of a broker that is gone nobody knows: {reasons}"
+    );
+}
+
+#[test]
+fn without_a_server_it_measures_a_broker_of_its_own_and_leaves_nothing() {
+    let home = TempDir::new_in(data_root()).expect("a folder");
+    let args = [
+        "bench",
+        "--rate",
+        "200",
+        "--duration",
+        "0.5",
+        "--warm-up",
+        "0.1",
+        "--no-limits",
+    ];
+    let done = Cli::without_server().run_in(home.path(), &args);
+    assert!([exit::DONE, 3].contains(&done.code()), "{done:?}");
+    assert!(done.text().contains("broker of its own"), "{}", done.text());
+    assert!(done.text().contains("0 lost"), "{}", done.text());
+    let left = fs::read_dir(home.path()).expect("a folder").count();
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn what_cannot_be_is_refused_before_anything_is_measured() {
+    let home = TempDir::new_in(data_root()).expect("a folder");
+    fs::write(home.path().join("noise"), [7; 300]).expect("written");
+    fs::write(home.path().join("load.toml"), "rate = 5\nsubscriber = 1\n").expect("written");
+    for (more, words) in [
+        (&["--rate", "0"][..], "rate"),
+        (&["--rate", "-5"], "rate"),
+        (&["--rate", "many"], "rate"),
+        (&["--schedule", "sometimes"], "poisson"),
+        (&["--feed", "absent"], "absent"),
+        (&["--feed", "noise"], "noise is no feed"),
+        (&["--schedule", "feed"], "--feed"),
+        (&["--size", "8"], "at least 32"),
+        (&["--batch", "100000"], "do not fit"),
+        (&["--partitions", "0"], "partitions"),
+        (&["--workload", "weather"], "market-data"),
+        (&["--workload", "load.toml"], "subscriber"),
+        (&["--no-limits", "--cpus", "4095"], "4095"),
+        (&["--closed-loop", "--rate", "5"], "closed loop"),
+    ] {
+        let args = [&["bench"], more].concat();
+        let done = Cli::without_server().run_in(home.path(), &args);
+        assert!(
+            [exit::FAILED, 2].contains(&done.code()),
+            "{more:?}: {done:?}"
+        );
+        let said = &done.stderr;
+        assert!(said.contains(words), "{more:?} says {said}");
+    }
+}
+
+#[test]
+fn a_server_that_is_absent_or_speaks_something_else_is_named() {
+    let broker = Cli::new("127.0.0.1:1".parse().expect("an address"));
+    let done = broker.run(&["bench", "--duration", "0.2"]);
+    assert_eq!(done.code(), 4, "{done:?}");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
+        }
+    });
+    let done = Cli::new(address).run(&["bench", "--duration", "0.2"]);
+    assert_ne!(done.code(), 0, "{done:?}");
+    let said = &done.stderr;
+    assert!(said.contains(&address.to_string()), "{said}");
+}
