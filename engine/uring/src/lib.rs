@@ -21,7 +21,7 @@ mod executor;
 mod files;
 mod host;
 mod jobs;
-mod mailbox;
+pub mod mailbox;
 mod memory;
 mod net;
 pub mod probe;

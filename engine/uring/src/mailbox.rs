@@ -4,6 +4,7 @@
 //! there is room; the logic bounds how much it has under way.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
@@ -11,7 +12,7 @@ use rtrb::{Consumer, Producer, PushError, RingBuffer};
 use crate::wake::Wake;
 
 /// The mailboxes of one shard.
-pub(crate) struct Mailboxes<M> {
+pub struct Mailboxes<M> {
     inbound: Vec<(u16, Consumer<M>)>,
     outbound: Vec<Option<Outbound<M>>>,
     /// Mail to itself.
@@ -25,6 +26,13 @@ struct Outbound<M> {
     receiver: Arc<Wake>,
     /// Something was pushed since the receiver was last looked at.
     fresh: bool,
+}
+
+/// Mailboxes for so many shards that never sleep, each in its place: to look at them by themselves.
+pub fn awake_mesh<M>(shards: usize, slots: usize) -> io::Result<Vec<Mailboxes<M>>> {
+    let wake = |_| Ok(Arc::new(Wake::new()?));
+    let wakes: io::Result<Vec<_>> = (0..shards).map(wake).collect();
+    Ok(mesh(&wakes?, slots))
 }
 
 /// Mailboxes for as many shards as there are wakes, each in its place.
