@@ -1,16 +1,18 @@
 //! Tasks of the repository, run as `cargo xtask TASK`.
 //!
 //! `generate` makes the FlatBuffers code anew, or with `--check` says whether it is as it should be;
-//! `tidy` checks the rules of the layout.
+//! `instructions` holds what the parts need against their baseline, or with `--accept` makes a new
+//! one; `tidy` checks the rules of the layout.
 
 mod generate;
+mod instructions;
 mod tidy;
 mod tree;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask generate [--check] | tidy";
+const USAGE: &str = "usage: cargo xtask generate [--check] | instructions [--accept] | tidy";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -18,6 +20,8 @@ fn main() -> ExitCode {
     let result = match args[..] {
         ["generate"] => generate::write(&root()),
         ["generate", "--check"] => generate::check(&root()),
+        ["instructions"] => instructions::check(&root()),
+        ["instructions", "--accept"] => instructions::accept(&root()),
         ["tidy"] => tidy::run(&root()),
         _ => Err(USAGE.into()),
     };
