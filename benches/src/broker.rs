@@ -14,7 +14,7 @@ use ringtide_schema::ids::TopicId;
 use ringtide_schema::topic::TopicConfig;
 use ringtide_schema::wire;
 use ringtide_session::Encoder;
-use ringtide_shard::{Inventory, Mail, Settings, Shard, Topic};
+use ringtide_shard::{HostFacts, Inventory, Mail, Settings, Shard, Topic};
 
 use crate::sessions::{PIPELINED, publishes};
 use crate::{LARGE, Operation, SMALL, TIMESTAMP_MS, batch, partition};
@@ -157,6 +157,7 @@ fn settings() -> Settings {
         sync_interval_ms: 50,
         seed: 7,
         broker_version: "bench".into(),
+        host: HostFacts::default(),
     }
 }
 
