@@ -1,16 +1,14 @@
 //! `ringtide bench --closed-loop`.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use ringtide_perf::closed_loop::{self, Measured, Report};
 
-use crate::bench::json_file::JsonFile;
-use crate::bench::{BenchArgs, exit_of_bench};
+use crate::bench::json_file::{JsonFile, write_out};
+use crate::bench::{BenchArgs, failure};
 use crate::exit::Failure;
-use crate::output::print;
 use crate::progress::{Progress, grouped};
 use crate::signals::stop_flag;
 
@@ -46,18 +44,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
 
     let report = measure(&options)?;
     let table = table(&report);
-    match json {
-        Some(json) if json.is_stdout => {
-            // Whoever reads it reads JSON and nothing else.
-            let _ = io::stderr().write_all(table.as_bytes());
-            json.write(&report)
-        }
-        Some(json) => {
-            json.write(&report)?;
-            print(&table)
-        }
-        None => print(&table),
-    }
+    write_out(json, &table, &report)
 }
 
 fn measure(options: &closed_loop::Options) -> Result<Report, Failure> {
@@ -78,7 +65,7 @@ fn measure(options: &closed_loop::Options) -> Result<Report, Failure> {
         ControlFlow::Continue(())
     });
     progress.clear();
-    report.map_err(|error| Failure::new(exit_of_bench(&error), error.to_string()))
+    report.map_err(failure)
 }
 
 /// For a person.

@@ -9,6 +9,7 @@ use hdrhistogram::serialization::V2DeflateSerializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogWriterBuilder, Tag};
 use ringtide_perf::open_loop::timing::{Second, Times};
 
+use crate::bench::watching::Listener;
 use crate::exit::Failure;
 
 /// A log of histograms, second by second, as HdrHistogram's own tools read it. An error while it is
@@ -33,7 +34,26 @@ impl HlogFile {
         })
     }
 
-    pub(crate) fn begin(&mut self, began: SystemTime) {
+    fn keep(&mut self, written: Result<(), String>) {
+        if let Err(error) = written {
+            self.error.get_or_insert(error);
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> Result<(), Failure> {
+        let flushed = self.file.flush().map_err(|e| e.to_string());
+        self.keep(flushed);
+        self.error.map_or(Ok(()), |error| {
+            Err(Failure::failed(format!(
+                "cannot write {}: {error}",
+                self.path
+            )))
+        })
+    }
+}
+
+impl Listener for HlogFile {
+    fn begin(&mut self, began: SystemTime) {
         self.began = began;
         let mut serializer = V2DeflateSerializer::new();
         let written = IntervalLogWriterBuilder::new()
@@ -46,7 +66,7 @@ impl HlogFile {
         self.keep(written.map_err(|e| e.to_string()));
     }
 
-    pub(crate) fn add(&mut self, second: &Second, times: &Times) {
+    fn second(&mut self, second: &Second, times: &Times) {
         let mut serializer = V2DeflateSerializer::new();
         let written = (|| {
             let mut log = IntervalLogWriterBuilder::new()
@@ -69,22 +89,5 @@ impl HlogFile {
             Ok(())
         })();
         self.keep(written);
-    }
-
-    fn keep(&mut self, written: Result<(), String>) {
-        if let Err(error) = written {
-            self.error.get_or_insert(error);
-        }
-    }
-
-    pub(crate) fn finish(mut self) -> Result<(), Failure> {
-        let flushed = self.file.flush().map_err(|e| e.to_string());
-        self.keep(flushed);
-        self.error.map_or(Ok(()), |error| {
-            Err(Failure::failed(format!(
-                "cannot write {}: {error}",
-                self.path
-            )))
-        })
     }
 }

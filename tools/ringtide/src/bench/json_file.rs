@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::exit::Failure;
+use crate::output::print;
 
 /// The file for the figures: opened before the measurement, so that a wrong path costs no time. It is
 /// written beside its place and put there when it is whole; what is no file is written directly, and
@@ -73,6 +74,27 @@ impl JsonFile {
             self.beside = None;
         }
         Ok(())
+    }
+}
+
+/// Writes a report where it is wanted: the table to standard output, or to standard error if the JSON
+/// goes there.
+pub(crate) fn write_out(
+    json: Option<JsonFile>,
+    table: &str,
+    report: &impl Serialize,
+) -> Result<(), Failure> {
+    match json {
+        Some(json) if json.is_stdout => {
+            // Whoever reads it reads JSON and nothing else.
+            let _ = io::stderr().write_all(table.as_bytes());
+            json.write(report)
+        }
+        Some(json) => {
+            json.write(report)?;
+            print(table)
+        }
+        None => print(table),
     }
 }
 

@@ -1,7 +1,6 @@
 //! `ringtide bench limits`.
 
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -13,10 +12,9 @@ use ringtide_perf::workload::Seconds;
 use ringtide_uring::probe;
 use serde::Serialize;
 
-use crate::bench::exit_of_bench;
-use crate::bench::json_file::JsonFile;
+use crate::bench::failure;
+use crate::bench::json_file::{JsonFile, write_out};
 use crate::exit::Failure;
-use crate::output::print;
 use crate::progress::{Progress, grouped};
 use crate::signals::stop_flag;
 
@@ -101,18 +99,7 @@ pub(crate) fn run(args: &LimitsArgs) -> Result<(), Failure> {
         limits: &limits,
     };
     let table = table(&limits);
-    match json {
-        Some(json) if json.is_stdout => {
-            // Whoever reads it reads JSON and nothing else.
-            let _ = io::stderr().write_all(table.as_bytes());
-            json.write(&report)
-        }
-        Some(json) => {
-            json.write(&report)?;
-            print(&table)
-        }
-        None => print(&table),
-    }
+    write_out(json, &table, &report)
 }
 
 fn measure(options: &Options) -> Result<Limits, Failure> {
@@ -129,7 +116,7 @@ fn measure(options: &Options) -> Result<Limits, Failure> {
         ControlFlow::Continue(())
     });
     progress.clear();
-    limits.map_err(|error| Failure::new(exit_of_bench(&error), error.to_string()))
+    limits.map_err(failure)
 }
 
 /// For a person.

@@ -7,6 +7,9 @@ mod json_file;
 mod limits;
 mod open_loop;
 mod open_table;
+mod placement;
+mod subject;
+mod watching;
 
 use std::path::PathBuf;
 
@@ -87,6 +90,15 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         true => closed_loop::run(args),
         false => open_loop::run(args),
     }
+}
+
+fn failure(error: BenchError) -> Failure {
+    Failure::new(exit_of_bench(&error), error.to_string())
+}
+
+fn does_not_count() -> Failure {
+    let words = "the figures do not count; the reasons are above";
+    Failure::new(Exit::InvalidRun, words)
 }
 
 fn exit_of_bench(error: &BenchError) -> Exit {

@@ -1,0 +1,133 @@
+//! Looking on while an open loop runs: its progress, an interruption, the counters before and after,
+//! and whoever wants to hear of each second.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
+
+use ringtide_client::ShardInfo;
+use ringtide_client::sync::Client;
+use ringtide_perf::machine::{Between, Counters, Parts};
+use ringtide_perf::open_loop;
+use ringtide_perf::open_loop::timing::{Second, Times};
+use ringtide_perf::report::Wal;
+
+use crate::progress::{Progress, grouped};
+
+/// What was counted when measuring began, or ended.
+struct Moment {
+    counters: Counters,
+    shards: Vec<ShardInfo>,
+    acked: u64,
+}
+
+/// What happened while it was measured.
+pub(crate) struct Meanwhile {
+    pub(crate) between: Between,
+    pub(crate) shards: Vec<ShardInfo>,
+    pub(crate) wal: Wal,
+}
+
+/// Who wants to hear of each second.
+pub(crate) trait Listener {
+    /// Measuring begins, of a run that began then.
+    fn begin(&mut self, began: SystemTime);
+    /// A second is complete.
+    fn second(&mut self, second: &Second, times: &Times);
+}
+
+/// Looks on while it runs.
+pub(crate) struct Watching<'a> {
+    progress: Progress,
+    interrupted: &'a AtomicBool,
+    listener: Option<&'a mut dyn Listener>,
+    client: &'a Client,
+    parts: Parts,
+    first: Option<Moment>,
+    last: Option<Moment>,
+    acked: u64,
+    pub(crate) began: SystemTime,
+}
+
+impl<'a> Watching<'a> {
+    pub(crate) fn new(
+        client: &'a Client,
+        parts: Parts,
+        progress: Progress,
+        interrupted: &'a AtomicBool,
+        listener: Option<&'a mut dyn Listener>,
+    ) -> Self {
+        Self {
+            progress,
+            interrupted,
+            listener,
+            client,
+            parts,
+            first: None,
+            last: None,
+            acked: 0,
+            began: SystemTime::now(),
+        }
+    }
+
+    /// Clears the progress; what happened while it was measured.
+    pub(crate) fn end(mut self) -> Option<Meanwhile> {
+        self.progress.clear();
+        let (first, last) = (self.first.take()?, self.last.take()?);
+        let sum = |moment: &Moment, of: fn(&ShardInfo) -> u64| -> u64 {
+            moment.shards.iter().map(of).sum()
+        };
+        let more = |of: fn(&ShardInfo) -> u64| sum(&last, of).saturating_sub(sum(&first, of));
+        Some(Meanwhile {
+            between: first.counters.until(&last.counters),
+            wal: Wal::new(
+                more(|shard| shard.wal_writes),
+                more(|shard| shard.wal_bytes),
+                more(|shard| shard.wal_records),
+                last.acked - first.acked,
+            ),
+            shards: last.shards,
+        })
+    }
+}
+
+impl open_loop::Watch for Watching<'_> {
+    fn progress(&mut self, now: open_loop::Progress) -> ControlFlow<()> {
+        self.acked = now.acked;
+        self.progress.tick(|_| {
+            let (elapsed, total) = (now.elapsed.as_secs_f64(), now.total.as_secs_f64());
+            let acked = grouped(now.acked);
+            format!(
+                "{}: {elapsed:.0} of {total:.0} s, {acked} records",
+                now.phase
+            )
+        });
+        if self.interrupted.load(Ordering::Relaxed) {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn second(&mut self, second: &Second, times: &Times) {
+        if let Some(listener) = &mut self.listener {
+            listener.second(second, times);
+        }
+    }
+
+    fn measuring(&mut self, is_measuring: bool) {
+        let now = Moment {
+            counters: Counters::read(&self.parts),
+            // A broker that is gone has nothing to say.
+            shards: self.client.describe_shards().unwrap_or_default(),
+            acked: self.acked,
+        };
+        if is_measuring {
+            if let Some(listener) = &mut self.listener {
+                listener.begin(self.began);
+            }
+            self.first = Some(now);
+        } else {
+            self.last = Some(now);
+        }
+    }
+}
