@@ -95,6 +95,27 @@ impl Launch {
     }
 }
 
+/// A number that a file of a process has in the line that begins with the key.
+fn number_of(pid: u32, file: &str, key: &str) -> Result<u64, BenchError> {
+    let path = format!("/proc/{pid}/{file}");
+    let text =
+        std::fs::read_to_string(&path).map_err(BenchError::io(format!("cannot read {path}")))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .ok_or_else(|| BenchError::Wrong(format!("{path} has no {key}")))
+}
+
+/// Resident memory of a process here, in bytes, and the files that it has open.
+///
+/// # Errors
+/// When it is gone, or another user's.
+pub fn memory_and_files(pid: u32) -> Result<(u64, u64), BenchError> {
+    let memory = number_of(pid, "status", "VmRSS:")? * 1024;
+    let dir = format!("/proc/{pid}/fd");
+    let files = std::fs::read_dir(&dir).map_err(BenchError::io(format!("cannot read {dir}")))?;
+    Ok((memory, files.count() as u64))
+}
+
 fn free_port() -> Result<u16, BenchError> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
     Ok(listener.map_err(BenchError::io("no port is free"))?.port())
@@ -168,12 +189,7 @@ impl Broker {
     }
 
     fn number(&self, file: &str, key: &str) -> Result<u64, BenchError> {
-        let path = format!("/proc/{}/{file}", self.child.id());
-        let text = std::fs::read_to_string(&path)
-            .map_err(BenchError::io(format!("cannot read {path}")))?;
-        let line = text.lines().find_map(|line| line.strip_prefix(key));
-        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .ok_or_else(|| BenchError::Wrong(format!("{path} has no {key}")))
+        number_of(self.child.id(), file, key)
     }
 
     /// Time on a CPU of all threads there are.

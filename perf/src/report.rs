@@ -444,6 +444,30 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Whether the target was achieved, by a generator that kept its schedule.
+    #[must_use]
+    pub fn keeps_up(&self) -> bool {
+        let schedule = &self.schedule;
+        let is_late = schedule.lag_ns.is_some_and(|lag| lag.p99 > MAX_LAG_NS);
+        schedule.target_rate_per_s > 0.0 && schedule.is_achieved() && !is_late
+    }
+
+    /// Whether somebody else took time of the machine: the same run may go better another time.
+    #[must_use]
+    pub fn was_disturbed(&self) -> bool {
+        let meanwhile = self.environment.meanwhile.as_ref();
+        meanwhile
+            .is_some_and(|m| m.steal_share > MAX_STEAL_SHARE || m.others_share > MAX_OTHERS_SHARE)
+    }
+}
+
+impl Kept {
+    fn is_achieved(&self) -> bool {
+        self.achieved_rate_per_s >= ENOUGH_OF_TARGET * self.target_rate_per_s
+    }
+}
+
 /// Why a run does not count.
 fn reasons(schedule: &Kept, produce: &Produce, outcome: &Outcome, facts: &Facts) -> Vec<String> {
     let mut reasons = Vec::new();
@@ -457,7 +481,7 @@ fn reasons(schedule: &Kept, produce: &Produce, outcome: &Outcome, facts: &Facts)
     let (target, achieved) = (schedule.target_rate_per_s, schedule.achieved_rate_per_s);
     if outcome.scheduled == 0 {
         reasons.push("nothing was due while it was measured: measure longer".into());
-    } else if achieved < ENOUGH_OF_TARGET * target {
+    } else if !schedule.is_achieved() {
         reasons.push(format!(
             "{achieved:.0} records a second were achieved, {:.1} % of the target of {target:.0}",
             100.0 * achieved / target
@@ -732,6 +756,20 @@ mod tests {
             let named = report.reasons.iter().filter(|r| r.contains(words)).count();
             assert_eq!(named, 1, "{words}: {:?}", report.reasons);
         }
+    }
+
+    #[test]
+    fn what_lies_with_the_load_and_what_lies_with_others_are_told_apart() {
+        let fine = judged(|_, _| ());
+        assert!(fine.keeps_up() && !fine.was_disturbed());
+        let slow = judged(|o, _| o.elapsed = Duration::from_millis(10_204));
+        assert!(!slow.keeps_up() && !slow.was_disturbed());
+        let late = judged(|o, _| (0..20).for_each(|_| o.times.lag.record(Duration::from_secs(1))));
+        assert!(!late.keeps_up() && !late.was_disturbed());
+        let stolen = judged(|_, f| {
+            f.environment.meanwhile.as_mut().expect("there").steal_share = 0.05;
+        });
+        assert!(stolen.keeps_up() && stolen.was_disturbed());
     }
 
     #[test]

@@ -189,17 +189,31 @@ impl Raw {
         Ok(raw)
     }
 
+    /// Settings by their names; or why one of them is none.
+    pub(crate) fn from_pairs(pairs: &[(String, String)]) -> Result<Self, String> {
+        let mut raw = Self::default();
+        for (key, value) in pairs {
+            let name = Self::names().iter().find(|name| *name == key);
+            let Some((name, field)) = name.and_then(|name| Some((name, raw.field(name)?))) else {
+                let nearest = nearest(key).map(|name| format!(" (did you mean {name:?}?)"));
+                let nearest = nearest.unwrap_or_default();
+                return Err(format!(
+                    "there is no setting {key:?}{nearest}; `ringtide serve --help` lists them all"
+                ));
+            };
+            *field = Some(Text {
+                value: value.clone(),
+                origin: Origin::Flag(name),
+            });
+        }
+        Ok(raw)
+    }
+
     #[cfg(test)]
     pub(crate) fn from_flags(flags: &[(&'static str, &str)]) -> Self {
-        let mut raw = Self::default();
-        for (name, value) in flags {
-            let text = Text {
-                value: (*value).into(),
-                origin: Origin::Flag(name),
-            };
-            *raw.field(name).expect("a setting") = Some(text);
-        }
-        raw
+        let pairs = flags.iter();
+        let pairs: Vec<_> = pairs.map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        Self::from_pairs(&pairs).expect("settings")
     }
 }
 

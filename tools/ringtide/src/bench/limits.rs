@@ -206,7 +206,7 @@ mod tests {
         match cli.command {
             Command::Bench(bench) => match bench.command {
                 Some(BenchCommand::Limits(args)) => Ok(args),
-                None => Err("no subcommand".into()),
+                other => Err(format!("{other:?}")),
             },
             other => Err(format!("{other:?}")),
         }

@@ -228,6 +228,24 @@ impl Subject {
         }
     }
 
+    /// Writes of the write-ahead log since the broker's start, if it says.
+    pub(crate) fn wal_writes(&self) -> Option<u64> {
+        let shards = self.client.describe_shards().ok()?;
+        Some(shards.iter().map(|shard| shard.wal_writes).sum())
+    }
+
+    /// Segments that a topic has, and records that it has no more, if the broker says.
+    pub(crate) fn segments(&self, topic: &OwnTopic) -> Option<(u64, u64)> {
+        let described = self.client.describe_topic(&topic.name).ok()?.partitions;
+        let segments = described.iter().map(|p| u64::from(p.segments)).sum();
+        Some((segments, described.iter().map(|p| p.earliest).sum()))
+    }
+
+    /// Whether it is one of our own.
+    pub(crate) fn is_own(&self) -> bool {
+        self.own.is_some()
+    }
+
     /// Deletes the topic of a run.
     pub(crate) fn delete(&self, topic: &OwnTopic, went_well: bool) {
         let mut options = ringtide_perf::lone_topic::options();

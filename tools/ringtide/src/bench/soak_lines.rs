@@ -1,0 +1,168 @@
+//! The lines of a soak: at the end of each interval what was measured in it, and how the broker is.
+
+use std::time::SystemTime;
+
+use ringtide_perf::Latency;
+use ringtide_perf::broker::memory_and_files;
+use ringtide_perf::open_loop::timing::{Second, Times};
+use serde::Serialize;
+
+use crate::bench::load_args::{Teller, us};
+use crate::bench::subject::{OwnTopic, Subject};
+use crate::bench::watching::Listener;
+use crate::exit::Failure;
+use crate::progress::grouped;
+
+/// An interval, and the broker at its end. What the broker does not say is absent, and so is what
+/// cannot be seen of it from here.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Line {
+    /// When it began, in seconds since measuring began.
+    at_s: u64,
+    /// How long it was.
+    length_s: u64,
+    /// Records acknowledged in it.
+    acked: u64,
+    rate_per_s: f64,
+    /// From due to acknowledged, of the records acknowledged in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ns: Option<Latency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) resident_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) open_files: Option<u64>,
+    /// Writes of the write-ahead log in it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wal_writes: Option<u64>,
+    /// Of the topic.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    segments: Option<u64>,
+    /// Records that the topic has no more, since the beginning.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) removed_records: Option<u64>,
+}
+
+/// Makes and tells them.
+pub(crate) struct Lines<'a> {
+    subject: &'a Subject,
+    topic: &'a OwnTopic,
+    broker_pid: Option<u32>,
+    teller: Teller,
+    every_s: u64,
+    /// What is due later is not measured; only what was late arrives then.
+    duration_s: u64,
+    began_s: u64,
+    seconds: u64,
+    times: Times,
+    wal_writes: Option<u64>,
+    lines: Vec<Line>,
+    /// The first thing that could not be told.
+    failed: Option<Failure>,
+}
+
+impl<'a> Lines<'a> {
+    pub(crate) fn new(
+        subject: &'a Subject,
+        topic: &'a OwnTopic,
+        teller: Teller,
+        (every_s, duration_s): (u64, u64),
+    ) -> Self {
+        Self {
+            subject,
+            topic,
+            broker_pid: subject.parts().broker_pid,
+            teller,
+            every_s,
+            duration_s,
+            began_s: 0,
+            seconds: 0,
+            times: Times::default(),
+            wal_writes: None,
+            lines: Vec::new(),
+            failed: None,
+        }
+    }
+
+    /// All of them, with what is left of the last interval.
+    pub(crate) fn finish(mut self) -> Result<Vec<Line>, Failure> {
+        if self.seconds > 0 {
+            self.close();
+        }
+        self.failed.map_or(Ok(self.lines), Err)
+    }
+
+    fn close(&mut self) {
+        let seen = self.broker_pid.and_then(|pid| memory_and_files(pid).ok());
+        let wal_writes = self.subject.wal_writes();
+        let before = std::mem::replace(&mut self.wal_writes, wal_writes);
+        let segments = self.subject.segments(self.topic);
+        let acked = self.times.latency.count();
+        let line = Line {
+            at_s: self.began_s,
+            length_s: self.seconds,
+            acked,
+            rate_per_s: acked as f64 / self.seconds.max(1) as f64,
+            latency_ns: self.times.latency.summary(),
+            resident_bytes: seen.map(|(memory, _)| memory),
+            open_files: seen.map(|(_, files)| files),
+            wal_writes: wal_writes
+                .zip(before)
+                .map(|(now, then)| now.saturating_sub(then)),
+            segments: segments.map(|(segments, _)| segments),
+            removed_records: segments.map(|(_, removed)| removed),
+        };
+        if let Err(failure) = self.teller.tell(&shown(&line)) {
+            self.failed.get_or_insert(failure);
+        }
+        self.lines.push(line);
+        self.began_s += self.seconds;
+        self.seconds = 0;
+        self.times.clear();
+    }
+}
+
+impl Listener for Lines<'_> {
+    fn begin(&mut self, _began: SystemTime) {
+        self.wal_writes = self.subject.wal_writes();
+    }
+
+    fn second(&mut self, second: &Second, times: &Times) {
+        self.times.add(times);
+        let passed = (second.at_s + 1).min(self.duration_s);
+        self.seconds = passed.saturating_sub(self.began_s);
+        if self.seconds >= self.every_s {
+            self.close();
+        }
+    }
+}
+
+/// Above the lines.
+pub(crate) fn heading() -> String {
+    let columns = ["seconds", "rate", "p50", "p99", "p99.9", "max"];
+    let [seconds, rate, p50, p99, p99_9, max] = columns;
+    let columns = ["MiB", "files", "WAL writes", "segments", "removed"];
+    let [memory, files, wal, segments, removed] = columns;
+    format!(
+        "{seconds:>8}{rate:>10}{p50:>10}{p99:>10}{p99_9:>10}{max:>11}{memory:>8}{files:>7}{wal:>12}\
+         {segments:>10}{removed:>13}\n"
+    )
+}
+
+fn shown(line: &Line) -> String {
+    let count = |n: Option<u64>| n.map_or_else(|| "-".into(), grouped);
+    let latency = line.latency_ns;
+    format!(
+        "{:>8}{:>10}{:>10}{:>10}{:>10}{:>11}{:>8}{:>7}{:>12}{:>10}{:>13}\n",
+        line.at_s + line.length_s,
+        grouped(line.rate_per_s.round() as u64),
+        us(latency.map(|l| l.p50)),
+        us(latency.map(|l| l.p99)),
+        us(latency.map(|l| l.p99_9)),
+        us(latency.map(|l| l.max)),
+        count(line.resident_bytes.map(|bytes| bytes >> 20)),
+        count(line.open_files),
+        count(line.wal_writes),
+        count(line.segments),
+        count(line.removed_records),
+    )
+}
