@@ -96,8 +96,9 @@ fn rounded(rate: f64) -> f64 {
 /// What of a step decides whether it holds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
-    /// The rate was achieved, by a generator in time.
-    pub(crate) keeps_up: bool,
+    pub(crate) is_achieved: bool,
+    /// The generator kept its schedule.
+    pub(crate) is_in_time: bool,
     /// From due to acknowledged.
     pub(crate) p99_ns: Option<u64>,
 }
@@ -107,7 +108,8 @@ impl Figures {
     pub(crate) fn fault(self, p99_limit_ns: u64) -> Option<&'static str> {
         match self.p99_ns {
             None => Some("nothing was acknowledged"),
-            Some(_) if !self.keeps_up => Some("rate not kept"),
+            Some(_) if !self.is_achieved => Some("not achieved"),
+            Some(_) if !self.is_in_time => Some("generator late"),
             Some(p99) if p99 > p99_limit_ns => Some("p99 too long"),
             Some(_) => None,
         }
@@ -125,7 +127,8 @@ mod tests {
         move |rate| {
             let load = (rate / capacity).min(0.999_999);
             Figures {
-                keeps_up: rate <= capacity,
+                is_achieved: rate <= capacity,
+                is_in_time: true,
                 p99_ns: Some((50_000.0 / (1.0 - load)) as u64),
             }
         }
@@ -231,12 +234,17 @@ mod tests {
 
     #[test]
     fn a_step_fails_for_its_rate_or_for_its_latency() {
-        let figures = |keeps_up, p99_ns| Figures { keeps_up, p99_ns };
-        assert_eq!(figures(true, Some(1000)).fault(1000), None);
+        let figures = |is_achieved, is_in_time, p99_ns| Figures {
+            is_achieved,
+            is_in_time,
+            p99_ns,
+        };
+        assert_eq!(figures(true, true, Some(1000)).fault(1000), None);
         for (figures, why) in [
-            (figures(true, Some(1001)), "p99"),
-            (figures(false, Some(1)), "rate"),
-            (figures(true, None), "nothing"),
+            (figures(true, true, Some(1001)), "p99"),
+            (figures(false, true, Some(1)), "not achieved"),
+            (figures(true, false, Some(1)), "late"),
+            (figures(true, true, None), "nothing"),
         ] {
             assert!(figures.fault(1000).expect("a fault").contains(why));
         }

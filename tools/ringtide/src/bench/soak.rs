@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::bench::growth::Growth;
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, SubjectArgs, Teller};
 use crate::bench::placement::Placement;
-use crate::bench::soak_lines::{Line, Lines, heading};
+use crate::bench::soak_lines::{Lengths, Line, Lines, heading};
 use crate::bench::subject::{Load, Start, Subject};
 use crate::bench::{does_not_count, failure};
 use crate::exit::Failure;
@@ -217,9 +217,12 @@ fn soak(
     interrupted: &AtomicBool,
 ) -> Result<(Report, Vec<Line>), Failure> {
     let topic = subject.topic(load).map_err(failure)?;
-    let duration_s = load.plan.duration.as_secs_f64().ceil() as u64;
-    let times = (args.every.into(), duration_s);
-    let mut lines = Lines::new(subject, &topic, teller, times);
+    let lengths = Lengths {
+        warm_up: load.plan.warm_up,
+        duration: load.plan.duration,
+        every: Duration::from_secs(args.every.into()),
+    };
+    let mut lines = Lines::new(subject, &topic, teller, lengths);
     let progress = Progress::beside_output();
     let ran = subject.run(load, &topic, progress, interrupted, Some(&mut lines));
     let lines = lines.finish();

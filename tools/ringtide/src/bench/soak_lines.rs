@@ -1,6 +1,7 @@
 //! The lines of a soak: at the end of each interval what was measured in it, and how the broker is.
 
-use std::time::SystemTime;
+use std::collections::VecDeque;
+use std::time::{Duration, SystemTime};
 
 use ringtide_perf::Latency;
 use ringtide_perf::broker::memory_and_files;
@@ -42,15 +43,32 @@ pub(crate) struct Line {
     pub(crate) removed_records: Option<u64>,
 }
 
+/// The broker at one moment.
+struct Look {
+    memory_and_files: Option<(u64, u64)>,
+    wal_writes: Option<u64>,
+    segments_and_removed: Option<(u64, u64)>,
+}
+
+/// How long it all is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lengths {
+    pub(crate) warm_up: Duration,
+    pub(crate) duration: Duration,
+    /// From one line to the next.
+    pub(crate) every: Duration,
+}
+
 /// Makes and tells them.
 pub(crate) struct Lines<'a> {
     subject: &'a Subject,
     topic: &'a OwnTopic,
     broker_pid: Option<u32>,
     teller: Teller,
-    every_s: u64,
-    /// What is due later is not measured; only what was late arrives then.
-    duration_s: u64,
+    lengths: Lengths,
+    /// At the ends of intervals whose seconds are not all complete yet.
+    looks: VecDeque<Look>,
+    looked: u32,
     began_s: u64,
     seconds: u64,
     times: Times,
@@ -65,15 +83,16 @@ impl<'a> Lines<'a> {
         subject: &'a Subject,
         topic: &'a OwnTopic,
         teller: Teller,
-        (every_s, duration_s): (u64, u64),
+        lengths: Lengths,
     ) -> Self {
         Self {
             subject,
             topic,
             broker_pid: subject.parts().broker_pid,
             teller,
-            every_s,
-            duration_s,
+            lengths,
+            looks: VecDeque::new(),
+            looked: 0,
             began_s: 0,
             seconds: 0,
             times: Times::default(),
@@ -91,11 +110,22 @@ impl<'a> Lines<'a> {
         self.failed.map_or(Ok(self.lines), Err)
     }
 
+    fn look(&self) -> Look {
+        let pid = self.broker_pid;
+        Look {
+            memory_and_files: pid.and_then(|pid| memory_and_files(pid).ok()),
+            wal_writes: self.subject.wal_writes(),
+            segments_and_removed: self.subject.segments(self.topic),
+        }
+    }
+
     fn close(&mut self) {
-        let seen = self.broker_pid.and_then(|pid| memory_and_files(pid).ok());
-        let wal_writes = self.subject.wal_writes();
-        let before = std::mem::replace(&mut self.wal_writes, wal_writes);
-        let segments = self.subject.segments(self.topic);
+        // A second that nobody told of is in the interval of the next.
+        for _ in 1..self.seconds / self.lengths.every.as_secs() {
+            self.looks.pop_front();
+        }
+        let look = self.looks.pop_front().unwrap_or_else(|| self.look());
+        let before = std::mem::replace(&mut self.wal_writes, look.wal_writes);
         let acked = self.times.latency.count();
         let line = Line {
             at_s: self.began_s,
@@ -103,13 +133,14 @@ impl<'a> Lines<'a> {
             acked,
             rate_per_s: acked as f64 / self.seconds.max(1) as f64,
             latency_ns: self.times.latency.summary(),
-            resident_bytes: seen.map(|(memory, _)| memory),
-            open_files: seen.map(|(_, files)| files),
-            wal_writes: wal_writes
+            resident_bytes: look.memory_and_files.map(|(memory, _)| memory),
+            open_files: look.memory_and_files.map(|(_, files)| files),
+            wal_writes: look
+                .wal_writes
                 .zip(before)
                 .map(|(now, then)| now.saturating_sub(then)),
-            segments: segments.map(|(segments, _)| segments),
-            removed_records: segments.map(|(_, removed)| removed),
+            segments: look.segments_and_removed.map(|(segments, _)| segments),
+            removed_records: look.segments_and_removed.map(|(_, removed)| removed),
         };
         if let Err(failure) = self.teller.tell(&shown(&line)) {
             self.failed.get_or_insert(failure);
@@ -126,11 +157,21 @@ impl Listener for Lines<'_> {
         self.wal_writes = self.subject.wal_writes();
     }
 
+    fn passed(&mut self, elapsed: Duration) {
+        let Lengths { warm_up, every, .. } = self.lengths;
+        if elapsed >= warm_up + every * (self.looked + 1) {
+            self.looked += 1;
+            self.looks.push_back(self.look());
+        }
+    }
+
     fn second(&mut self, second: &Second, times: &Times) {
         self.times.add(times);
-        let passed = (second.at_s + 1).min(self.duration_s);
+        // What is due later is not measured; only what was late arrives then.
+        let duration_s = self.lengths.duration.as_secs_f64().ceil() as u64;
+        let passed = (second.at_s + 1).min(duration_s);
         self.seconds = passed.saturating_sub(self.began_s);
-        if self.seconds >= self.every_s {
+        if self.seconds >= self.lengths.every.as_secs() {
             self.close();
         }
     }

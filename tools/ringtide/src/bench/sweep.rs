@@ -244,7 +244,8 @@ impl Sweeping<'_> {
 
     fn take(&mut self, rate: f64, report: &Report) -> Result<(), Failure> {
         let figures = Figures {
-            keeps_up: report.keeps_up(),
+            is_achieved: report.is_achieved(),
+            is_in_time: report.is_in_time(),
             p99_ns: report.produce.latency_ns.map(|latency| latency.p99),
         };
         let fault = match &self.ended_by {

@@ -3,7 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ringtide_client::ShardInfo;
 use ringtide_client::sync::Client;
@@ -32,7 +32,9 @@ pub(crate) struct Meanwhile {
 pub(crate) trait Listener {
     /// Measuring begins, of a run that began then.
     fn begin(&mut self, began: SystemTime);
-    /// A second is complete.
+    /// So long it has run, warm-up included; told ten times a second.
+    fn passed(&mut self, _elapsed: Duration) {}
+    /// A second is complete, with what came in it; told a few seconds later.
     fn second(&mut self, second: &Second, times: &Times);
 }
 
@@ -94,6 +96,9 @@ impl<'a> Watching<'a> {
 impl open_loop::Watch for Watching<'_> {
     fn progress(&mut self, now: open_loop::Progress) -> ControlFlow<()> {
         self.acked = now.acked;
+        if let Some(listener) = &mut self.listener {
+            listener.passed(now.elapsed);
+        }
         self.progress.tick(|_| {
             let (elapsed, total) = (now.elapsed.as_secs_f64(), now.total.as_secs_f64());
             let acked = grouped(now.acked);
