@@ -222,7 +222,7 @@ fn soak(
         duration: load.plan.duration,
         every: Duration::from_secs(args.every.into()),
     };
-    let mut lines = Lines::new(subject, &topic, teller, lengths);
+    let mut lines = Lines::new(subject, &topic, teller, lengths, interrupted);
     let progress = Progress::beside_output();
     let ran = subject.run(load, &topic, progress, interrupted, Some(&mut lines));
     let lines = lines.finish();

@@ -1,6 +1,7 @@
 //! The lines of a soak: at the end of each interval what was measured in it, and how the broker is.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use ringtide_perf::Latency;
@@ -43,7 +44,8 @@ pub(crate) struct Line {
     pub(crate) removed_records: Option<u64>,
 }
 
-/// The broker at one moment.
+/// The broker at one moment, as far as it could be seen.
+#[derive(Default)]
 struct Look {
     memory_and_files: Option<(u64, u64)>,
     wal_writes: Option<u64>,
@@ -66,6 +68,7 @@ pub(crate) struct Lines<'a> {
     broker_pid: Option<u32>,
     teller: Teller,
     lengths: Lengths,
+    interrupted: &'a AtomicBool,
     /// At the ends of intervals whose seconds are not all complete yet.
     looks: VecDeque<Look>,
     looked: u32,
@@ -84,6 +87,7 @@ impl<'a> Lines<'a> {
         topic: &'a OwnTopic,
         teller: Teller,
         lengths: Lengths,
+        interrupted: &'a AtomicBool,
     ) -> Self {
         Self {
             subject,
@@ -91,6 +95,7 @@ impl<'a> Lines<'a> {
             broker_pid: subject.parts().broker_pid,
             teller,
             lengths,
+            interrupted,
             looks: VecDeque::new(),
             looked: 0,
             began_s: 0,
@@ -124,7 +129,12 @@ impl<'a> Lines<'a> {
         for _ in 1..self.seconds / self.lengths.every.as_secs() {
             self.looks.pop_front();
         }
-        let look = self.looks.pop_front().unwrap_or_else(|| self.look());
+        // A broker that the same signal may have ended is not asked.
+        let is_asked = !self.interrupted.load(Ordering::Relaxed);
+        let look = self.looks.pop_front();
+        let look = look
+            .or_else(|| is_asked.then(|| self.look()))
+            .unwrap_or_default();
         let before = std::mem::replace(&mut self.wal_writes, look.wal_writes);
         let acked = self.times.latency.count();
         let line = Line {

@@ -5,10 +5,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringtide_client::sync::Client;
-use ringtide_client::{Acks, Codec, ShardInfo, TopicSettings, Visibility};
+use ringtide_client::{Acks, Codec, Options, ShardInfo, TopicSettings, Visibility};
 use ringtide_perf::BenchError;
 use ringtide_perf::broker::{Broker, Launch};
 use ringtide_perf::feed::Feed;
+use ringtide_perf::lone_topic::{fresh_name, options};
 use ringtide_perf::machine::{Between, Host, Parts};
 use ringtide_perf::open_loop::ringtide::RingtideTopic;
 use ringtide_perf::open_loop::{self, Outcome, Plan};
@@ -19,6 +20,9 @@ use tempfile::TempDir;
 use crate::bench::placement::Placement;
 use crate::bench::watching::{Listener, Meanwhile, Watching};
 use crate::progress::Progress;
+
+/// How long a broker that may be gone is asked.
+const HASTE: Duration = Duration::from_secs(2);
 
 /// A broker of our own, on a directory that is removed in the end.
 struct OwnBroker {
@@ -70,6 +74,8 @@ pub(crate) struct OwnTopic {
 pub(crate) struct Subject {
     server: String,
     client: Client,
+    /// For questions while it is measured, which are not worth a long wait.
+    asking: Client,
     own: Option<OwnBroker>,
 }
 
@@ -78,7 +84,8 @@ impl Subject {
     pub(crate) fn running(server: &str) -> Result<Self, BenchError> {
         Ok(Self {
             server: server.into(),
-            client: Client::connect([server], ringtide_perf::lone_topic::options())?,
+            client: Client::connect([server], options())?,
+            asking: Client::connect([server], hasty())?,
             own: None,
         })
     }
@@ -88,7 +95,8 @@ impl Subject {
         let own = OwnBroker::start(start)?;
         let server = own.broker.server.clone();
         Ok(Self {
-            client: Client::connect([&server], ringtide_perf::lone_topic::options())?,
+            client: Client::connect([&server], options())?,
+            asking: Client::connect([&server], hasty())?,
             server,
             own: Some(own),
         })
@@ -105,7 +113,7 @@ impl Subject {
     /// Makes the topic of a run.
     pub(crate) fn topic(&self, load: &Load<'_>) -> Result<OwnTopic, BenchError> {
         let workload = load.workload;
-        let name = ringtide_perf::lone_topic::fresh_name("load");
+        let name = fresh_name("load");
         let settings = TopicSettings {
             visible: Some(workload.visible()),
             ..load.settings
@@ -138,7 +146,7 @@ impl Subject {
         listener: Option<&'a mut dyn Listener>,
     ) -> Result<(Outcome, Facts), BenchError> {
         let parts = self.parts();
-        let mut watch = Watching::new(&self.client, parts, progress, interrupted, listener);
+        let mut watch = Watching::new(&self.asking, parts, progress, interrupted, listener);
         let outcome = open_loop::run(load.plan, load.feed, &topic.target, &mut watch)?;
         let began = watch.began;
         let meanwhile = watch.end();
@@ -150,7 +158,7 @@ impl Subject {
         if !is_loopback(&self.server) {
             return Parts::default();
         }
-        let shards = self.client.describe_shards().unwrap_or_default();
+        let shards = self.asking.describe_shards().unwrap_or_default();
         let first = shards.first();
         Parts {
             broker_pid: first.map(|shard| shard.process_id),
@@ -217,7 +225,7 @@ impl Subject {
             spinning: plan.cpus.len() + spinning.len(),
             broker_cpus: spinning,
             limits: None,
-            wal: meanwhile.map(|m| m.wal),
+            wal: meanwhile.and_then(|m| m.wal),
         }
     }
 
@@ -230,13 +238,13 @@ impl Subject {
 
     /// Writes of the write-ahead log since the broker's start, if it says.
     pub(crate) fn wal_writes(&self) -> Option<u64> {
-        let shards = self.client.describe_shards().ok()?;
+        let shards = self.asking.describe_shards().ok()?;
         Some(shards.iter().map(|shard| shard.wal_writes).sum())
     }
 
     /// Segments that a topic has, and records that it has no more, if the broker says.
     pub(crate) fn segments(&self, topic: &OwnTopic) -> Option<(u64, u64)> {
-        let described = self.client.describe_topic(&topic.name).ok()?.partitions;
+        let described = self.asking.describe_topic(&topic.name).ok()?.partitions;
         let segments = described.iter().map(|p| u64::from(p.segments)).sum();
         Some((segments, described.iter().map(|p| p.earliest).sum()))
     }
@@ -248,12 +256,8 @@ impl Subject {
 
     /// Deletes the topic of a run.
     pub(crate) fn delete(&self, topic: &OwnTopic, went_well: bool) {
-        let mut options = ringtide_perf::lone_topic::options();
-        if !went_well {
-            // The broker may be gone.
-            let patience = Duration::from_secs(2);
-            options = options.call_timeout(patience).connect_timeout(patience);
-        }
+        // If it did not go well the broker may be gone.
+        let options = if went_well { options() } else { hasty() };
         let name = &topic.name;
         let deleted = Client::connect([&self.server], options).and_then(|c| c.delete_topic(name));
         if let Err(error) = deleted {
@@ -284,6 +288,11 @@ impl Drop for OwnBroker {
         self.broker.end();
         let _ = &self.home;
     }
+}
+
+/// Of a client that gives up soon.
+fn hasty() -> Options {
+    options().call_timeout(HASTE).connect_timeout(HASTE)
 }
 
 fn is_loopback(server: &str) -> bool {

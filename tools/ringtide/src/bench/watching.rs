@@ -17,6 +17,7 @@ use crate::progress::{Progress, grouped};
 /// What was counted when measuring began, or ended.
 struct Moment {
     counters: Counters,
+    /// Nothing when the broker had nothing to say.
     shards: Vec<ShardInfo>,
     acked: u64,
 }
@@ -25,7 +26,8 @@ struct Moment {
 pub(crate) struct Meanwhile {
     pub(crate) between: Between,
     pub(crate) shards: Vec<ShardInfo>,
-    pub(crate) wal: Wal,
+    /// Unless the broker was not asked in the end.
+    pub(crate) wal: Option<Wal>,
 }
 
 /// Who wants to hear of each second.
@@ -80,22 +82,36 @@ impl<'a> Watching<'a> {
             moment.shards.iter().map(of).sum()
         };
         let more = |of: fn(&ShardInfo) -> u64| sum(&last, of).saturating_sub(sum(&first, of));
-        Some(Meanwhile {
-            between: first.counters.until(&last.counters),
-            wal: Wal::new(
+        let wal = (!last.shards.is_empty()).then(|| {
+            Wal::new(
                 more(|shard| shard.wal_writes),
                 more(|shard| shard.wal_bytes),
                 more(|shard| shard.wal_records),
                 last.acked - first.acked,
-            ),
-            shards: last.shards,
+            )
+        });
+        Some(Meanwhile {
+            between: first.counters.until(&last.counters),
+            wal,
+            shards: match last.shards.is_empty() {
+                true => first.shards,
+                false => last.shards,
+            },
         })
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
     }
 }
 
 impl open_loop::Watch for Watching<'_> {
     fn progress(&mut self, now: open_loop::Progress) -> ControlFlow<()> {
         self.acked = now.acked;
+        // Before anybody asks the broker, which the same signal may have ended.
+        if self.is_interrupted() {
+            return ControlFlow::Break(());
+        }
         if let Some(listener) = &mut self.listener {
             listener.passed(now.elapsed);
         }
@@ -107,9 +123,6 @@ impl open_loop::Watch for Watching<'_> {
                 now.phase
             )
         });
-        if self.interrupted.load(Ordering::Relaxed) {
-            return ControlFlow::Break(());
-        }
         ControlFlow::Continue(())
     }
 
@@ -123,7 +136,10 @@ impl open_loop::Watch for Watching<'_> {
         let now = Moment {
             counters: Counters::read(&self.parts),
             // A broker that is gone has nothing to say.
-            shards: self.client.describe_shards().unwrap_or_default(),
+            shards: match self.is_interrupted() {
+                true => Vec::new(),
+                false => self.client.describe_shards().unwrap_or_default(),
+            },
             acked: self.acked,
         };
         if is_measuring {
