@@ -291,7 +291,7 @@ fn heading(args: &CompareArgs) -> String {
     let columns = ["achieved", "p50", "p99", "p99.9"];
     let [achieved, p50, p99, p99_9] = columns;
     format!(
-        "A: {}\nB: {}\n\npair  side{achieved:>12}{p50:>11}{p99:>11}{p99_9:>11}  valid\n",
+        "A: {}\nB: {}\n\npair  side{achieved:>12}{p50:>12}{p99:>12}{p99_9:>12}  valid\n",
         args.a.text, args.b.text
     )
 }
@@ -299,7 +299,7 @@ fn heading(args: &CompareArgs) -> String {
 fn line(run: &OneRun) -> String {
     let latency = run.run.produce.latency_ns;
     format!(
-        "{:>4}  {:<4}{:>12}{:>11}{:>11}{:>11}  {}\n",
+        "{:>4}  {:<4}{:>12}{:>12}{:>12}{:>12}  {}\n",
         run.pair + 1,
         name(run.side),
         grouped(run.run.schedule.achieved_rate_per_s.round() as u64),

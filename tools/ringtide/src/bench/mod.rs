@@ -95,6 +95,8 @@ pub(crate) enum BenchCommand {
     /// to 5 %. A step that was disturbed is run once more before it is believed, and so is the first
     /// that does not hold. --from and --to stand for --rate, and --step-duration for --duration. The exit
     /// code is 3 if no rate holds, or the step that says it does not count.
+    // A sweep has others instead.
+    #[command(mut_arg("rate", |arg| arg.hide(true)), mut_arg("duration", |arg| arg.hide(true)))]
     Sweep(Box<sweep::SweepArgs>),
     /// Compare two brokers, settings or loads in pairs of runs
     ///

@@ -194,7 +194,7 @@ pub(crate) fn heading() -> String {
     let columns = ["MiB", "files", "WAL writes", "segments", "removed"];
     let [memory, files, wal, segments, removed] = columns;
     format!(
-        "{seconds:>8}{rate:>10}{p50:>10}{p99:>10}{p99_9:>10}{max:>11}{memory:>8}{files:>7}{wal:>12}\
+        "{seconds:>8}{rate:>10}{p50:>12}{p99:>12}{p99_9:>12}{max:>12}{memory:>8}{files:>7}{wal:>12}\
          {segments:>10}{removed:>13}\n"
     )
 }
@@ -203,7 +203,7 @@ fn shown(line: &Line) -> String {
     let count = |n: Option<u64>| n.map_or_else(|| "-".into(), grouped);
     let latency = line.latency_ns;
     format!(
-        "{:>8}{:>10}{:>10}{:>10}{:>10}{:>11}{:>8}{:>7}{:>12}{:>10}{:>13}\n",
+        "{:>8}{:>10}{:>12}{:>12}{:>12}{:>12}{:>8}{:>7}{:>12}{:>10}{:>13}\n",
         line.at_s + line.length_s,
         grouped(line.rate_per_s.round() as u64),
         us(latency.map(|l| l.p50)),
