@@ -16,6 +16,7 @@ pub mod limits;
 pub mod lone_topic;
 pub mod machine;
 pub mod open_loop;
+pub mod page;
 pub mod pipe;
 pub mod report;
 pub mod workload;

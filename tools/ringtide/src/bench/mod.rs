@@ -10,6 +10,8 @@ mod limits;
 mod load_args;
 mod open_loop;
 mod open_table;
+mod output_file;
+mod page_file;
 mod pairs;
 mod placement;
 mod search;
@@ -72,6 +74,10 @@ pub(crate) struct BenchArgs {
     /// standard error
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Write a page with the figures and charts of them to this file, to be read in a browser without a
+    /// network
+    #[arg(long, value_name = "FILE.html", conflicts_with = "closed_loop")]
+    pub(crate) report: Option<PathBuf>,
     /// Write the histograms of each second to this file, for HdrHistogram's own tools
     #[arg(long, value_name = "FILE", conflicts_with = "closed_loop")]
     pub(crate) hlog: Option<PathBuf>,

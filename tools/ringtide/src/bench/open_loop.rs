@@ -1,5 +1,6 @@
 //! `ringtide bench`: a load that does not wait for the broker, against one that runs or one of its own.
 
+use std::io::{self, Write as _};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +12,15 @@ use ringtide_perf::report::Report;
 use ringtide_perf::workload::Workload;
 
 use crate::bench::hlog_file::HlogFile;
-use crate::bench::json_file::{JsonFile, write_out};
+use crate::bench::json_file::JsonFile;
 use crate::bench::open_table::table;
+use crate::bench::page_file::PageFile;
 use crate::bench::placement::Placement;
 use crate::bench::subject::{Load, Subject};
 use crate::bench::watching::Listener;
 use crate::bench::{BenchArgs, does_not_count, failure};
 use crate::exit::Failure;
+use crate::output::print;
 use crate::progress::Progress;
 use crate::signals::stop_flag;
 
@@ -41,6 +44,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     plan.verify = !args.no_verify;
     plan.check(feed.as_ref()).map_err(failure)?;
     let json = args.json.as_deref().map(JsonFile::create).transpose()?;
+    let page = |path| PageFile::create(path, args.json.as_deref());
+    let page = args.report.as_deref().map(page).transpose()?;
     let mut hlog = args.hlog.as_deref().map(HlogFile::create).transpose()?;
     let interrupted = stop_flag()?;
 
@@ -66,8 +71,23 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let report = Report::new(&plan, &outcome, facts);
 
     let hlog = hlog.map_or(Ok(()), HlogFile::finish);
-    let table = table(&report, args.server.is_none());
-    write_out(json, &table, &report)?;
+    let mut table = table(&report, args.server.is_none());
+    // Whoever reads standard output reads JSON or the page, and nothing else.
+    let is_stdout_taken = json.as_ref().is_some_and(|json| json.is_stdout)
+        || page.as_ref().is_some_and(PageFile::is_stdout);
+    let page = page.map_or(Ok(String::new()), |page| page.write(&report));
+    if let Ok(note) = &page {
+        table.push_str(note);
+    }
+    let json = json.map_or(Ok(()), |json| json.write(&report));
+    match is_stdout_taken {
+        true => {
+            let _ = io::stderr().write_all(table.as_bytes());
+        }
+        false => print(&table)?,
+    }
+    json?;
+    page?;
     hlog?;
     if report.valid {
         return Ok(());
