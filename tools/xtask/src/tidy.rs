@@ -29,7 +29,7 @@ const TOP: [&str; 14] = [
 
 /// Which of our crates a crate may be built from. What is absent here is an invariant: the schema
 /// knows bytes only, the logic (log, shard) knows no kernel, the client knows no engine.
-const MAY_IMPORT: [(&str, &[&str]); 10] = [
+const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("ringtide-schema", &[]),
     ("ringtide-io", &["ringtide-schema"]),
     ("ringtide-log", &["ringtide-schema", "ringtide-io"]),
@@ -49,6 +49,7 @@ const MAY_IMPORT: [(&str, &[&str]); 10] = [
         "ringtide-perf",
         &["ringtide-schema", "ringtide-session", "ringtide-client"],
     ),
+    ("ringtide-peers", &["ringtide-perf"]),
     (
         "ringtide-system-tests",
         &[
