@@ -910,7 +910,7 @@ fn a_failure_writes_nothing_where_json_is_expected() {
     for args in [
         &["topic", "describe", "nowhere", "--json"][..],
         &["consume", "nowhere", "--output", "json"],
-        &["bench", "--json", "/dev/stdout"],
+        &["bench", "--rate", "0", "--json", "/dev/stdout"],
         &[
             "bench",
             "--closed-loop",
