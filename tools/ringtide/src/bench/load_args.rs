@@ -141,7 +141,7 @@ impl Run {
         Self {
             valid: report.valid,
             reasons: report.reasons.clone(),
-            produce: report.produce,
+            produce: report.produce.clone(),
             end_to_end: report.end_to_end,
             schedule: report.schedule,
             verify: report.verify,

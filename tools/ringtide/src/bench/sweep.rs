@@ -324,7 +324,7 @@ fn reasons(steps: &[Step], highest: Option<f64>, ended_by: Option<&BenchError>) 
     }
     for step in steps {
         let rate = shown(step.rate_per_s);
-        let of_verification = step.run.verify.balance.faults();
+        let of_verification = step.run.verify.balance.faults(true);
         reasons.extend(
             of_verification
                 .iter()
