@@ -6,6 +6,9 @@ const CLOSE: f64 = 1.05;
 /// Below this rates are not rounded.
 const ROUNDED_FROM: f64 = 100.0;
 
+/// The fault of a step that says nothing of the broker.
+pub(crate) const GENERATOR_LATE: &str = "generator late";
+
 /// What happened at a rate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Seen {
@@ -109,7 +112,7 @@ impl Figures {
         match self.p99_ns {
             None => Some("nothing was acknowledged"),
             Some(_) if !self.is_achieved => Some("not achieved"),
-            Some(_) if !self.is_in_time => Some("generator late"),
+            Some(_) if !self.is_in_time => Some(GENERATOR_LATE),
             Some(p99) if p99 > p99_limit_ns => Some("p99 too long"),
             Some(_) => None,
         }

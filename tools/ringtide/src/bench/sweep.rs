@@ -11,7 +11,7 @@ use ringtide_perf::workload::{Seconds, Workload};
 use serde::Serialize;
 
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, SubjectArgs, Teller, us};
-use crate::bench::search::{Figures, Search, Seen};
+use crate::bench::search::{Figures, GENERATOR_LATE, Search, Seen};
 use crate::bench::subject::{Load, Subject};
 use crate::bench::{does_not_count, failure};
 use crate::exit::Failure;
@@ -315,10 +315,20 @@ fn reasons(steps: &[Step], highest: Option<f64>, ended_by: Option<&BenchError>) 
         }
         None => {}
     }
-    for step in believed().filter(|step| !step.holds && step.disturbed) {
+    // The lowest that did not hold is what bounds the highest that did.
+    let failed = believed().filter(|step| !step.holds);
+    let bound = failed.min_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
+    if let Some(step) = bound.filter(|step| step.disturbed) {
         reasons.push(format!(
-            "{} records a second did not hold, and others took time of the machine both times: a \
+            "{} records a second did not hold, and others took time of the machine meanwhile: a \
              higher rate may hold",
+            shown(step.rate_per_s)
+        ));
+    }
+    if let Some(step) = bound.filter(|step| step.fault == Some(GENERATOR_LATE)) {
+        reasons.push(format!(
+            "at {} records a second the generator was late, which says nothing of the broker: give it \
+             more --cpus",
             shown(step.rate_per_s)
         ));
     }
