@@ -311,7 +311,7 @@ fn reasons(steps: &[Step], highest: Option<f64>, ended_by: Option<&BenchError>) 
             reasons.extend(decisive.flat_map(|step| step.run.reasons.iter().map(at)));
         }
         None if ended_by.is_none() => {
-            reasons.push("no rate holds, not even the first: give a lower --from".into());
+            reasons.push("not even the first rate was seen to hold: give a lower --from, or measure when it is quiet".into());
         }
         None => {}
     }
