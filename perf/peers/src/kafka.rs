@@ -29,6 +29,9 @@ use crate::peer::{Durability, Open, Peer, Place, failed};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Records of a producer that are not answered, at the most.
 const MAX_UNANSWERED: usize = 500_000;
+/// Requests of a producer that are not answered, at the most, as in Kafka's own client. librdkafka's
+/// million would send each record alone, and the broker would flush each alone.
+const MAX_REQUESTS: &str = "5";
 /// Records of a consumer handed out in one turn.
 const TAKEN_IN_A_TURN: usize = 1000;
 /// The topic's setting that decides what an acknowledgement promises.
@@ -132,6 +135,7 @@ impl Target for KafkaTopic {
                 .set("acks", "all")
                 .set("linger.ms", "0")
                 .set("message.send.max.retries", "0")
+                .set("max.in.flight.requests.per.connection", MAX_REQUESTS)
                 .set("message.max.bytes", "10000000")
                 .set(
                     "queue.buffering.max.messages",

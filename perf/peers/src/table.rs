@@ -10,7 +10,7 @@ pub fn table(reports: &[Value]) -> String {
         "{:<20}{:<10}{:<12}{:>12}{:>12}{:>12}{:>12}{:>12}  {}\n",
         "workload",
         "peer",
-        "promise",
+        "durability",
         "p50 us",
         "p99 us",
         "p99.9 us",
