@@ -13,7 +13,7 @@ const TICKS_PER_S: f64 = 100.0;
 /// Who takes part in the measurement, beside this process.
 #[derive(Clone, Debug, Default)]
 pub struct Parts {
-    /// The broker's process, if it runs here.
+    /// The broker's process, if it runs here; it may be this one.
     pub broker_pid: Option<u32>,
     /// The disk of the broker's data directory, if that is here.
     pub disk: Option<String>,
@@ -57,8 +57,10 @@ impl Counters {
     pub fn read(parts: &Parts) -> Self {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
         let (busy_s, steal_s) = cpu_time(&stat);
-        let own = parts.broker_pid.map_or(Duration::ZERO, process_time);
-        let own_s = (own + process_time(std::process::id())).as_secs_f64();
+        let this = std::process::id();
+        let broker = parts.broker_pid.filter(|pid| *pid != this);
+        let own = process_time(this) + broker.map_or(Duration::ZERO, process_time);
+        let own_s = own.as_secs_f64();
         let schedstat = fs::read_to_string("/proc/schedstat").ok();
         let disk = parts.disk.as_ref();
         Self {

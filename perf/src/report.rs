@@ -167,12 +167,26 @@ pub struct Environment {
     pub host: Host,
     /// "loopback" or "network".
     pub transport: &'static str,
+    /// Which process the broker is.
+    pub broker_process: BrokerProcess,
     /// The broker, as far as it says; its fields are its own.
     pub broker: serde_json::Value,
     /// What else happened there while it was measured.
     pub meanwhile: Option<Between>,
     /// Whether the device was seen to flush, for acknowledgements that promise it.
     pub flush: Flush,
+}
+
+/// Which process the broker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BrokerProcess {
+    /// One that ran already.
+    Running,
+    /// Another, started for the measurement.
+    Started,
+    /// The generator's.
+    Same,
 }
 
 /// Whether what was acknowledged as durable could outlive a power cut, as far as it can be seen.
@@ -634,6 +648,7 @@ mod tests {
         Facts {
             config,
             environment: Environment {
+                broker_process: BrokerProcess::Running,
                 began_unix_ms: 0,
                 version: "0".into(),
                 commit: "0".into(),

@@ -12,7 +12,7 @@ use ringtide_perf::BenchError;
 use ringtide_perf::lone_topic::fresh_name;
 use ringtide_perf::machine::{Between, Counters, Host, Parts};
 use ringtide_perf::open_loop::{self, Plan, Progress, Watch};
-use ringtide_perf::report::{Config, Environment, Facts, Flush, Report};
+use ringtide_perf::report::{BrokerProcess, Config, Environment, Facts, Flush, Report};
 use ringtide_perf::workload::{Compression, Workload};
 
 use crate::peer::{Durability, Peer, Place, failed};
@@ -159,6 +159,7 @@ fn facts(
     Facts {
         config,
         environment: Environment {
+            broker_process: BrokerProcess::Running,
             began_unix_ms: began.as_millis() as u64,
             version: env!("CARGO_PKG_VERSION").into(),
             commit: option_env!("RINGTIDE_COMMIT").unwrap_or("unknown").into(),

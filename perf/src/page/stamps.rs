@@ -10,7 +10,7 @@ use crate::report::Report;
 use super::text::{bytes, digits, escape, grouped, moment, plain, source, time};
 
 /// Fields in the order in which they are read best; others come after them.
-const ORDER: [&str; 40] = [
+const ORDER: [&str; 41] = [
     "workload",
     "about",
     "server",
@@ -36,6 +36,7 @@ const ORDER: [&str; 40] = [
     "version",
     "commit",
     "transport",
+    "broker_process",
     "flush",
     "kernel",
     "cpu",
@@ -54,7 +55,8 @@ const ORDER: [&str; 40] = [
 ];
 
 /// Names that are not the field's own, and units that it does not name.
-const WORDS: [(&str, &str, &str); 21] = [
+const WORDS: [(&str, &str, &str); 22] = [
+    ("broker_process", "broker's process", ""),
     ("began_unix_ms", "began", ""),
     ("rate", "rate asked for", "records/s"),
     ("size", "size of a value", "B"),

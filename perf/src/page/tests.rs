@@ -12,7 +12,7 @@ use crate::machine::{Between, Host};
 use crate::open_loop::ledger::Balance;
 use crate::open_loop::timing::{CELL_NS, Cells, Second, Times};
 use crate::open_loop::{Outcome, Plan};
-use crate::report::{Config, Environment, Facts, Flush, Report, Wal};
+use crate::report::{BrokerProcess, Config, Environment, Facts, Flush, Report, Wal};
 
 const HOSTILE: &str = "</script></td><img src=x onerror=alert(1)>\"'<!--&";
 
@@ -40,6 +40,7 @@ fn facts(plan: &Plan) -> Facts {
             version: "0.1.0".into(),
             commit: "abcdef123456".into(),
             host: Host::look(),
+            broker_process: BrokerProcess::Running,
             transport: "loopback",
             broker: serde_json::json!({"kernel": "6.1", "write_cache": "volatile", "fua": "no"}),
             meanwhile: Some(Between {

@@ -349,6 +349,21 @@ fn without_a_server_it_measures_a_broker_of_its_own_and_leaves_nothing() {
 }
 
 #[test]
+fn a_broker_in_the_process_of_the_generator_says_so_and_leaves_nothing() {
+    let home = TempDir::new_in(data_root()).expect("a folder");
+    let args = [&SMALL[..], &["/dev/stdout", "--in-process"]].concat();
+    let done = Cli::without_server().run_in(home.path(), &args);
+    assert!([exit::DONE, 3].contains(&done.code()), "{done:?}");
+    let report: Value = serde_json::from_slice(done.text().as_bytes()).expect("JSON");
+    assert_eq!(report["environment"]["broker_process"], "same");
+    let acked = number(&report, "/verify/acked");
+    assert!(acked > 0 && acked == number(&report, "/verify/received"));
+    assert!(!done.stderr.contains("did not end well"), "{done:?}");
+    let left = fs::read_dir(home.path()).expect("a folder").count();
+    assert_eq!(left, 0);
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_anything_is_measured() {
     let home = TempDir::new_in(data_root()).expect("a folder");
     fs::write(home.path().join("noise"), [7; 300]).expect("written");

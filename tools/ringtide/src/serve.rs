@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ringtide_io::{Fatal, FatalReason};
-use ringtide_log::files;
+use ringtide_log::files::{self, DirectoryLock};
 use ringtide_log::recovery::{self, Progress, RecoverError, RecoverOptions, Recovered, SlotFile};
 use ringtide_schema::identity::{Identity, IdentityError};
 use ringtide_schema::ids::GroupId;
 use ringtide_shard::{HostFacts, Inventory, Settings, Shard, Topic};
 use ringtide_uring::probe::{self, WriteLatency};
-use ringtide_uring::{IdlePolicy, ShardConfig, ShardStart, StartError, StopSignal};
+use ringtide_uring::{IdlePolicy, Running, ShardConfig, ShardStart, StartError, StopSignal};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::ServeArgs;
@@ -54,35 +54,101 @@ pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
 
 fn serve(config: &Config, log: &LogFlusher) -> Result<(), Failure> {
     let began = Instant::now();
-    let open_files = raise_open_files();
-    let host = Host::look(config);
-    doctor::require(&host, &config.data_dir)?;
-    let lock = files::lock(&config.data_dir)?;
-    let opened = listen(config).and_then(|listeners| Ok((listeners, recover(config)?)));
-    let (listeners, recovered) = match opened {
-        Ok(opened) => opened,
-        Err(refusal) => {
-            lock.undo();
-            return Err(refusal);
-        }
-    };
-    let measured = measure(config);
-    let facts = host_facts(config, &host, measured);
-    announce(config, &facts, measured, &recovered, open_files);
-
-    let identity = recovered.identity;
-    let addresses = addresses(config, &listeners)?;
-    let starts = starts(config, &facts, recovered, listeners, &addresses, log)?;
+    let opened = Opened::open(config, log)?;
     let stop = StopSignal::new();
     signals::watch(stop.clone(), config.shutdown_timeout, log.clone())?;
-    let running = ringtide_uring::run(starts, stop).map_err(start_failure)?;
-    for (shard, ((host, port), cpu)) in addresses.iter().zip(&config.cpus).enumerate() {
-        tracing::info!(shard, cpu, address = %format_args!("{host}:{port}"), "listening");
-    }
+    let running = opened.run(stop)?;
     tracing::info!(after_ms = began.elapsed().as_millis() as u64, "ready");
+    running.join()
+}
 
-    let ends = running.join();
-    finish(&config.data_dir, &identity, ends)
+/// A data directory that is recovered, and shards that are yet to run on it.
+pub(crate) struct Opened {
+    starts: Vec<ShardStart<Shard>>,
+    broker: Served,
+}
+
+/// What of a broker outlasts the start of its shards.
+struct Served {
+    data_dir: PathBuf,
+    identity: Identity,
+    addresses: Vec<(String, u16)>,
+    /// Held until the shards have ended.
+    _lock: DirectoryLock,
+}
+
+/// A broker that runs on threads of this process.
+pub(crate) struct Serving {
+    shards: Running,
+    stop: StopSignal,
+    broker: Served,
+}
+
+impl Opened {
+    /// Locks and recovers the data directory and says in the log what was found.
+    pub(crate) fn open(config: &Config, log: &LogFlusher) -> Result<Self, Failure> {
+        let open_files = raise_open_files();
+        let host = Host::look(config);
+        doctor::require(&host, &config.data_dir)?;
+        let lock = files::lock(&config.data_dir)?;
+        let opened = listen(config).and_then(|listeners| Ok((listeners, recover(config)?)));
+        let (listeners, recovered) = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                lock.undo();
+                return Err(refusal);
+            }
+        };
+        let measured = measure(config);
+        let facts = host_facts(config, &host, measured);
+        announce(config, &facts, measured, &recovered, open_files);
+
+        let identity = recovered.identity;
+        let addresses = addresses(config, &listeners)?;
+        let starts = starts(config, &facts, recovered, listeners, &addresses, log)?;
+        let broker = Served {
+            data_dir: config.data_dir.clone(),
+            identity,
+            addresses,
+            _lock: lock,
+        };
+        Ok(Self { starts, broker })
+    }
+
+    /// Starts the shards.
+    pub(crate) fn run(self, stop: StopSignal) -> Result<Serving, Failure> {
+        let Self { starts, broker } = self;
+        let cpus: Vec<usize> = starts.iter().map(|(config, ..)| config.cpu).collect();
+        let shards = ringtide_uring::run(starts, stop.clone()).map_err(start_failure)?;
+        for (shard, ((host, port), cpu)) in broker.addresses.iter().zip(cpus).enumerate() {
+            tracing::info!(shard, cpu, address = %format_args!("{host}:{port}"), "listening");
+        }
+        Ok(Serving {
+            shards,
+            stop,
+            broker,
+        })
+    }
+}
+
+impl Serving {
+    /// HOST:PORT of the first shard.
+    pub(crate) fn server(&self) -> String {
+        let (host, port) = &self.broker.addresses[0];
+        format!("{host}:{port}")
+    }
+
+    /// Asks the shards to drain and end, and waits until they have.
+    pub(crate) fn stop(self) -> Result<(), Failure> {
+        self.stop.stop();
+        self.join()
+    }
+
+    /// Waits until the shards have ended, for whatever reason.
+    fn join(self) -> Result<(), Failure> {
+        let ends = self.shards.join();
+        finish(&self.broker.data_dir, &self.broker.identity, ends)
+    }
 }
 
 /// Raises the limit of open files as far as it goes; gives the limit.

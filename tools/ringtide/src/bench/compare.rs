@@ -9,9 +9,10 @@ use ringtide_perf::report::{Config, Environment, Report};
 use serde::Serialize;
 
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, Teller, us};
+use crate::bench::own_broker::Start;
 use crate::bench::pairs::{Compared, chance};
 use crate::bench::side::Side;
-use crate::bench::subject::{Load, Start, Subject};
+use crate::bench::subject::{Load, Subject};
 use crate::bench::{does_not_count, failure};
 use crate::exit::Failure;
 use crate::progress::{Progress, grouped};

@@ -11,6 +11,7 @@ mod load_args;
 mod open_loop;
 mod open_table;
 mod output_file;
+mod own_broker;
 mod page_file;
 mod pairs;
 mod placement;
@@ -60,6 +61,10 @@ pub(crate) struct BenchArgs {
         conflicts_with = "closed_loop"
     )]
     pub(crate) broker_cpus: Option<Vec<usize>>,
+    /// Start the broker on threads of this process instead of in one of its own. What it warns of goes to
+    /// standard error
+    #[arg(long, conflicts_with_all = ["closed_loop", "server"])]
+    pub(crate) in_process: bool,
     /// Do not measure the limits of the machine before and after
     #[arg(long, conflicts_with = "closed_loop")]
     pub(crate) no_limits: bool,

@@ -14,6 +14,7 @@ use ringtide_perf::workload::Workload;
 use crate::bench::hlog_file::HlogFile;
 use crate::bench::json_file::JsonFile;
 use crate::bench::open_table::table;
+use crate::bench::own_broker::Start;
 use crate::bench::page_file::PageFile;
 use crate::bench::placement::Placement;
 use crate::bench::subject::{Load, Subject};
@@ -57,7 +58,9 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
         plan: &plan,
         settings: TopicSettings::default(),
     };
-    let subject = Subject::at(args.server.as_deref(), &placement).map_err(failure)?;
+    let mut start = Start::this(&placement).map_err(failure)?;
+    start.in_process = args.in_process;
+    let subject = Subject::at(args.server.as_deref(), &start).map_err(failure)?;
     let topic = subject.topic(&load).map_err(failure)?;
     let listener = hlog.as_mut().map(|hlog| hlog as &mut dyn Listener);
     let ran = subject.run(&load, &topic, Progress::new(), &interrupted, listener);
@@ -71,7 +74,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let report = Report::new(&plan, &outcome, facts);
 
     let hlog = hlog.map_or(Ok(()), HlogFile::finish);
-    let mut table = table(&report, args.server.is_none());
+    let mut table = table(&report);
     // Whoever reads standard output reads JSON or the page, and nothing else.
     let is_stdout_taken = json.as_ref().is_some_and(|json| json.is_stdout)
         || page.as_ref().is_some_and(PageFile::is_stdout);

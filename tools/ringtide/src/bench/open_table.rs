@@ -3,18 +3,23 @@
 use std::fmt::Write as _;
 
 use ringtide_perf::Latency;
-use ringtide_perf::report::Report;
+use ringtide_perf::report::{BrokerProcess, Report};
 
 use crate::progress::grouped;
 
 /// For a person.
-pub(crate) fn table(report: &Report, is_own: bool) -> String {
+pub(crate) fn table(report: &Report) -> String {
     let config = &report.config;
     let mut out = String::new();
-    if is_own {
+    let whose = match report.environment.broker_process {
+        BrokerProcess::Running => None,
+        BrokerProcess::Started => Some("A broker of its own"),
+        BrokerProcess::Same => Some("A broker on threads of the generator's process"),
+    };
+    if let Some(whose) = whose {
         let _ = writeln!(
             out,
-            "A broker of its own was measured, on a directory that is removed now.\n"
+            "{whose} was measured, on a directory that is removed now.\n"
         );
     }
     let _ = writeln!(

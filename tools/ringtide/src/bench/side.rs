@@ -10,8 +10,8 @@ use ringtide_perf::broker::Launch;
 use ringtide_perf::workload::Workload;
 
 use crate::bench::failure;
+use crate::bench::own_broker::Start;
 use crate::bench::placement::Placement;
-use crate::bench::subject::Start;
 use crate::config::Config;
 use crate::exit::Failure;
 use crate::raw_config::Raw;
@@ -137,7 +137,7 @@ impl Side {
             match key.as_str() {
                 "idle" => start.idle.clone_from(value),
                 "cpus" => start.launch.cpus = self.cpus(value)?,
-                _ => start.more.extend([format!("--{key}"), value.clone()]),
+                _ => start.more.push((key.clone(), value.clone())),
             }
         }
         Ok(start)
@@ -255,7 +255,8 @@ mod tests {
         let start = side("serve:idle=adaptive,sync-interval-ms=100").start(&placement);
         let start = start.expect("settings");
         assert_eq!(start.idle, "adaptive");
-        assert_eq!(start.more, ["--sync-interval-ms", "100"]);
+        let more = ("sync-interval-ms".into(), "100".into());
+        assert_eq!(start.more, [more]);
         for (text, words) in [
             ("serve:idel=spin", "\"idle\""),
             ("serve:idle=never", "spin, adaptive, park"),

@@ -13,9 +13,10 @@ use serde::Serialize;
 
 use crate::bench::growth::Growth;
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, SubjectArgs, Teller};
+use crate::bench::own_broker::Start;
 use crate::bench::placement::Placement;
 use crate::bench::soak_lines::{Lengths, Line, Lines, heading};
-use crate::bench::subject::{Load, Start, Subject};
+use crate::bench::subject::{Load, Subject};
 use crate::bench::{does_not_count, failure};
 use crate::exit::Failure;
 use crate::progress::{Progress, grouped};
@@ -205,7 +206,7 @@ fn prepare(args: &SoakArgs, placement: &Placement) -> Result<Prepared, Failure> 
 /// A broker of our own, with small files of its log.
 fn own(placement: &Placement) -> Result<Subject, BenchError> {
     let mut start = Start::this(placement)?;
-    start.more = ["--wal-slot-bytes", WAL_SLOT].map(str::to_owned).into();
+    start.more = vec![("wal-slot-bytes".into(), WAL_SLOT.into())];
     Subject::own(&start)
 }
 

@@ -7,51 +7,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use ringtide_client::sync::Client;
 use ringtide_client::{Acks, Codec, Options, ShardInfo, TopicSettings, Visibility};
 use ringtide_perf::BenchError;
-use ringtide_perf::broker::{Broker, Launch};
 use ringtide_perf::feed::Feed;
 use ringtide_perf::lone_topic::{fresh_name, options};
 use ringtide_perf::machine::{Between, Host, Parts};
 use ringtide_perf::open_loop::ringtide::RingtideTopic;
 use ringtide_perf::open_loop::{self, Outcome, Plan};
-use ringtide_perf::report::{Config, Environment, Facts, Flush};
+use ringtide_perf::report::{BrokerProcess, Config, Environment, Facts, Flush};
 use ringtide_perf::workload::Workload;
-use tempfile::TempDir;
 
-use crate::bench::placement::Placement;
+use crate::bench::own_broker::{OwnBroker, Start};
 use crate::bench::watching::{Listener, Meanwhile, Watching};
 use crate::progress::Progress;
 
 /// How long a broker that may be gone is asked.
 const HASTE: Duration = Duration::from_secs(2);
-
-/// A broker of our own, on a directory that is removed in the end.
-struct OwnBroker {
-    broker: Broker,
-    home: TempDir,
-}
-
-/// How a broker of our own is started.
-#[derive(Clone, Debug)]
-pub(crate) struct Start {
-    pub(crate) launch: Launch,
-    pub(crate) idle: String,
-    /// What else `serve` is told.
-    pub(crate) more: Vec<String>,
-}
-
-impl Start {
-    /// This program, as it is placed.
-    pub(crate) fn this(placement: &Placement) -> Result<Self, BenchError> {
-        let binary = std::env::current_exe()
-            .map_err(BenchError::io("cannot find this program to start a broker"))?;
-        let cpus = placement.broker.clone();
-        Ok(Self {
-            launch: Launch { binary, cpus },
-            idle: placement.idle.into(),
-            more: Vec::new(),
-        })
-    }
-}
 
 /// What one run does.
 pub(crate) struct Load<'a> {
@@ -93,7 +62,7 @@ impl Subject {
     /// One of our own.
     pub(crate) fn own(start: &Start) -> Result<Self, BenchError> {
         let own = OwnBroker::start(start)?;
-        let server = own.broker.server.clone();
+        let server = own.server.clone();
         Ok(Self {
             client: Client::connect([&server], options())?,
             asking: Client::connect([&server], hasty())?,
@@ -103,10 +72,10 @@ impl Subject {
     }
 
     /// The one that runs there, or else one of our own.
-    pub(crate) fn at(server: Option<&str>, placement: &Placement) -> Result<Self, BenchError> {
+    pub(crate) fn at(server: Option<&str>, start: &Start) -> Result<Self, BenchError> {
         match server {
             Some(server) => Self::running(server),
-            None => Self::own(&Start::this(placement)?),
+            None => Self::own(start),
         }
     }
 
@@ -218,6 +187,7 @@ impl Subject {
                     true => "loopback",
                     false => "network",
                 },
+                broker_process: self.process(shards),
                 broker: described(shards),
                 flush: flush(target.acks, shards, between.as_ref()),
                 meanwhile: between,
@@ -254,6 +224,16 @@ impl Subject {
         self.own.is_some()
     }
 
+    /// Which process the shards say they are threads of.
+    fn process(&self, shards: &[ShardInfo]) -> BrokerProcess {
+        let this = std::process::id();
+        match &self.own {
+            None => BrokerProcess::Running,
+            Some(_) if shards.iter().any(|shard| shard.process_id == this) => BrokerProcess::Same,
+            Some(_) => BrokerProcess::Started,
+        }
+    }
+
     /// Deletes the topic of a run.
     pub(crate) fn delete(&self, topic: &OwnTopic, went_well: bool) {
         // If it did not go well the broker may be gone.
@@ -263,30 +243,6 @@ impl Subject {
         if let Err(error) = deleted {
             crate::output::say(format!("the topic {name} may be left behind: {error}"));
         }
-    }
-}
-
-impl OwnBroker {
-    fn start(start: &Start) -> Result<Self, BenchError> {
-        let home = tempfile::Builder::new()
-            .prefix("ringtide-bench-")
-            .tempdir_in(".")
-            .map_err(BenchError::io(
-                "cannot make a directory for a broker here; go to one that can be written to, or name a \
-                 broker with --server",
-            ))?;
-        let more: Vec<&str> = start.more.iter().map(String::as_str).collect();
-        let data = home.path().join("data");
-        let broker = start.launch.start(&data, &start.idle, &more)?;
-        Ok(Self { broker, home })
-    }
-}
-
-impl Drop for OwnBroker {
-    fn drop(&mut self) {
-        // Before the directory goes.
-        self.broker.end();
-        let _ = &self.home;
     }
 }
 

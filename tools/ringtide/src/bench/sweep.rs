@@ -11,6 +11,7 @@ use ringtide_perf::workload::{Seconds, Workload};
 use serde::Serialize;
 
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, SubjectArgs, Teller, us};
+use crate::bench::own_broker::Start;
 use crate::bench::search::{Figures, GENERATOR_LATE, Search, Seen};
 use crate::bench::subject::{Load, Subject};
 use crate::bench::{does_not_count, failure};
@@ -110,7 +111,8 @@ pub(crate) fn run(args: &SweepArgs) -> Result<(), Failure> {
     let teller = Teller::beside(json.as_ref());
     let interrupted = stop_flag()?;
 
-    let subject = Subject::at(server, &placement).map_err(failure)?;
+    let subject =
+        Subject::at(server, &Start::this(&placement).map_err(failure)?).map_err(failure)?;
     teller.tell(&heading(args))?;
     let mut sweeping = Sweeping {
         args,
