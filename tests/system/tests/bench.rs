@@ -2,12 +2,16 @@
 //! a broker that stands still shows as all the records that were due meanwhile.
 
 use std::fs;
-use std::io::Write;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use ringtide_system_tests::{Broker, Cli, Setup, data_root, exit, wait};
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::{FrameHeader, HEADER_BYTES, Op};
+use ringtide_schema::wire;
+use ringtide_session::Encoder;
+use ringtide_system_tests::{Broker, Cli, MountedDisk, Setup, data_root, exit, skip, wait};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -328,6 +332,28 @@ fn a_broker_that_dies_leaves_what_was_measured_marked_as_invalid() {
 }
 
 #[test]
+fn a_disk_that_fills_up_leaves_what_was_measured_marked_as_invalid() {
+    let disk = match MountedDisk::ext4(96 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            return skip(
+                "a_disk_that_fills_up_leaves_what_was_measured_marked_as_invalid",
+                &reason,
+            );
+        }
+    };
+    let broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let report = measure(&broker, &["--size", "200000"]);
+    assert_eq!(report["valid"], false);
+    assert!(number(&report, "/verify/acked") > 0);
+    assert!(number(&report, "/verify/refused") > 0);
+    assert_eq!(number(&report, "/verify/lost"), 0);
+    let reasons = report["reasons"].to_string();
+    assert!(reasons.contains("disk is full"), "{reasons}");
+    broker.logs(&["full"]);
+}
+
+#[test]
 fn without_a_server_it_measures_a_broker_of_its_own_and_leaves_nothing() {
     let home = TempDir::new_in(data_root()).expect("a folder");
     let args = [
@@ -400,16 +426,51 @@ fn a_server_that_is_absent_or_speaks_something_else_is_named() {
     let broker = Cli::new("127.0.0.1:1".parse().expect("an address"));
     let done = broker.run(&["bench", "--duration", "0.2"]);
     assert_eq!(done.code(), 4, "{done:?}");
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let address = listener.local_addr().expect("an address");
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(mut stream) = stream else { return };
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        }
+    let address = listen(|stream| {
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
     });
     let done = Cli::new(address).run(&["bench", "--duration", "0.2"]);
     assert_ne!(done.code(), 0, "{done:?}");
     let said = &done.stderr;
     assert!(said.contains(&address.to_string()), "{said}");
+}
+
+#[test]
+fn a_broker_of_another_version_is_refused_in_its_own_words() {
+    const WORDS: &str = "this broker speaks versions 7 to 9";
+    let address = listen(|stream| {
+        let mut header = [0; HEADER_BYTES];
+        stream.read_exact(&mut header).expect("a hello");
+        let hello = FrameHeader::decode(&header)
+            .expect("a header")
+            .expect("whole");
+        let refusal = wire::ErrorResponseT {
+            code: ErrorCode::UnsupportedVersion as u16,
+            message: Some(WORDS.into()),
+            ..wire::ErrorResponseT::default()
+        };
+        let mut answer = Vec::new();
+        Encoder::new().error(&mut answer, Op::Hello, hello.correlation, &refusal);
+        let _ = stream.write_all(&answer);
+        // The rest of what it sends is taken, so that the end does not overtake the answer.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let done = Cli::new(address).run(&["bench", "--duration", "0.2"]);
+    assert_ne!(done.code(), 0, "{done:?}");
+    let said = &done.stderr;
+    assert!(said.contains(&address.to_string()), "{said}");
+    assert!(said.contains(WORDS), "{said}");
+}
+
+/// Who does the same to everyone that connects; where.
+fn listen(meet: impl Fn(&mut TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { return };
+            meet(&mut stream);
+        }
+    });
+    address
 }
