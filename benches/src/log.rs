@@ -5,7 +5,7 @@ use std::hint::black_box;
 
 use ringtide_io::{DiskOp, FileId, OpId, Pool};
 use ringtide_log::segment::Segment;
-use ringtide_log::wal::{EntryMeta, Wal, WalConfig};
+use ringtide_log::wal::{EntryClass, EntryMeta, Wal, WalConfig};
 use ringtide_schema::ids::{GroupId, TopicId};
 use ringtide_schema::wal::EntryKind;
 
@@ -40,6 +40,7 @@ impl Log {
     fn append(&mut self, batch: &[u8]) {
         let meta = EntryMeta {
             kind: EntryKind::Batch,
+            class: EntryClass::Ordinary,
             group: GroupId(0),
             group_index: self.index,
             partition: partition(),

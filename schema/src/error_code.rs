@@ -88,7 +88,8 @@ codes! {
     UnknownProducer = 45, "the producer is not known to the partition", false;
     /// A newer producer with the same identity exists.
     ProducerFenced = 46, "the producer was fenced by a newer one", false;
-    /// The disk is full: publishes are refused until there is space.
+    /// The disk is full: publishes are refused until there is space, and without room in the log all
+    /// that would take some.
     DiskFull = 47, "the broker's disk is full", true;
 
     /// The offset is below the earliest or past the latest.

@@ -31,6 +31,8 @@ const KEEP_BACK_FROM: usize = 4;
 pub const MIN_SLOTS: usize = 2;
 /// The end of the last slot that may be used is for entries that make space, when nothing else fits.
 const RESERVED_BYTES: u64 = 1 << 20;
+/// The end of that is for those that make it by themselves.
+const DELETION_BYTES: u64 = 64 << 10;
 /// Chunks that appends leave to what makes memory free again: segment writers and reads.
 pub const RESERVED_CHUNKS: usize = 4;
 
@@ -49,11 +51,42 @@ pub struct WalConfig {
     pub max_in_flight: usize,
 }
 
+/// What an entry does for space, and so how much of the log it leaves to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryClass {
+    /// It takes some.
+    Ordinary,
+    /// It makes some once a snapshot knows of it, and that may need some first.
+    Retention,
+    /// It makes some at once.
+    Deletion,
+}
+
+impl EntryClass {
+    /// Bytes of the last slot that may be used.
+    fn leaves_bytes(self) -> u64 {
+        match self {
+            Self::Ordinary => RESERVED_BYTES,
+            Self::Retention => DELETION_BYTES,
+            Self::Deletion => 0,
+        }
+    }
+
+    fn leaves_chunks(self) -> usize {
+        match self {
+            Self::Ordinary => RESERVED_CHUNKS,
+            Self::Retention | Self::Deletion => RESERVED_CHUNKS / 2,
+        }
+    }
+}
+
 /// What an entry says beside its payload.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryMeta {
     /// What the payload is.
     pub kind: EntryKind,
+    /// What it does for space.
+    pub class: EntryClass,
     /// The log group.
     pub group: GroupId,
     /// The group's own number of the entry.
@@ -75,9 +108,16 @@ pub struct Appended {
     pub payload: Slice,
 }
 
-/// There is no room now: no place in the slots, no memory, or all writes are in flight.
+/// There is no room now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WalBusy;
+pub enum WalBusy {
+    /// All writes are in flight. That passes.
+    Writes,
+    /// No memory: that is free again when segments were written.
+    Memory,
+    /// No place in the slots: there is some when one is released.
+    Slots,
+}
 
 #[derive(Debug)]
 struct OpenFrame {
@@ -151,6 +191,11 @@ pub struct Wal {
     stats: WalStats,
 }
 
+/// How many of so many slots entries do not take.
+fn kept_back_of(slots: usize) -> usize {
+    usize::from(slots >= KEEP_BACK_FROM)
+}
+
 /// The operations of the log carry this in the highest byte of their [`OpId`].
 pub const WAL_OP: u64 = 1 << 56;
 
@@ -219,7 +264,12 @@ impl Wal {
 
     /// Slots that entries do not take: on a full disk one gives its space to what makes space.
     fn kept_back(&self) -> usize {
-        usize::from(self.slots() >= KEEP_BACK_FROM)
+        kept_back_of(self.slots())
+    }
+
+    /// Whether a slot is on its way to being free.
+    pub fn is_releasing(&self) -> bool {
+        !self.released.is_empty()
     }
 
     /// Where the next frame begins: the position in the current slot, and the free slots.
@@ -234,57 +284,65 @@ impl Wal {
         self.free.push(file);
     }
 
-    /// Gives up a slot that holds nothing, unless the open frame needs it or too few would be left.
-    pub fn take_free_slot(&mut self) -> Option<FileId> {
-        if self.slots() <= MIN_SLOTS {
-            return None;
-        }
+    /// Gives up a slot that holds nothing, unless the open frame needs it, too few would be left, or
+    /// no topic could be deleted without it. A log that ends keeps only what the frame needs.
+    pub fn take_free_slot(&mut self, is_ending: bool) -> Option<FileId> {
         let frame = match (&self.chunk, &self.open) {
             (Some(chunk), Some(open)) => chunk.len() - open.start,
             _ => 0,
         };
-        let (_, free) = self.placed(self.place(), frame)?;
-        (free > 0).then(|| self.free.remove(0))
+        let (end, free) = self.placed(self.place(), frame)?;
+        let left = free.checked_sub(1)?;
+        if !is_ending {
+            let slots = self.slots();
+            let usable = free.saturating_sub(kept_back_of(slots));
+            let usable_left = left.saturating_sub(kept_back_of(slots - 1));
+            let is_last = usable > 0 && usable_left == 0;
+            let is_needed = is_last && end + DELETION_BYTES > self.config.slot_bytes;
+            if slots <= MIN_SLOTS || is_needed {
+                return None;
+            }
+        }
+        Some(self.free.remove(0))
     }
 
-    /// Whether an entry of this kind with this payload can be appended now, without appending it.
+    /// Whether an entry with this payload can be appended now, without appending it.
     /// Accepting reserves its place on disk: the open frame always fits into the current slot or
     /// into a free one. What makes space may use places that records may not.
-    pub fn has_room(&self, kind: EntryKind, payload_bytes: usize) -> bool {
+    pub fn room(&self, class: EntryClass, payload_bytes: usize) -> Result<(), WalBusy> {
         let entry = entry_padded(ENTRY_HEADER_BYTES + payload_bytes);
         let alone = FRAME_HEADER_BYTES + entry;
         let place = self.place();
-        let fits_new_chunk = |c: &Option<Chunk>| {
-            c.as_ref().is_some_and(|c| c.room() >= alone)
-                || self.pool.free_chunks() > RESERVED_CHUNKS
-        };
-        match (&self.chunk, &self.open) {
-            (Some(chunk), Some(open)) => {
-                let frame = chunk.len() - open.start;
-                if Self::joins(chunk, open, entry) {
-                    return self.is_for(kind, self.placed(place, frame + entry));
-                }
-                // The open frame is sealed first; the entry begins the next one.
-                let sealed = self.placed(place, frame);
-                self.can_write()
-                    && fits_new_chunk(&self.chunk)
-                    && self.is_for(kind, sealed.and_then(|after| self.placed(after, alone)))
+        let mut before = Some(place);
+        if let (Some(chunk), Some(open)) = (&self.chunk, &self.open) {
+            let frame = chunk.len() - open.start;
+            if Self::joins(chunk, open, entry) {
+                return self.may_end(class, self.placed(place, frame + entry));
             }
-            (chunk, _) => fits_new_chunk(chunk) && self.is_for(kind, self.placed(place, alone)),
+            // The open frame is sealed first; the entry begins the next one.
+            if !self.can_write() {
+                return Err(WalBusy::Writes);
+            }
+            before = self.placed(place, frame);
         }
+        let has_chunk = self.chunk.as_ref().is_some_and(|c| c.room() >= alone);
+        if !has_chunk && self.pool.free_chunks() <= class.leaves_chunks() {
+            return Err(WalBusy::Memory);
+        }
+        self.may_end(class, before.and_then(|before| self.placed(before, alone)))
     }
 
-    /// Whether entries of a kind may be put where the frame would end then.
-    fn is_for(&self, kind: EntryKind, placed: Option<(u64, usize)>) -> bool {
-        let Some((end, free)) = placed else {
-            return false;
-        };
+    /// Whether entries of a class may be put where the frame would end then.
+    fn may_end(&self, class: EntryClass, placed: Option<(u64, usize)>) -> Result<(), WalBusy> {
+        let (end, free) = placed.ok_or(WalBusy::Slots)?;
         let kept_back = self.kept_back();
-        let makes_space = matches!(kind, EntryKind::LogStart | EntryKind::Meta);
+        let takes_kept_back = free < self.free.len() && free < kept_back;
         let is_last = free <= kept_back;
-        let takes_slot = free < self.free.len();
-        !(takes_slot && free < kept_back)
-            && (makes_space || !is_last || end + RESERVED_BYTES <= self.config.slot_bytes)
+        let is_in_reserve = is_last && end + class.leaves_bytes() > self.config.slot_bytes;
+        match takes_kept_back || is_in_reserve {
+            true => Err(WalBusy::Slots),
+            false => Ok(()),
+        }
     }
 
     /// Whether the entry can be part of the open frame.
@@ -315,9 +373,7 @@ impl Wal {
         now_ns: u64,
         ops: &mut Vec<(OpId, DiskOp)>,
     ) -> Result<Appended, WalBusy> {
-        if !self.has_room(meta.kind, payload_bytes) {
-            return Err(WalBusy);
-        }
+        self.room(meta.class, payload_bytes)?;
         let entry = ENTRY_HEADER_BYTES + payload_bytes;
         if let (Some(chunk), Some(open)) = (&self.chunk, &self.open)
             && !Self::joins(chunk, open, entry_padded(entry))
@@ -326,10 +382,11 @@ impl Wal {
         }
         let alone = FRAME_HEADER_BYTES + entry_padded(entry);
         if self.open.is_none() && self.chunk.as_ref().is_none_or(|c| c.room() < alone) {
-            self.chunk = Some(self.pool.take_above(RESERVED_CHUNKS).ok_or(WalBusy)?);
+            let chunk = self.pool.take_above(meta.class.leaves_chunks());
+            self.chunk = Some(chunk.ok_or(WalBusy::Memory)?);
         }
         let Some(chunk) = &mut self.chunk else {
-            return Err(WalBusy);
+            return Err(WalBusy::Memory);
         };
         let open = self.open.get_or_insert_with(|| {
             debug_assert!(chunk.len().is_multiple_of(BLOCK_BYTES));
@@ -406,11 +463,13 @@ impl Wal {
     }
 
     /// An empty frame that says that all before it was committed, so that a damaged last frame
-    /// can be told from a torn one.
+    /// can be told from a torn one. Never in another slot, nor in what is left to entries that make
+    /// space.
     fn write_closing(&mut self, now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
         self.closed = true;
-        let room = |s: &UsedSlot| s.position + BLOCK_BYTES as u64 <= self.config.slot_bytes;
-        if !self.used.back().is_some_and(room) {
+        let placed = self.placed(self.place(), BLOCK_BYTES);
+        let takes_slot = placed.is_some_and(|(_, free)| free < self.free.len());
+        if takes_slot || self.may_end(EntryClass::Ordinary, placed).is_err() {
             return;
         }
         if self.chunk.as_ref().is_none_or(|c| c.room() < BLOCK_BYTES) {
@@ -616,298 +675,4 @@ impl Wal {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SLOT: u64 = 4 << 20;
-
-    fn wal(slots: u64) -> Wal {
-        let config = WalConfig {
-            shard: 0,
-            data_directory: TopicId { hi: 1, lo: 2 },
-            incarnation: 1,
-            slot_bytes: SLOT,
-            max_in_flight: 2,
-        };
-        let pool = Pool::new(64 << 20).expect("memory");
-        Wal::new(config, pool, (0..slots).map(FileId).collect())
-    }
-
-    fn meta(index: u64) -> EntryMeta {
-        EntryMeta {
-            kind: EntryKind::Batch,
-            group: GroupId(0),
-            group_index: index,
-            partition: PartitionId::default(),
-            base_offset: index,
-            append_time_ms: 0,
-        }
-    }
-
-    fn append(wal: &mut Wal, bytes: usize, ops: &mut Vec<(OpId, DiskOp)>) -> Result<u64, WalBusy> {
-        wal.append(meta(wal.next_seq), bytes, |p| p.fill(7), 0, ops)
-            .map(|a| a.seq)
-    }
-
-    /// Appends an entry in a frame of its own, which is written.
-    fn append_whole(wal: &mut Wal, kind: EntryKind, bytes: usize) -> Result<u64, WalBusy> {
-        let mut ops = Vec::new();
-        let meta = EntryMeta {
-            kind,
-            ..meta(wal.next_seq)
-        };
-        let seq = wal.append(meta, bytes, |p| p.fill(7), 0, &mut ops)?.seq;
-        wal.want(seq);
-        wal.turn(0, &mut ops);
-        for op in std::mem::take(&mut ops) {
-            wal.completed(op.0, 0, &mut ops);
-        }
-        Ok(seq)
-    }
-
-    /// Appends until there is no room. Returns the last.
-    fn fill_up(wal: &mut Wal, kind: EntryKind, bytes: usize) -> u64 {
-        let mut last = 0;
-        while let Ok(seq) = append_whole(wal, kind, bytes) {
-            last = seq;
-        }
-        last
-    }
-
-    #[test]
-    fn entries_leave_the_slot_that_is_kept_back() {
-        let mut wal = wal(4);
-        fill_up(&mut wal, EntryKind::Batch, 60_000);
-        fill_up(&mut wal, EntryKind::LogStart, 0);
-        assert_eq!(wal.used.len(), 3);
-        assert_eq!(wal.free_slots(), (0, 3));
-        assert!(wal.take_free_slot().is_some(), "it is there to be given up");
-        assert_eq!(wal.take_free_slot(), None);
-    }
-
-    #[test]
-    fn what_makes_space_has_room_where_records_have_none() {
-        for slots in [2, 3, 6] {
-            for kind in [EntryKind::Batch, EntryKind::CommitOffset] {
-                let mut wal = wal(slots);
-                let before = fill_up(&mut wal, kind, 200_000);
-                let records = fill_up(&mut wal, EntryKind::Batch, 0);
-                assert!(before > 0 && records < before + 60, "no frame was full");
-                assert!(!wal.has_room(EntryKind::CommitOffset, 0));
-                let topics = fill_up(&mut wal, EntryKind::Meta, 300);
-                assert!(topics - before.max(records) > 200, "a MiB of blocks");
-                assert!(!wal.has_room(EntryKind::LogStart, 0));
-            }
-        }
-    }
-
-    #[test]
-    fn what_makes_space_has_room_when_the_slot_that_was_kept_back_is_given_up() {
-        let mut wal = wal(6);
-        let before = fill_up(&mut wal, EntryKind::Batch, 60_000);
-        assert!(wal.take_free_slot().is_some());
-        assert!(fill_up(&mut wal, EntryKind::LogStart, 0) > before);
-    }
-
-    #[test]
-    fn two_slots_are_never_given_up() {
-        let mut wal = wal(3);
-        assert!(wal.take_free_slot().is_some());
-        assert_eq!(wal.take_free_slot(), None);
-        assert_eq!(wal.slots(), 2);
-    }
-
-    #[test]
-    fn a_slot_stays_until_its_closing_frame_is_written() {
-        let (mut wal, mut ops) = (wal(3), Vec::new());
-        let first = append(&mut wal, 100, &mut ops).expect("room");
-        wal.want(first);
-        wal.turn(0, &mut ops);
-        for op in std::mem::take(&mut ops) {
-            wal.completed(op.0, 0, &mut ops);
-        }
-        wal.turn(CLOSE_AFTER_NS, &mut ops);
-        let [(closing, _)] = ops[..] else {
-            panic!("{ops:?}")
-        };
-        // The log goes on in the next slot while that write is on its way.
-        wal.used.back_mut().expect("a slot").position = SLOT;
-        let second = append(&mut wal, 100, &mut ops).expect("room");
-        wal.want(second);
-        wal.turn(CLOSE_AFTER_NS, &mut ops);
-        assert_eq!(wal.used.len(), 2);
-        wal.release_through(first, &mut ops);
-        assert_eq!(wal.used.len(), 2, "its last write is in flight");
-        wal.completed(closing, CLOSE_AFTER_NS, &mut ops);
-        wal.release_through(first, &mut ops);
-        assert_eq!(wal.used.len(), 1);
-    }
-
-    #[test]
-    fn a_slot_that_the_open_frame_needs_is_not_given_up() {
-        let mut wal = wal(3);
-        while wal.used.len() < 2 {
-            append_whole(&mut wal, EntryKind::Batch, 100_000).expect("room");
-        }
-        wal.used.back_mut().expect("a slot").position = SLOT;
-        append(&mut wal, 100, &mut Vec::new()).expect("room");
-        assert_eq!((wal.slots(), wal.free.len()), (3, 1));
-        assert_eq!(wal.take_free_slot(), None);
-    }
-
-    #[test]
-    fn nothing_is_written_before_somebody_waits_or_the_time_has_come() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        append(&mut wal, 100, &mut ops).expect("room");
-        wal.turn(FLUSH_AFTER_NS - 1, &mut ops);
-        assert!(ops.is_empty());
-        wal.turn(FLUSH_AFTER_NS, &mut ops);
-        assert_eq!(ops.len(), 2, "slot header and frame: {ops:?}");
-    }
-
-    #[test]
-    fn what_arrives_during_a_write_is_the_next_frame() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        let first = append(&mut wal, 100, &mut ops).expect("room");
-        wal.want(first);
-        wal.turn(0, &mut ops);
-        for op in std::mem::take(&mut ops) {
-            wal.completed(op.0, 0, &mut ops);
-        }
-        let mut last = 0;
-        for _ in 0..3 {
-            let seq = append(&mut wal, 100, &mut ops).expect("room");
-            wal.want(seq);
-            wal.turn(0, &mut ops);
-            last = seq;
-        }
-        // Two writes may be in flight; the third entry waits for one of them.
-        assert_eq!(ops.len(), 2);
-        assert!(wal.completed(ops[0].0, 0, &mut Vec::new()));
-        wal.turn(0, &mut ops);
-        assert_eq!(ops.len(), 3);
-        wal.completed(ops[1].0, 0, &mut Vec::new());
-        wal.completed(ops[2].0, 0, &mut Vec::new());
-        assert_eq!(wal.committed(), last);
-    }
-
-    #[test]
-    fn a_write_that_completes_early_commits_nothing_before_its_predecessors() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        let first = append(&mut wal, 100, &mut ops).expect("room");
-        wal.want(first);
-        wal.turn(0, &mut ops);
-        let (header, frame) = (ops[0].0, ops[1].0);
-        assert!(
-            !wal.completed(frame, 0, &mut ops),
-            "the slot's header is not durable yet"
-        );
-        assert_eq!(wal.committed(), 0);
-        assert!(wal.completed(header, 0, &mut ops));
-        assert_eq!(wal.committed(), first);
-    }
-
-    #[test]
-    fn accepted_entries_always_have_a_place_on_disk() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        let mut accepted = 0;
-        // No slot is ever released: the log must say "busy" before it runs out, never fail.
-        while let Ok(seq) = append(&mut wal, 100_000, &mut ops) {
-            accepted = seq;
-            wal.want(seq);
-            wal.turn(0, &mut ops);
-            for op in std::mem::take(&mut ops) {
-                wal.completed(op.0, 0, &mut ops);
-            }
-        }
-        assert_eq!(wal.committed(), accepted);
-        assert!(
-            accepted > 60,
-            "{accepted} of about 80 entries of 100 kB in 8 MiB"
-        );
-    }
-
-    #[test]
-    fn a_slot_is_used_again_only_when_its_blank_header_is_durable() {
-        let (mut wal, mut ops) = (wal(3), Vec::new());
-        let mut accepted = 0;
-        while let Ok(seq) = append(&mut wal, 100_000, &mut ops) {
-            accepted = seq;
-            wal.want(seq);
-            wal.turn(0, &mut ops);
-            for op in std::mem::take(&mut ops) {
-                wal.completed(op.0, 0, &mut ops);
-            }
-        }
-        wal.release_through(accepted, &mut ops);
-        let mut blanked = Vec::new();
-        while let Some((op, write)) = ops.pop() {
-            assert!(append(&mut wal, 100_000, &mut Vec::new()).is_err());
-            let DiskOp::Write {
-                file,
-                position,
-                data,
-            } = write
-            else {
-                panic!("{write:?}")
-            };
-            assert_eq!((position, &data[..]), (0, &[0; BLOCK_BYTES][..]));
-            assert!(ops.is_empty(), "one at a time, so that no gap can come up");
-            blanked.push(file);
-            wal.completed(op, 0, &mut ops);
-            if blanked.len() == 1 {
-                assert_eq!(wal.free_slots(), (2, 3));
-                assert_eq!(wal.free.len(), 1);
-                // The second is looked at with the first still free.
-                wal.free.clear();
-            }
-        }
-        assert_eq!(blanked.len(), 2, "the newest slot stays");
-        assert_eq!(wal.free.len(), 1);
-        assert!(append(&mut wal, 100_000, &mut ops).is_ok());
-    }
-
-    #[test]
-    fn an_idle_log_is_closed_by_an_empty_frame() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        let seq = append(&mut wal, 100, &mut ops).expect("room");
-        wal.want(seq);
-        wal.turn(0, &mut ops);
-        for op in std::mem::take(&mut ops) {
-            wal.completed(op.0, 5, &mut ops);
-        }
-        assert_eq!(wal.deadline_ns(), Some(5 + CLOSE_AFTER_NS));
-        wal.turn(5 + CLOSE_AFTER_NS, &mut ops);
-        let [(op, DiskOp::Write { data, .. })] = &ops[..] else {
-            panic!("{ops:?}")
-        };
-        let (header, _) = FrameHeader::decode(data).expect("a frame");
-        assert_eq!(
-            (header.flags, header.committed, header.entry_count),
-            (FRAME_CLOSING, seq, 0)
-        );
-        wal.completed(*op, 6, &mut Vec::new());
-        assert_eq!(wal.deadline_ns(), None);
-    }
-
-    #[test]
-    fn frames_are_a_chain() {
-        let (mut wal, mut ops) = (wal(2), Vec::new());
-        let mut crc = 0;
-        for _ in 0..3 {
-            let seq = append(&mut wal, 100, &mut ops).expect("room");
-            wal.want(seq);
-            wal.turn(0, &mut ops);
-            let writes = std::mem::take(&mut ops);
-            let Some((_, DiskOp::Write { data, .. })) = writes.last() else {
-                panic!()
-            };
-            let (header, own) = FrameHeader::decode(data).expect("a frame");
-            assert_eq!(header.previous_crc, crc);
-            crc = own;
-            for op in writes {
-                wal.completed(op.0, 0, &mut ops);
-            }
-        }
-    }
-}
+mod tests;

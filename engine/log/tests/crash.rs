@@ -8,7 +8,7 @@ use std::fs;
 
 use ringtide_io::{DiskOp, FileId, OpId, Pool};
 use ringtide_log::recovery::{RecoverOptions, index_name, log_name, recover};
-use ringtide_log::wal::{EntryMeta, Wal, WalConfig};
+use ringtide_log::wal::{EntryClass, EntryMeta, Wal, WalConfig};
 use ringtide_schema::batch::{CRC_START, Codec, assign};
 use ringtide_schema::identity::Identity;
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
@@ -89,6 +89,7 @@ impl World {
         assign(&mut batch, offset, 1);
         let meta = EntryMeta {
             kind: EntryKind::Batch,
+            class: EntryClass::Ordinary,
             group: GroupId(0),
             group_index: offset + 1,
             partition: self.id,

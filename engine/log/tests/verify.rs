@@ -243,6 +243,26 @@ fn a_slot_that_was_being_begun_again_is_not_damaged() {
 }
 
 #[test]
+fn a_slot_of_whose_next_use_the_second_frame_came_first_is_not_damaged() {
+    let (mut b, id) = directory();
+    let slot = b.slot_path(0, 0);
+    b.publish(id, 3000);
+    let second = b.frame(0);
+    b.publish(id, 3000);
+    let third = b.frame(0);
+    // In the place of the first frame is a part of a larger one, of which only the end arrived.
+    let log = &mut b.logs[0].slots[0];
+    log[BLOCK_BYTES + 300..2 * BLOCK_BYTES].fill(7);
+    let frame = &mut log[second.position..third.position];
+    let (mut header, _) = FrameHeader::decode(&frame[..BLOCK_BYTES]).expect("a frame");
+    header.incarnation += 1;
+    header.encode(&mut frame[..BLOCK_BYTES]);
+    b.store();
+    let text = shown(&slot, inspect::wal);
+    assert!(text.contains("was beginning the slot"), "{text}");
+}
+
+#[test]
 fn a_free_slot_is_not_damaged() {
     let (mut b, _) = directory();
     let slot = b.slot_path(0, 0);

@@ -35,11 +35,14 @@ impl Shard {
             let (free, all) = self.wal.free_slots();
             // A slot that is being written is not released, so two must be in use.
             let is_low = all - free > 1 && free * 2 < all;
-            if (is_low || self.is_stopping || self.upkeep.wants_checkpoint)
-                && self.begin_checkpoint()
-            {
+            let is_due = is_low || self.is_stopping || self.upkeep.wants_checkpoint;
+            if is_due && self.begin_checkpoint() {
                 self.upkeep.checkpoint_moved = true;
                 self.upkeep.wants_checkpoint = false;
+            } else if is_low {
+                // Snapshots of an earlier checkpoint hold everything, though they were cut before it.
+                self.upkeep.checkpointed_seq = self.wal.committed();
+                self.wal.release_through(self.wal.committed(), &mut fx.disk);
             }
         }
         if !std::mem::take(&mut self.upkeep.checkpoint_moved) {

@@ -93,6 +93,7 @@ impl Shard {
         let group = self.groups.entry(group_id).or_default();
         let meta = EntryMeta {
             kind: EntryKind::Meta,
+            class: proposal.class,
             group: group_id,
             group_index: group.last_index + 1,
             partition: PartitionId::default(),
@@ -100,11 +101,10 @@ impl Shard {
             append_time_ms: now.wall_ms,
         };
         let fill = |target: &mut [u8]| target.copy_from_slice(&payload);
-        let Ok(appended) = self
-            .wal
-            .append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
-        else {
-            return self.no_room();
+        let ops = &mut fx.disk;
+        let appended = match self.wal.append(meta, payload.len(), fill, now.mono_ns, ops) {
+            Ok(appended) => appended,
+            Err(busy) => return self.no_room(busy),
         };
         group.last_index += 1;
         let index = group.last_index;

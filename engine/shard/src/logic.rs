@@ -95,7 +95,7 @@ impl Logic for Shard {
             }
             Some(Pending::OpenSlot(file, path)) => self.slot_opened(file, path, result, fx),
             Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
-            Some(Pending::RemoveSlot(path)) => self.slot_removed(path, result),
+            Some(Pending::RemoveSlot(path)) => self.slot_removed(path, result, fx),
             Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
             Some(Pending::Search(number)) => match result {
                 Ok(DiskDone::Read { chunk, bytes }) => {

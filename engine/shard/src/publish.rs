@@ -2,7 +2,7 @@
 
 use ringtide_io::Now;
 use ringtide_log::producers::Verdict;
-use ringtide_log::wal::{EntryMeta, RESERVED_CHUNKS};
+use ringtide_log::wal::{EntryClass, EntryMeta, RESERVED_CHUNKS};
 use ringtide_schema::batch;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_MORE, FLAG_RESPONSE, Op};
@@ -387,7 +387,7 @@ impl Shard {
                 return fault(ErrorCode::ProducerFenced, format!("epoch {epoch} was seen"));
             }
         }
-        if !self.wal.has_room(EntryKind::Batch, bytes.len())
+        if self.wal.room(EntryClass::Ordinary, bytes.len()).is_err()
             || !room_for_small(&mut self.arena, &self.pool, bytes)
         {
             return Ok(Outcome::Busy);
@@ -397,6 +397,7 @@ impl Shard {
         let group = self.groups.entry(group_id).or_default();
         let meta = EntryMeta {
             kind: EntryKind::Batch,
+            class: EntryClass::Ordinary,
             group: group_id,
             group_index: group.last_index + 1,
             partition: held.log.id(),

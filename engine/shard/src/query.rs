@@ -2,7 +2,7 @@
 
 use ringtide_io::{DiskOp, Now};
 use ringtide_log::partition::TimePlan;
-use ringtide_log::wal::EntryMeta;
+use ringtide_log::wal::{EntryClass, EntryMeta};
 use ringtide_schema::batch::Batches;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
@@ -315,6 +315,7 @@ impl Shard {
         let group = self.groups.entry(group_id).or_default();
         let meta = EntryMeta {
             kind: EntryKind::CommitOffset,
+            class: EntryClass::Ordinary,
             group: group_id,
             group_index: group.last_index + 1,
             partition: held.log.id(),
@@ -322,11 +323,10 @@ impl Shard {
             append_time_ms: now.wall_ms,
         };
         let fill = |target: &mut [u8]| target.copy_from_slice(&payload);
-        let Ok(appended) = self
-            .wal
-            .append(meta, payload.len(), fill, now.mono_ns, &mut fx.disk)
-        else {
-            return self.no_room();
+        let ops = &mut fx.disk;
+        let appended = match self.wal.append(meta, payload.len(), fill, now.mono_ns, ops) {
+            Ok(appended) => appended,
+            Err(busy) => return self.no_room(busy),
         };
         group.last_index += 1;
         held.commits_under_way += 1;

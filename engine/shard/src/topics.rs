@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ringtide_log::wal::EntryClass;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
 use ringtide_schema::limits::{MAX_PARTITIONS, MAX_PARTITIONS_IN_ALL, MAX_TOPICS};
@@ -63,6 +64,8 @@ pub struct Topics {
 pub struct Proposal {
     /// The entry's payload.
     pub entry: MetaEntryT,
+    /// What the entry does for space.
+    pub class: EntryClass,
     /// What follows from it.
     pub change: Change,
 }
@@ -141,6 +144,7 @@ impl Topics {
                 created: Some(Box::new(topic.to_store())),
                 ..MetaEntryT::default()
             },
+            class: EntryClass::Ordinary,
             change: Change::Put(Arc::new(topic)),
         })
     }
@@ -173,12 +177,18 @@ impl Topics {
             self.check_total(partitions - topic.partitions)?;
             topic.partitions = partitions;
         }
-        topic.config = with_settings(topic.config, request.settings.as_deref())?;
+        let before = topic.config;
+        topic.config = with_settings(before, request.settings.as_deref())?;
+        let class = match keeps_less(&topic.config, &before) {
+            true => EntryClass::Retention,
+            false => EntryClass::Ordinary,
+        };
         Ok(Proposal {
             entry: MetaEntryT {
                 altered: Some(Box::new(topic.to_store())),
                 ..MetaEntryT::default()
             },
+            class,
             change: Change::Put(Arc::new(topic)),
         })
     }
@@ -193,9 +203,19 @@ impl Topics {
                 })),
                 ..MetaEntryT::default()
             },
+            class: EntryClass::Deletion,
             change: Change::Deleted(id),
         })
     }
+}
+
+/// Whether retention removes with these settings what it would not with those.
+fn keeps_less(config: &TopicConfig, than: &TopicConfig) -> bool {
+    let is_less = |bound: Option<u64>, than: Option<u64>| {
+        bound.is_some_and(|bound| than.is_none_or(|than| bound < than))
+    };
+    is_less(config.retention_ms, than.retention_ms)
+        || is_less(config.retention_bytes, than.retention_bytes)
 }
 
 fn check_partitions(partitions: u32) -> Result<(), Fault> {

@@ -7,7 +7,7 @@ use ringtide_io::{
     DiskDone, DiskError, DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, Now, OpId, OpenMode,
 };
 use ringtide_log::partition::{PartitionOp, SYNC_BYTES, WriteError, WriteProgress};
-use ringtide_log::wal::{EntryMeta, MIN_SLOTS};
+use ringtide_log::wal::{EntryClass, EntryMeta, MIN_SLOTS, WalBusy};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::wal::EntryKind;
 use rustc_hash::FxHashMap;
@@ -120,7 +120,7 @@ impl Shard {
         {
             return;
         }
-        let Some(file) = self.wal.take_free_slot() else {
+        let Some(file) = self.wal.take_free_slot(self.is_stopping) else {
             return;
         };
         let Some(path) = self.upkeep.slot_paths.remove(&file) else {
@@ -137,10 +137,20 @@ impl Shard {
         self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
     }
 
-    pub(crate) fn slot_removed(&mut self, path: PathBuf, result: Result<DiskDone, DiskError>) {
+    pub(crate) fn slot_removed(
+        &mut self,
+        path: PathBuf,
+        result: Result<DiskDone, DiskError>,
+        fx: &mut Fx,
+    ) {
         self.upkeep.new_slots.push(path);
-        if let Err(e) = result {
-            tracing::warn!(error = e.message, "a slot of the log cannot be removed");
+        match result {
+            Ok(_) => {}
+            Err(e) if matches!(e.kind, DiskErrorKind::Full | DiskErrorKind::NotFound) => {
+                tracing::warn!(error = e.message, "a slot of the log cannot be removed");
+            }
+            // A directory whose sync failed once may seem synced to the next who asks.
+            Err(e) => fatal(fx, FatalReason::Wal, e.message),
         }
         // What found no space is tried again at once, before anything else takes it.
         self.upkeep.checkpoint_moved = true;
@@ -165,7 +175,7 @@ impl Shard {
                 self.upkeep.new_slots.push(path);
                 tracing::warn!(error = e.message, "no space for another slot of the log");
                 self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
-                if self.wal.slots() < MIN_SLOTS && self.upkeep.opening_slots == 0 {
+                if self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS {
                     self.disk_is_full(&e.message, now);
                 }
             }
@@ -380,16 +390,22 @@ impl Shard {
             );
         }
         self.upkeep.disk_full = Some(format!(
-            "the broker's disk is full; publishes go on by themselves when there is space ({message})"
+            "the broker's disk is full; it goes on by itself when there is space ({message})"
         ));
         self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
     }
 
-    /// The log has no place for an entry: that passes, unless what holds the log waits for space.
-    pub(crate) fn no_room(&self) -> Result<Handled, Fault> {
+    /// The log has no room for an entry: that passes, unless what holds its memory or its slots waits
+    /// for space.
+    pub(crate) fn no_room(&self, busy: WalBusy) -> Result<Handled, Fault> {
+        let passes = match busy {
+            WalBusy::Writes => true,
+            WalBusy::Memory => false,
+            WalBusy::Slots => self.wal.is_releasing() || self.slots_are_coming(),
+        };
         match &self.upkeep.disk_full {
-            Some(message) => Err(Fault::new(ErrorCode::DiskFull, message.clone())),
-            None => Ok(Handled::Blocked),
+            Some(message) if !passes => Err(Fault::new(ErrorCode::DiskFull, message.clone())),
+            _ => Ok(Handled::Blocked),
         }
     }
 
@@ -432,6 +448,7 @@ impl Shard {
 
     fn retention(&mut self, now: Now, fx: &mut Fx) {
         let held_seq = self.upkeep.checkpointed_seq;
+        let is_full = self.upkeep.disk_full.is_some();
         self.upkeep.wants_checkpoint = false;
         for i in 0..self.partitions.len() {
             let closed = self.with_log(i, fx, |log, ops| log.remove_files(held_seq, ops));
@@ -442,7 +459,10 @@ impl Shard {
                 continue;
             };
             self.upkeep.wants_checkpoint |= held.log.is_removing();
-            let expired = held.log.expired(now.wall_ms).filter(|_| !held.is_retiring);
+            // While files cannot be removed, more of them would take what is left of the log.
+            let is_stuck = is_full && held.log.is_removing();
+            let expired = held.log.expired(now.wall_ms);
+            let expired = expired.filter(|_| !held.is_retiring && !is_stuck);
             if held.log.wants_roll() || held.log.has_overdue(now.wall_ms) {
                 self.queue_writer(i, false);
             }
@@ -454,6 +474,7 @@ impl Shard {
             let group = self.groups.entry(group_id).or_default();
             let meta = EntryMeta {
                 kind: EntryKind::LogStart,
+                class: EntryClass::Retention,
                 group: group_id,
                 group_index: group.last_index + 1,
                 partition: held.log.id(),

@@ -246,8 +246,8 @@ fn seal(file: &OpenFile, bytes: u64, index_path: &Path, index: &[u8]) -> Result<
 
 fn write_index(path: &Path, contents: &[u8]) -> io::Result<()> {
     let beside = beside(path);
-    fs::write(&beside, contents)?;
-    fs::rename(&beside, path)
+    let written = fs::write(&beside, contents).and_then(|()| fs::rename(&beside, path));
+    written.inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
 fn load_index(
@@ -364,12 +364,14 @@ fn replace(path: &Path, contents: &[u8]) -> Result<(), DiskError> {
         file.write_all(contents)?;
         file.sync_all()
     });
-    if let Err(error) = written {
+    let replaced = written
+        .map_err(|error| failed("write", &beside, &error))
+        .and_then(|()| fs::rename(&beside, path).map_err(|error| failed("replace", path, &error)));
+    if replaced.is_err() {
         // On a full disk what could be written of it is in the way of everything else.
         let _ = fs::remove_file(&beside);
-        return Err(failed("write", &beside, &error));
     }
-    fs::rename(&beside, path).map_err(|error| failed("replace", path, &error))?;
+    replaced?;
     sync_directory(parent(path))
 }
 

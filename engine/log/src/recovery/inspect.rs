@@ -148,7 +148,13 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
         None => None,
     };
     match shown {
-        Some((at, committed)) => {
+        Some(Shown::Newer(incarnation)) => {
+            writeln!(
+                out,
+                "end at byte {position}: start {incarnation} was beginning the slot"
+            )?;
+        }
+        Some(Shown::Committed { at, committed }) => {
             bad += 1;
             writeln!(
                 out,
@@ -161,6 +167,14 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
     Ok(bad)
 }
 
+/// What tells damage from what an interrupted write leaves.
+enum Shown {
+    /// A later start was writing over the slot: its own header was not there yet.
+    Newer(u64),
+    /// The frame at this position says that everything up to this entry was committed.
+    Committed { at: u64, committed: u64 },
+}
+
 /// What lies behind the place where the frames of a slot end.
 struct Rest<'a> {
     file: &'a File,
@@ -170,34 +184,43 @@ struct Rest<'a> {
 }
 
 impl Rest<'_> {
-    /// The first frame of the slot that says that the entry which should have come next was
-    /// committed, or that before its own if nothing is known of the next: its position and what it
-    /// says. Without one the frames end as an interrupted write leaves them.
+    /// A frame of a later start; else the first frame of the slot that says that the entry which
+    /// should have come next was committed, or that before its own if nothing is known of the next.
+    /// Without one the frames end as an interrupted write leaves them.
     fn shows_committed(
         &self,
         slot: &SlotHeader,
         mut next_seq: Option<u64>,
         buf: &mut [u8],
-    ) -> Result<Option<(u64, u64)>, FileError> {
+    ) -> Result<Option<Shown>, FileError> {
         let mut position = self.from;
+        let mut shown = None;
         while position < self.bytes {
             let got = files::read_at(self.file, self.path, buf, position)?;
             for block in buf[..got].chunks(BLOCK_BYTES) {
-                if let Ok((header, _)) = FrameHeader::decode(block)
+                let at = position;
+                position += BLOCK_BYTES as u64;
+                let Ok((header, _)) = FrameHeader::decode(block) else {
+                    continue;
+                };
+                if header.incarnation > slot.incarnation {
+                    return Ok(Some(Shown::Newer(header.incarnation)));
+                }
+                let committed = header.committed;
+                if shown.is_none()
                     && (header.incarnation, header.generation)
                         == (slot.incarnation, slot.generation)
-                    && header.committed
+                    && committed
                         >= *next_seq.get_or_insert(header.first_seq.saturating_sub(1).max(1))
                 {
-                    return Ok(Some((position, header.committed)));
+                    shown = Some(Shown::Committed { at, committed });
                 }
-                position += BLOCK_BYTES as u64;
             }
             if got < buf.len() {
                 break;
             }
         }
-        Ok(None)
+        Ok(shown)
     }
 }
 

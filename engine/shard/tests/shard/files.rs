@@ -116,12 +116,8 @@ fn retention_makes_space_although_no_segment_can_be_written() {
     assert!(world.is_stopped());
 }
 
-#[test]
-fn a_topic_can_be_deleted_when_neither_the_disk_nor_the_log_has_room() {
-    let setup = Setup::new(1).topic("large", 1);
-    let large = setup.on_shard("large", 0);
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
+/// A disk without a free block, and a log without room for records.
+fn fill_up_with_the_log(world: &mut World, large: PartitionId) {
     // The log fills up behind segments that hang, then these find no space.
     world.nodes[0].disk.holds = Box::new(|path, op| {
         matches!(op, DiskOp::Write { .. }) && path.starts_with("data/partitions")
@@ -133,18 +129,97 @@ fn a_topic_can_be_deleted_when_neither_the_disk_nor_the_log_has_room() {
             world.run();
             !world.hear(publisher).is_empty()
         };
-        let taken = (0..200).take_while(|_| is_taken(&mut world)).count();
+        let taken = (0..200).take_while(|_| is_taken(world)).count();
         assert!(taken < 200, "the log of 12 MiB is not full");
     }
-    fill_up(&mut world, large);
+    fill_up(world, large);
     world.nodes[0].disk.holds = Box::new(|_, _| false);
     world.pass(SECOND);
+}
+
+#[test]
+fn a_topic_can_be_deleted_when_neither_the_disk_nor_the_log_has_room() {
+    let setup = Setup::new(1).topic("large", 1);
+    let large = setup.on_shard("large", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    fill_up_with_the_log(&mut world, large);
     let asked = world.publish(peer, DURABLE, &[(large, batch(b"no room"))]);
     let refused = world.answer(peer, asked).results()[0].1;
     assert_eq!(refused, ErrorCode::DiskFull as u16);
+    // However many ask for what takes room, or makes it only by and by.
+    for n in 0..400 {
+        let created = world.create_topic(peer, &format!("more-{n}"));
+        assert_eq!(
+            world.answer(peer, created).error(),
+            Some(ErrorCode::DiskFull)
+        );
+        let less = wire::TopicSettingsT {
+            retention_bytes: Some(1_000_000 - n),
+            ..wire::TopicSettingsT::default()
+        };
+        let altered = world.alter_topic(peer, "large", less);
+        let refused = world.answer(peer, altered).error();
+        assert!([None, Some(ErrorCode::DiskFull)].contains(&refused));
+        assert!(
+            n > 0 || refused.is_none(),
+            "there was room for a MiB of them"
+        );
+        assert!(n < 399 || refused.is_some(), "there is room left");
+    }
     let deleted = world.delete_topic(peer, "large");
     assert_eq!(world.answer(peer, deleted).error(), None);
-    assert!(!world.nodes[0].disk.has(&segment(large, 0)));
+}
+
+#[test]
+fn what_takes_room_is_refused_when_neither_the_disk_nor_the_log_has_any() {
+    let setup = Setup::new(1).topic("large", 1);
+    let large = setup.on_shard("large", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    fill_up_with_the_log(&mut world, large);
+    let committed = world.commit_offset(peer, large, "reader");
+    let created = world.create_topic(peer, "more");
+    let larger = wire::TopicSettingsT {
+        segment_bytes: Some(64 << 20),
+        ..wire::TopicSettingsT::default()
+    };
+    let altered = world.alter_topic(peer, "large", larger);
+    world.run();
+    let heard = world.hear(peer);
+    for asked in [committed, created, altered] {
+        let answer = heard.iter().find(|f| f.correlation == asked);
+        let answer = answer.expect("an answer, not a wait for space");
+        assert_eq!(answer.error(), Some(ErrorCode::DiskFull));
+    }
+}
+
+#[test]
+fn what_only_waits_for_writes_of_the_log_is_not_refused_on_a_full_disk() {
+    let setup = Setup::new(1).topic("large", 1);
+    let large = setup.on_shard("large", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    fill_up(&mut world, large);
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    world.pass(SECOND);
+    world.hear(peer);
+    // More than the frame that is open while four are being written.
+    world.hold_log(0, true);
+    let consumer = "x".repeat(249);
+    let asked: Vec<u64> = (0..3_500)
+        .map(|_| {
+            let asked = world.commit_offset(peer, large, &consumer);
+            world.run();
+            asked
+        })
+        .collect();
+    assert!(world.hear(peer).is_empty(), "refused, or not held up");
+    world.hold_log(0, false);
+    world.pass(SECOND);
+    let heard = world.hear(peer);
+    assert_eq!(heard.len(), asked.len());
+    assert!(heard.iter().all(|answer| answer.error().is_none()));
 }
 
 #[test]

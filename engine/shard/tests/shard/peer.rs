@@ -207,6 +207,16 @@ impl World {
         self.say(peer, Op::ListOffsets, |b| list.pack(b))
     }
 
+    pub fn commit_offset(&mut self, peer: Peer, id: PartitionId, consumer: &str) -> u64 {
+        let commit = wire::CommitOffsetRequestT {
+            partition: Some(id.into()),
+            consumer: Some(consumer.into()),
+            offset: 0,
+            ..wire::CommitOffsetRequestT::default()
+        };
+        self.say(peer, Op::CommitOffset, |b| commit.pack(b))
+    }
+
     pub fn create_topic(&mut self, peer: Peer, name: &str) -> u64 {
         let create = wire::CreateTopicRequestT {
             name: Some(name.into()),

@@ -128,6 +128,14 @@ impl Lane {
         batch.or_else(forming).unwrap_or(self.next_number)
     }
 
+    /// Whether a record that was taken has no outcome. Outcomes need not come in order.
+    pub(crate) fn is_open(&self, number: u64) -> bool {
+        let after = self.batches.partition_point(|b| b.first <= number);
+        let batch = after.checked_sub(1).map(|index| &self.batches[index]);
+        batch.is_some_and(|b| number - b.first < u64::from(b.records))
+            || self.forming.front().is_some_and(|f| f.first <= number)
+    }
+
     /// The time of the oldest record.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         let batch = self.batches.front().map(|b| b.since);
@@ -212,6 +220,8 @@ fn restamp(batch: &mut [u8], id: i64, epoch: i16, sequence: i32) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use ringtide_schema::batch::check_publish;
     use ringtide_schema::compress::Codec;
@@ -233,6 +243,33 @@ mod tests {
             ),
             (77, 8, 9)
         );
+    }
+
+    #[test]
+    fn a_record_is_open_until_its_own_batch_has_an_outcome() {
+        let mut lane = Lane::new(Backoff::new(Duration::ZERO, Duration::ZERO));
+        for first in [0, 3, 6] {
+            lane.batches.push_back(Batch {
+                key: first,
+                bytes: Vec::new(),
+                first,
+                records: 3,
+                held: 0,
+                since: Instant::now(),
+                on: None,
+                ambiguous: false,
+            });
+        }
+        lane.forming.push_back(Forming {
+            builder: BatchBuilder::new(Codec::None),
+            first: 9,
+            since: Instant::now(),
+            held: 0,
+        });
+        // The second batch was answered first.
+        lane.batches.remove(1);
+        let open: Vec<u64> = (0..10).filter(|&number| lane.is_open(number)).collect();
+        assert_eq!(open, [0, 1, 2, 6, 7, 8, 9]);
     }
 
     #[test]

@@ -145,7 +145,7 @@ impl Producer {
     /// Whether a record's outcome is known, or was.
     pub(crate) fn is_done(&self, ticket: Ticket) -> bool {
         let lane = self.lanes.get(ticket.partition as usize);
-        lane.is_some_and(|lane| lane.first_open() > ticket.number)
+        lane.is_some_and(|l| ticket.number < l.next_number && !l.is_open(ticket.number))
     }
 
     /// What became of records since the last call.

@@ -172,7 +172,8 @@ fn free_space(host: &Host) -> Check {
     };
     let found = format!("{} MiB", free >> 20);
     let wal = host.wal_bytes_to_make;
-    if free < wal && host.wal_bytes_there > 0 {
+    let is_short = wal > 0 && free < wal + host.wal_bytes_to_spare;
+    if is_short && host.wal_bytes_there > 0 {
         return Check::advice(
             "free space",
             found,
@@ -184,11 +185,15 @@ fn free_space(host: &Host) -> Check {
             "Free some, or lower wal-slots",
         );
     }
-    if free < wal {
+    if is_short {
         return Check::required(
             "free space",
             found,
-            format!("the write-ahead log alone takes {} MiB", wal >> 20),
+            format!(
+                "the write-ahead log alone takes {} MiB, and is made only where {} MiB are left then",
+                wal >> 20,
+                host.wal_bytes_to_spare >> 20
+            ),
             "Free some, choose another --data-dir, or lower wal-slots or wal-slot-bytes",
         );
     }
@@ -328,6 +333,7 @@ mod tests {
             open_files_wanted: 20_000,
             wal_bytes_to_make: 512 << 20,
             wal_bytes_there: 0,
+            wal_bytes_to_spare: 32 << 20,
             directory: Directory {
                 path: "/data".into(),
                 file_system: "ext4".into(),
@@ -449,6 +455,16 @@ mod tests {
             };
             assert_eq!(verdict(&host, "kernel") == Verdict::Ok, well, "{release}");
         }
+    }
+
+    #[test]
+    fn the_last_slot_of_the_log_needs_half_of_its_size_beside_it() {
+        let mut host = good();
+        let needed = host.wal_bytes_to_make + host.wal_bytes_to_spare;
+        host.directory.free_bytes = Some(needed);
+        assert_eq!(verdict(&host, "free space"), Verdict::Advice);
+        host.directory.free_bytes = Some(needed - 1);
+        assert_eq!(verdict(&host, "free space"), Verdict::Required);
     }
 
     #[test]

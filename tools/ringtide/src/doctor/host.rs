@@ -26,6 +26,8 @@ pub(crate) struct Host {
     pub(crate) wal_bytes_to_make: u64,
     /// What there is of it.
     pub(crate) wal_bytes_there: u64,
+    /// What must be left when a slot of it was made.
+    pub(crate) wal_bytes_to_spare: u64,
     pub(crate) directory: Directory,
     pub(crate) shard_cpus: Vec<usize>,
     /// All CPUs that are running.
@@ -78,12 +80,9 @@ impl Host {
             memlock_bytes: probe::memlock_limit().unwrap_or(None),
             open_files_hard: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
             open_files_wanted: (config.cpus.len() * config.max_connections) as u64 + 1024,
-            wal_bytes_to_make: match wal.saturating_sub(wal_bytes_there) {
-                0 => 0,
-                // The last one is made only where half of its size is left.
-                bytes => bytes + config.wal_slot_bytes / 2,
-            },
+            wal_bytes_to_make: wal.saturating_sub(wal_bytes_there),
             wal_bytes_there,
+            wal_bytes_to_spare: config.wal_slot_bytes / 2,
             shard_cpus: config.cpus.clone(),
             online: probe::online(),
             governors: config.cpus.iter().filter_map(governor).collect(),
