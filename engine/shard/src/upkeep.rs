@@ -370,7 +370,7 @@ impl Shard {
         {
             self.run_writer(i, fx);
         }
-        let needs_slot = self.wal.slots() < MIN_SLOTS;
+        let needs_slot = self.wal.slots() < MIN_SLOTS && !self.is_stopping;
         if needs_slot && !self.slots_are_coming() {
             self.make_slot(fx);
         }

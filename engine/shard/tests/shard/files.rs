@@ -250,6 +250,38 @@ fn a_stop_goes_on_when_a_snapshot_that_lets_files_go_ends_last() {
 }
 
 #[test]
+fn a_stop_on_a_full_disk_has_the_space_of_every_empty_slot() {
+    let setup = Setup::new(1).topic("t", 1);
+    let id = setup.on_shard("t", 0);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    // What the broker writes at its end needs the space of three of its four slots.
+    let slots_gone = Cell::new(0);
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let is_segment = path.starts_with("data/partitions");
+        let needs_space = match op {
+            DiskOp::Write { .. } | DiskOp::Open { .. } => is_segment,
+            DiskOp::Replace { .. } => true,
+            DiskOp::CreateSlot { .. } => {
+                slots_gone.set(0);
+                false
+            }
+            DiskOp::Remove { .. } => {
+                slots_gone.set(slots_gone.get() + u32::from(!is_segment));
+                false
+            }
+            _ => false,
+        };
+        (needs_space && slots_gone.get() < 3).then_some(DiskErrorKind::Full)
+    });
+    let asked = world.publish(peer, DURABLE, &[(id, batch(b"kept"))]);
+    assert_eq!(world.answer(peer, asked).results(), [(0, 0, 0)]);
+    world.stop();
+    world.pass(60 * SECOND);
+    assert!(world.is_stopped(), "slots are kept, or made again");
+}
+
+#[test]
 fn the_disk_is_given_two_pieces_of_segments_at_a_time() {
     let setup = Setup::new(1).topic("t", 1);
     let id = setup.on_shard("t", 0);
