@@ -10,16 +10,13 @@ const LOOKED_AT: usize = 101;
 const BEFORE: usize = 400;
 
 /// What usual operations of a part allocate, where it is not nothing.
-const EXPECTED: [(&str, u64); 5] = [
+const EXPECTED: [(&str, u64); 3] = [
     // The answers are over 16 KiB, so that the session gives their buffer up once they are sent
     // (`Logic::sent`), and the next one grows from nothing.
     ("session_of_256_publishes", 9),
     ("group_commit_of_256", 9),
     // A round of the segment writer, which four large batches fill; it is not on their way.
     ("group_commit_of_4_large", 3),
-    // The slices of a delivery (`Partition::plan_memory`), for each subscriber.
-    ("tail_delivery_to_1", 1),
-    ("tail_delivery_to_50", 50),
 ];
 
 /// Allocations of one operation: the median, and the mean, which has a share of those that few

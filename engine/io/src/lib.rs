@@ -11,7 +11,7 @@ pub mod net;
 
 pub use buffer::{Chunk, Pool, Slice};
 pub use disk::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
-pub use net::{Body, ConnId, Disconnect, Egress, NetOp};
+pub use net::{Body, ConnId, Disconnect, Egress, NetOp, Slices};
 
 use std::net::SocketAddr;
 

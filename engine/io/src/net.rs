@@ -1,5 +1,7 @@
 //! Sockets as the logic sees them: connections with one egress operation each.
 
+use smallvec::SmallVec;
+
 use crate::buffer::Slice;
 use crate::disk::FileId;
 
@@ -31,6 +33,9 @@ pub struct Egress {
     pub body: Body,
 }
 
+/// Slices of a body: a tail that is close behind has one or two.
+pub type Slices = SmallVec<[Slice; 2]>;
+
 /// What follows an egress head.
 #[derive(Debug, Default)]
 pub enum Body {
@@ -38,7 +43,7 @@ pub enum Body {
     #[default]
     Nothing,
     /// Memory, in order; at most [`MAX_SLICES`] of them.
-    Memory(Vec<Slice>),
+    Memory(Slices),
     /// A range of a file opened with [`crate::OpenMode::Read`]. A file shorter than promised
     /// disconnects.
     File {

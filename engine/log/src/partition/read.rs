@@ -1,7 +1,7 @@
 //! Where a reader finds an offset or a time: in memory, or in a range of a segment's file.
 
 use ringtide_io::buffer::CHUNK_BYTES;
-use ringtide_io::{DiskOp, FileId, OpenMode, Slice};
+use ringtide_io::{DiskOp, FileId, OpenMode, Slice, Slices};
 use ringtide_schema::limits::MAX_MEMORY_DELIVERY_BYTES;
 
 use super::{Ops, Partition, PartitionOp};
@@ -20,7 +20,7 @@ pub enum Plan {
     /// From memory. The first batch holds the offset.
     Memory {
         /// Whole batches.
-        slices: Vec<Slice>,
+        slices: Slices,
         /// Their bytes.
         bytes: usize,
         /// The first offset after them.
@@ -106,7 +106,7 @@ impl Partition {
     fn plan_memory(&self, offset: u64, max_bytes: usize) -> Plan {
         let first = self.tail.partition_point(|b| b.next_offset <= offset);
         let visible = self.visible();
-        let mut slices: Vec<Slice> = Vec::new();
+        let mut slices = Slices::new();
         let (mut bytes, mut next_offset) = (0, offset);
         for batch in self.tail.range(first..) {
             let full = bytes > 0 && bytes + batch.bytes.len() > max_bytes;
