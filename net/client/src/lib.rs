@@ -7,6 +7,8 @@
 #![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod asynch;
+#[cfg(feature = "bare")]
+pub mod bare;
 mod core;
 mod error;
 mod options;

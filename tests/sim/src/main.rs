@@ -1,0 +1,102 @@
+//! Plays seeds, on every core, until one is found that breaks a promise.
+
+use std::cell::Cell;
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::Parser;
+use ringtide_sim::{Planted, run};
+
+/// Plays seeds and names those that break a promise
+#[derive(Parser)]
+struct Args {
+    /// The first seed
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many seeds
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// Plant a fault: log-without-sync, log-acknowledged-early, sync-does-nothing, names-not-synced
+    #[arg(long)]
+    plant: Option<String>,
+    /// Threads [default: one for each core]
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+thread_local! {
+    /// The seed that a thread plays, for when an assertion ends the process.
+    static PLAYED: Cell<u64> = const { Cell::new(0) };
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |why| {
+        println!("seed {} panics", PLAYED.get());
+        print(why);
+    }));
+    let planted = match &args.plant {
+        None => Planted::Nothing,
+        Some(name) => match Planted::ALL.iter().find(|(known, _)| known == name) {
+            Some((_, planted)) => *planted,
+            None => {
+                eprintln!("there is no fault {name:?}; --help lists them");
+                return ExitCode::from(2);
+            }
+        },
+    };
+    let threads = args
+        .threads
+        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let began = Instant::now();
+    let next = AtomicU64::new(args.seed);
+    let end = args.seed + args.seeds;
+    let failed = Mutex::new(Vec::new());
+    let (events, faults, records) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end {
+                        return;
+                    }
+                    PLAYED.set(seed);
+                    let outcome = run(seed, planted);
+                    events.fetch_add(outcome.events, Ordering::Relaxed);
+                    faults.fetch_add(outcome.faults, Ordering::Relaxed);
+                    records.fetch_add(outcome.records, Ordering::Relaxed);
+                    if let Some(violation) = outcome.violation {
+                        println!("seed {seed}: {violation}");
+                        failed.lock().expect("not poisoned").push(seed);
+                    }
+                    let done = 1 + done.fetch_add(1, Ordering::Relaxed);
+                    if done.is_multiple_of(50) {
+                        let a_minute = done as f64 / began.elapsed().as_secs_f64() * 60.0;
+                        eprint!("\r{done} of {} seeds, {a_minute:.0} a minute ", args.seeds);
+                        let _ = std::io::stderr().flush();
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("not poisoned");
+    println!(
+        "{} seeds in {:.1} s: {} events, {} faults, {} records with an outcome; {} seeds failed",
+        args.seeds,
+        began.elapsed().as_secs_f64(),
+        events.into_inner(),
+        faults.into_inner(),
+        records.into_inner(),
+        failed.len()
+    );
+    match failed.is_empty() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,647 @@
+//! One run: everything that happens is an event with a time that the seed decides.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use ringtide_io::{Body, ConnId, Disconnect, Egress, Logic as _, NetOp, Now, OpId};
+use ringtide_shard::Mail;
+
+use crate::client::{Actor, TOPICS};
+use crate::disk::{Disk, Ended, Ticket};
+use crate::host::{Broker, PORT, Socket};
+use crate::oracle::{Oracle, Violation};
+use crate::planted::Planted;
+use crate::random::Random;
+
+const US: u64 = 1_000;
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
+/// A run that is not through by then makes no progress.
+const PATIENCE_NS: u64 = 600 * SECOND;
+/// How long a reader that is given nothing more is waited for.
+const QUIET_NS: u64 = 2 * SECOND;
+
+/// What a run found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// A checksum of everything that happened, in order.
+    pub trace: u64,
+    /// Events.
+    pub events: u64,
+    /// Faults that were let loose.
+    pub faults: u64,
+    /// Records with an outcome, and deliveries.
+    pub records: u64,
+    /// Deliveries to consumers.
+    pub delivered: u64,
+    /// The broken promise, if one was.
+    pub violation: Option<Violation>,
+}
+
+enum Event {
+    /// An operation of this start of the broker ends.
+    Disk(Ticket),
+    /// A write of the log is reported before it is done (planted).
+    Early(u16, OpId),
+    Mail(u16, u16, Box<Mail>),
+    ToShard(ConnId, Vec<u8>),
+    ToClient(ConnId, Vec<u8>),
+    Sent(ConnId, Egress),
+    Connect(usize, usize, u16),
+    Lost(usize, usize, ConnId),
+    Reset,
+    Fault(Fault),
+    Start,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill,
+    PowerCut,
+    Stop,
+}
+
+/// A connection that a client made.
+struct Conn {
+    client: usize,
+    link: usize,
+    shard: u16,
+    /// Bytes of one direction keep their order.
+    to_shard_ns: u64,
+    to_client_ns: u64,
+}
+
+struct World {
+    random: Random,
+    now: Now,
+    began: Instant,
+    events: BTreeMap<(u64, u64), (u64, Event)>,
+    next_event: u64,
+    /// Starts of the broker: what an earlier one was told is nobody's.
+    epoch: u64,
+    disk: Disk,
+    broker: Option<Broker>,
+    actors: Vec<Actor>,
+    conns: BTreeMap<ConnId, Conn>,
+    next_conn: u64,
+    oracle: Oracle,
+    faults_left: u64,
+    outcome: Outcome,
+}
+
+/// Plays a seed.
+pub fn run(seed: u64, planted: Planted) -> Outcome {
+    let mut world = World::new(seed, planted);
+    if let Err(violation) = world.play() {
+        world.outcome.violation = Some(violation);
+    }
+    world.outcome.records = world.oracle.outcomes;
+    world.outcome.delivered = world.oracle.delivered;
+    world.outcome
+}
+
+impl World {
+    fn new(seed: u64, planted: Planted) -> Self {
+        let mut random = Random::new(seed);
+        let disk = Disk::new(planted);
+        let clients = random.between(1, 5) as u32;
+        let actors = (0..clients).map(|n| Actor::new(n, &mut random)).collect();
+        Self {
+            now: Now {
+                mono_ns: SECOND,
+                wall_ms: 1_700_000_000_000,
+            },
+            began: Instant::now(),
+            events: BTreeMap::new(),
+            next_event: 0,
+            epoch: 0,
+            disk,
+            broker: None,
+            actors,
+            conns: BTreeMap::new(),
+            next_conn: 0,
+            oracle: Oracle::default(),
+            faults_left: random.between(0, 4),
+            outcome: Outcome {
+                trace: seed,
+                events: 0,
+                faults: 0,
+                records: 0,
+                delivered: 0,
+                violation: None,
+            },
+            random,
+        }
+    }
+
+    fn play(&mut self) -> Result<(), Violation> {
+        self.at(0, Event::Start);
+        self.until("every record has its outcome", |world| {
+            world.faults_left == 0
+                && world.broker.is_some()
+                && world.actors.iter().all(Actor::is_done)
+                && world.oracle.open() == 0
+        })?;
+        // What was accepted is on its way to the disk.
+        let settled_ns = self.now.mono_ns + QUIET_NS;
+        self.until("time to pass", |world| world.now.mono_ns >= settled_ns)?;
+        for topic in 0..TOPICS.len() {
+            let number = 1_000 + topic as u32;
+            let reader = Actor::reader(number, topic, &mut self.random);
+            // A topic that nobody made cannot be read.
+            if self.actors.iter().any(|a| a.topic() == topic) {
+                self.actors.push(reader);
+            }
+        }
+        let mut quiet = (self.oracle.delivered, self.now.mono_ns);
+        self.until("the readers to read everything", |world| {
+            if world.oracle.delivered != quiet.0 {
+                quiet = (world.oracle.delivered, world.now.mono_ns);
+            }
+            world.actors.iter().all(Actor::is_done) && world.now.mono_ns > quiet.1 + QUIET_NS
+        })?;
+        for (topic, logs) in self.actors.iter().filter_map(Actor::read) {
+            for (partition, log) in (0..).zip(logs) {
+                self.oracle.check(topic, partition, log)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn until(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) -> Result<(), Violation> {
+        while !is_so(self) {
+            self.step()?;
+            if self.now.mono_ns > PATIENCE_NS {
+                let open = self.oracle.open();
+                return Err(format!(
+                    "no progress: waiting for {what}, {open} records are open"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    // ---- time ---------------------------------------------------------------------------------
+
+    fn instant(&self) -> Instant {
+        self.began + Duration::from_nanos(self.now.mono_ns)
+    }
+
+    fn at(&mut self, after_ns: u64, event: Event) {
+        self.at_time(self.now.mono_ns + after_ns, event);
+    }
+
+    fn at_time(&mut self, time_ns: u64, event: Event) {
+        self.next_event += 1;
+        let key = (time_ns, self.next_event);
+        self.events.insert(key, (self.epoch, event));
+    }
+
+    /// Mostly short, sometimes long.
+    fn latency(&mut self) -> u64 {
+        match self.random.below(100) {
+            0 => self.random.between(5 * MS, 80 * MS),
+            1..10 => self.random.between(200 * US, 5 * MS),
+            _ => self.random.between(US, 200 * US),
+        }
+    }
+
+    fn next_fault(&mut self) {
+        if self.faults_left == 0 {
+            return;
+        }
+        let fault = match self.random.below(10) {
+            0..4 => Fault::PowerCut,
+            4..8 => Fault::Kill,
+            _ => Fault::Stop,
+        };
+        let after = self.random.between(MS, 1_500 * MS);
+        self.at(after, Event::Fault(fault));
+        for _ in 0..self.random.below(3) {
+            let after = self.random.between(MS, 1_500 * MS);
+            self.at(after, Event::Reset);
+        }
+    }
+
+    /// The next moment at which anything happens.
+    fn step(&mut self) -> Result<(), Violation> {
+        let mut next = self.events.first_key_value().map(|((time, _), _)| *time);
+        let mut earlier = |time: Option<u64>| next = next.into_iter().chain(time).min();
+        if let Some(broker) = &self.broker {
+            broker
+                .nodes
+                .iter()
+                .for_each(|node| earlier(node.shard.deadline_ns()));
+        }
+        let now = self.instant();
+        for actor in &self.actors {
+            let deadline = actor.client.next_deadline(now);
+            earlier(deadline.map(|at| (at - self.began).as_nanos() as u64));
+            earlier(actor.wants_to_act());
+        }
+        let Some(next) = next else {
+            return Err("nothing will ever happen again".into());
+        };
+        // A driver that has nothing to do comes round again after this time at the least.
+        let next = next.max(self.now.mono_ns + 500);
+        let passed_ms = next / MS - self.now.mono_ns / MS;
+        self.now.mono_ns = next;
+        self.now.wall_ms += passed_ms as i64;
+        while let Some(entry) = self.events.first_entry() {
+            if entry.key().0 > next {
+                break;
+            }
+            let ((time, number), (epoch, event)) = entry.remove_entry();
+            self.note(time ^ number << 20);
+            self.happen(epoch, event)?;
+        }
+        self.turns()?;
+        self.clients()
+    }
+
+    fn note(&mut self, what: u64) {
+        self.outcome.events += 1;
+        let mixed = self.outcome.trace.rotate_left(5) ^ what;
+        self.outcome.trace = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    // ---- what happens -------------------------------------------------------------------------
+
+    fn happen(&mut self, epoch: u64, event: Event) -> Result<(), Violation> {
+        let is_current = epoch == self.epoch;
+        match event {
+            Event::Start => return self.start(),
+            Event::Fault(fault) => self.fault(fault),
+            Event::Reset => self.reset(),
+            Event::Disk(ticket) => {
+                if let Some(Ended { shard, id, result }) = self.disk.complete(ticket) {
+                    self.note(id.0);
+                    let is_told =
+                        self.disk.planted == Planted::LogAcknowledgedEarly && id.0 >> 56 == 1;
+                    if let (false, Some(node)) = (is_told, self.node(shard)) {
+                        let now = node.1;
+                        node.0.shard.disk(id, result, now, &mut node.0.fx);
+                    }
+                }
+            }
+            Event::Early(shard, id) if is_current => {
+                if let Some((node, now)) = self.node(shard) {
+                    let done = Ok(ringtide_io::DiskDone::Done);
+                    node.shard.disk(id, done, now, &mut node.fx);
+                }
+            }
+            Event::Mail(to, from, mail) if is_current => {
+                if let Some((node, now)) = self.node(to) {
+                    node.shard.mail(from, *mail, now, &mut node.fx);
+                }
+            }
+            Event::Sent(conn, egress) if is_current => self.sent(conn, egress),
+            Event::ToShard(conn, bytes) if is_current => {
+                if let Some(socket) = self.socket(conn) {
+                    socket.input.extend_from_slice(&bytes);
+                }
+            }
+            Event::ToClient(conn, bytes) => {
+                self.note(bytes.len() as u64);
+                let now = self.instant();
+                if let Some(conn) = self.conns.get(&conn) {
+                    self.actors[conn.client]
+                        .client
+                        .received(conn.link, &bytes, now);
+                }
+            }
+            Event::Connect(client, link, shard) => self.connect(client, link, shard),
+            Event::Lost(client, link, conn) => self.lost(client, link, conn),
+            Event::Early(..) | Event::Mail(..) | Event::Sent(..) | Event::ToShard(..) => {}
+        }
+        Ok(())
+    }
+
+    fn node(&mut self, shard: u16) -> Option<(&mut crate::host::Node, Now)> {
+        let now = self.now;
+        let node = self.broker.as_mut()?.nodes.get_mut(usize::from(shard))?;
+        Some((node, now))
+    }
+
+    fn socket(&mut self, conn: ConnId) -> Option<&mut Socket> {
+        let shard = self.conns.get(&conn)?.shard;
+        self.node(shard)?.0.sockets.get_mut(&conn)
+    }
+
+    fn start(&mut self) -> Result<(), Violation> {
+        self.epoch += 1;
+        let shards = self.random.between(1, 3) as u16;
+        let seed = self.random.next_u64();
+        let broker = Broker::start(&mut self.disk, shards, seed, self.now);
+        self.broker =
+            Some(broker.map_err(|refusal| format!("the broker does not start: {refusal}"))?);
+        self.next_fault();
+        Ok(())
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        if self.broker.is_none() {
+            // It is down already: later.
+            self.at(100 * MS, Event::Fault(fault));
+            return;
+        }
+        self.outcome.faults += 1;
+        self.faults_left -= 1;
+        match fault {
+            Fault::Kill => self.disk.kill(&mut self.random),
+            Fault::PowerCut => self.disk.cut_power(&mut self.random),
+            Fault::Stop => {
+                let now = self.now;
+                let broker = self.broker.as_mut().expect("it runs");
+                for node in &mut broker.nodes {
+                    node.shard.stop(now, &mut node.fx);
+                }
+                return;
+            }
+        }
+        self.oracle.crashed();
+        self.ended(matches!(fault, Fault::PowerCut));
+    }
+
+    /// The broker is gone. Who was connected learns of it, unless the whole host is gone.
+    fn ended(&mut self, is_silent: bool) {
+        self.broker = None;
+        self.epoch += 1;
+        let conns: Vec<_> = self
+            .conns
+            .iter()
+            .map(|(&id, c)| (id, c.client, c.link))
+            .collect();
+        for (conn, client, link) in conns {
+            let wait = match is_silent && self.random.percent(50) {
+                // Until the host is back and refuses what it does not know.
+                true => self.random.between(500 * MS, 5 * SECOND),
+                false => self.latency(),
+            };
+            self.at(wait, Event::Lost(client, link, conn));
+        }
+        let wait = self.random.between(MS, SECOND);
+        self.at(wait, Event::Start);
+    }
+
+    // ---- the network --------------------------------------------------------------------------
+
+    fn connect(&mut self, client: usize, link: usize, shard: u16) {
+        let now = self.instant();
+        let is_up = self
+            .broker
+            .as_ref()
+            .is_some_and(|b| b.nodes.len() > usize::from(shard));
+        if !is_up {
+            let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+            self.actors[client]
+                .client
+                .connect_failed(link, &refused, now);
+            return;
+        }
+        self.next_conn += 1;
+        let id = ConnId(self.next_conn);
+        let conn = Conn {
+            client,
+            link,
+            shard,
+            to_shard_ns: 0,
+            to_client_ns: 0,
+        };
+        self.conns.insert(id, conn);
+        self.actors[client].conns.insert(link, id);
+        let peer = ([192, 0, 2, client as u8], 1024 + (id.0 % 60_000) as u16).into();
+        if let Some((node, at)) = self.node(shard) {
+            node.sockets.insert(id, Socket::default());
+            node.shard.accepted(id, peer, at, &mut node.fx);
+        }
+        self.actors[client].client.connected(link, now);
+    }
+
+    fn lost(&mut self, client: usize, link: usize, conn: ConnId) {
+        let now = self.instant();
+        if self.conns.remove(&conn).is_some() && self.actors[client].conns.get(&link) == Some(&conn)
+        {
+            self.actors[client].conns.remove(&link);
+            self.actors[client]
+                .client
+                .lost(link, "connection reset", now);
+        }
+    }
+
+    /// A connection breaks on both sides.
+    fn reset(&mut self) {
+        let nth = self.random.below(self.conns.len() as u64) as usize;
+        let Some((&id, conn)) = self.conns.iter().nth(nth) else {
+            return;
+        };
+        let (client, link) = (conn.client, conn.link);
+        self.hang_up(id, Disconnect::Error(104));
+        let wait = self.latency();
+        self.at(wait, Event::Lost(client, link, id));
+    }
+
+    /// The shard's side of a connection ends.
+    fn hang_up(&mut self, conn: ConnId, why: Disconnect) {
+        let Some(shard) = self.conns.get(&conn).map(|c| c.shard) else {
+            return;
+        };
+        if let Some((node, now)) = self.node(shard)
+            && node.sockets.remove(&conn).is_some()
+        {
+            node.shard.disconnected(conn, why, now, &mut node.fx);
+        }
+    }
+
+    /// An egress left: its bytes are on their way, in pieces.
+    fn sent(&mut self, id: ConnId, mut egress: Egress) {
+        let Some(shard) = self.conns.get(&id).map(|c| c.shard) else {
+            return;
+        };
+        let mut bytes = egress.head.clone();
+        match std::mem::take(&mut egress.body) {
+            Body::Nothing => {}
+            Body::Memory(slices) => slices.iter().for_each(|s| bytes.extend_from_slice(s)),
+            Body::File {
+                file,
+                position,
+                bytes: count,
+            } => match self.disk.range(shard, file, position, count) {
+                Some(range) => bytes.extend(range),
+                None => return self.hang_up(id, Disconnect::FileTooShort),
+            },
+        }
+        self.carry(id, &bytes, false);
+        let is_there = self.socket(id).map(|s| s.is_sending = false).is_some();
+        if let (true, Some((node, now))) = (is_there, self.node(shard)) {
+            node.shard.sent(id, egress, now, &mut node.fx);
+        }
+    }
+
+    /// Bytes travel: cut anywhere, late, in order.
+    fn carry(&mut self, id: ConnId, bytes: &[u8], is_to_shard: bool) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let most = match self.random.below(4) {
+                0 => self.random.between(1, 100),
+                1 => self.random.between(1, 5_000),
+                _ => rest.len() as u64,
+            };
+            let (piece, after) = rest.split_at((most as usize).min(rest.len()));
+            rest = after;
+            let latency = self.latency();
+            let now_ns = self.now.mono_ns;
+            let Some(conn) = self.conns.get_mut(&id) else {
+                return;
+            };
+            let last = match is_to_shard {
+                true => &mut conn.to_shard_ns,
+                false => &mut conn.to_client_ns,
+            };
+            *last = (*last).max(now_ns + latency);
+            let time = *last;
+            let event = match is_to_shard {
+                true => Event::ToShard(id, piece.to_vec()),
+                false => Event::ToClient(id, piece.to_vec()),
+            };
+            self.at_time(time, event);
+        }
+    }
+
+    // ---- turns --------------------------------------------------------------------------------
+
+    /// One turn of every shard.
+    fn turns(&mut self) -> Result<(), Violation> {
+        let Some(mut broker) = self.broker.take() else {
+            return Ok(());
+        };
+        let shards = broker.nodes.len() as u16;
+        for (shard, node) in (0..shards).zip(&mut broker.nodes) {
+            let ready: Vec<ConnId> = node
+                .sockets
+                .iter()
+                .filter(|(_, s)| !s.input.is_empty() && !s.is_paused && !s.is_closing)
+                .map(|(&id, _)| id)
+                .collect();
+            for id in ready {
+                let input = node
+                    .sockets
+                    .get_mut(&id)
+                    .map(|s| std::mem::take(&mut s.input));
+                node.shard
+                    .received(id, &input.unwrap_or_default(), self.now, &mut node.fx);
+            }
+            node.shard.turn(self.now, &mut node.fx);
+            if let Some(fatal) = node.fx.fatal.take() {
+                return Err(format!("shard {shard} cannot go on: {}", fatal.message));
+            }
+            for (id, op) in std::mem::take(&mut node.fx.disk) {
+                let Some(ticket) = self.disk.submit(shard, id, op) else {
+                    continue;
+                };
+                let latency = self.latency();
+                if self.disk.planted == Planted::LogAcknowledgedEarly
+                    && self.disk.is_log_write(ticket)
+                {
+                    self.at(500, Event::Early(shard, id));
+                    self.at(latency + MS, Event::Disk(ticket));
+                } else {
+                    self.at(latency, Event::Disk(ticket));
+                }
+            }
+            for (to, mail) in std::mem::take(&mut node.fx.mail) {
+                // Mail of one pair keeps its order: it takes the same time.
+                self.at(
+                    US * u64::from(1 + to + shard),
+                    Event::Mail(to, shard, Box::new(mail)),
+                );
+            }
+            for op in std::mem::take(&mut node.fx.net) {
+                self.net(node, op);
+            }
+        }
+        let is_stopped = broker.is_stopped();
+        let clean = broker.clean_identity();
+        self.broker = Some(broker);
+        if is_stopped {
+            self.disk.write_file("identity".into(), clean);
+            self.ended(false);
+        }
+        Ok(())
+    }
+
+    fn net(&mut self, node: &mut crate::host::Node, op: NetOp) {
+        let (NetOp::Send(id, _)
+        | NetOp::Pause(id)
+        | NetOp::Resume(id)
+        | NetOp::Close(id)
+        | NetOp::Abort(id)) = &op;
+        let id = *id;
+        let Some(socket) = node.sockets.get_mut(&id) else {
+            return;
+        };
+        match op {
+            NetOp::Send(_, egress) => {
+                assert!(!socket.is_sending, "two egresses of {id:?}");
+                socket.is_sending = true;
+                let latency = self.latency();
+                self.at(latency, Event::Sent(id, egress));
+            }
+            NetOp::Pause(_) => socket.is_paused = true,
+            NetOp::Resume(_) => socket.is_paused = false,
+            NetOp::Close(_) | NetOp::Abort(_) => {
+                // What was sent arrives before the end.
+                node.sockets.remove(&id);
+                node.shard
+                    .disconnected(id, Disconnect::Asked, self.now, &mut node.fx);
+                if let Some(conn) = self.conns.get(&id) {
+                    let (client, link) = (conn.client, conn.link);
+                    let time = conn.to_client_ns.max(self.now.mono_ns + US);
+                    self.at_time(time, Event::Lost(client, link, id));
+                }
+            }
+        }
+    }
+
+    /// Every client looks after itself.
+    fn clients(&mut self) -> Result<(), Violation> {
+        let now = self.instant();
+        for index in 0..self.actors.len() {
+            let actor = &mut self.actors[index];
+            actor.client.tick(now);
+            actor.act(
+                self.now.mono_ns,
+                now,
+                self.now.wall_ms,
+                &mut self.random,
+                &mut self.oracle,
+            )?;
+            actor.client.tick(now);
+            let links: BTreeSet<usize> = (0..actor.client.links()).collect();
+            for &link in &links {
+                if self.actors[index].client.take_close(link)
+                    && let Some(conn) = self.actors[index].conns.remove(&link)
+                {
+                    self.hang_up(conn, Disconnect::Peer);
+                    self.conns.remove(&conn);
+                }
+            }
+            while let Some((link, _, port)) = self.actors[index].client.next_connect(now) {
+                let wait = self.latency();
+                self.at(wait, Event::Connect(index, link, port - PORT));
+            }
+            for link in links {
+                let output = self.actors[index].client.output(link).to_vec();
+                let Some(&conn) = self.actors[index].conns.get(&link) else {
+                    continue;
+                };
+                if output.is_empty() {
+                    continue;
+                }
+                self.actors[index].client.sent(link, output.len());
+                self.carry(conn, &output, true);
+            }
+        }
+        Ok(())
+    }
+}
