@@ -96,14 +96,14 @@ impl Cause {
 
     const fn advice(self) -> &'static str {
         match self {
-            Self::Missing => "restore it from a copy of the data directory",
+            Self::Missing => "restore the whole data directory from a copy",
             Self::Permission => "let the broker's user own the data directory",
             Self::Full => "make room on that file system and start again",
             Self::ReadOnly => "mount the file system writable",
             Self::NoDirectIo => "use a file system with direct I/O, or turn it off in the settings",
             Self::Device => "see the kernel log; the disk may be failing",
             Self::TooManyOpen => "raise the limit of open files (ulimit -n)",
-            Self::Short => "the file was cut; restore it from a copy of the data directory",
+            Self::Short => "the file was cut; restore the whole data directory from a copy",
             Self::Other => "nothing was changed that a second start would not do again",
         }
     }

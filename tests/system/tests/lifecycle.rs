@@ -483,6 +483,57 @@ fn verify_finds_a_stopped_brokers_files_in_order() {
     assert!(!verified.text().is_empty());
 }
 
+/// The snapshots of a stopped broker.
+fn snapshots(broker: &Broker) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let folder = fs::read_dir(broker.data_dir().join("groups")).expect("a directory");
+    let paths = folder.map(|entry| entry.expect("readable").path());
+    paths
+        .map(|p| (p.clone(), fs::read(p).expect("a file")))
+        .collect()
+}
+
+#[test]
+fn a_snapshot_of_an_earlier_stop_is_refused_by_a_start_and_by_verify() {
+    // In the same block, in the same segment, in other segments.
+    for more in [1, 2_000, 40_000] {
+        let mut broker = Setup::new().start();
+        let made = ["topic", "create", "t", "--segment-bytes", "1MiB"];
+        broker.cli().run(&made).ok();
+        broker
+            .cli()
+            .feed(&["produce", "t"], b"first\nsecond\n")
+            .ok();
+        assert_eq!(broker.stop(), 0);
+        let old = snapshots(&broker);
+        broker.restart();
+        let lines = "a line of forty bytes, as any of the rest\n".repeat(more);
+        broker.cli().feed(&["produce", "t"], lines.as_bytes()).ok();
+        assert_eq!(broker.stop(), 0);
+        let new = snapshots(&broker);
+        let mut refused = 0;
+        for ((path, old), (_, new)) in old.iter().zip(&new) {
+            if old == new {
+                continue;
+            }
+            fs::write(path, old).expect("a writable file");
+            let data_dir = broker.data_dir().to_str().expect("a path of text");
+            let verified = Cli::without_server().run(&["verify", "--data-dir", data_dir]);
+            assert_eq!(verified.code(), exit::PROBLEMS_FOUND, "{verified:?}");
+            let refusal = broker.restart_refused();
+            assert_eq!(
+                refusal.status.code(),
+                Some(exit::DIRECTORY_CORRUPT),
+                "{refusal:?}"
+            );
+            refusal.says(&["restore the whole data directory"]);
+            fs::write(path, new).expect("a writable file");
+            refused += 1;
+        }
+        assert!(refused > 0, "no snapshot has changed");
+        broker.restart();
+    }
+}
+
 #[test]
 fn verify_finds_damage_in_a_segment_and_names_it() {
     let broker = stopped();

@@ -53,6 +53,8 @@ pub enum RecoverError {
     BadSegment(#[from] BadSegment),
     #[error(transparent)]
     Unlisted(#[from] Unlisted),
+    #[error(transparent)]
+    OldSnapshot(#[from] OldSnapshot),
 }
 
 impl From<Lost> for RecoverError {
@@ -72,7 +74,7 @@ pub struct Foreign {
 /// There is data but no identity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} holds {} but {} is missing; restore the identity file from a copy of the data directory",
+    "{} holds {} but {} is missing; restore the whole data directory from a copy",
     directory.display(), found.display(), directory.join("identity").display()
 )]
 pub struct MissingIdentity {
@@ -84,7 +86,7 @@ pub struct MissingIdentity {
 
 /// The identity is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {why}; restore it from a copy of the data directory", path.display())]
+#[error("{}: {why}; restore the whole data directory from a copy", path.display())]
 pub struct BadIdentity {
     /// The file.
     pub path: PathBuf,
@@ -94,7 +96,7 @@ pub struct BadIdentity {
 
 /// A part of the data directory is gone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{} is missing from the data directory; restore it from a copy", path.display())]
+#[error("{} is missing from the data directory; restore the whole directory from a copy", path.display())]
 pub struct MissingFolder {
     /// The directory.
     pub path: PathBuf,
@@ -102,7 +104,7 @@ pub struct MissingFolder {
 
 /// A snapshot is not believed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {why}; restore the file from a copy of the data directory", path.display())]
+#[error("{}: {why}; restore the whole data directory from a copy", path.display())]
 pub struct BadSnapshot {
     /// The file.
     pub path: PathBuf,
@@ -113,7 +115,7 @@ pub struct BadSnapshot {
 /// A snapshot is whole but says what cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} is whole but says what cannot be: {what}; restore the data directory from a copy",
+    "{} is whole but says what cannot be: {what}; restore the whole data directory from a copy",
     path.display()
 )]
 pub struct Contradiction {
@@ -157,7 +159,7 @@ pub struct NewerSlot {
 /// A WAL slot in use that was cut or has grown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} has {have} bytes, its header says {want}; restore the file from a copy of the data directory",
+    "{} has {have} bytes, its header says {want}; restore the whole data directory from a copy",
     path.display()
 )]
 pub struct SlotBytes {
@@ -173,7 +175,7 @@ pub struct SlotBytes {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the write-ahead log of shard {shard} lacks the slot of generation {generation}, which comes \
-     before {}; restore it from a copy of the data directory",
+     before {}; restore the whole data directory from a copy",
     before.display()
 )]
 pub struct MissingSlot {
@@ -267,8 +269,8 @@ const fn damage(found: Found) -> &'static str {
 /// A whole frame that does not belong where it is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the frame at byte {position} of {} cannot be there: {what}; restore the file from a copy of \
-     the data directory",
+    "the frame at byte {position} of {} cannot be there: {what}; restore the whole data \
+     directory from a copy",
     path.display()
 )]
 pub struct CorruptFrame {
@@ -285,7 +287,7 @@ pub struct CorruptFrame {
 #[error(
     "acknowledged data is lost: the entry at byte {position} of {} is number {found} of log group \
      {group}, but {expected} was to come next; an older slot or the group's snapshot is missing: \
-     restore it from a copy of the data directory",
+     restore the whole data directory from a copy",
     path.display()
 )]
 pub struct MissingEntries {
@@ -337,8 +339,8 @@ pub struct UnknownTopic {
 /// A segment file is not as its manifest says.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} has {have} bytes, at least {want} were synced; restore the file from a copy of the data \
-     directory",
+    "{} has {have} bytes, at least {want} were synced; restore the whole data \
+     directory from a copy",
     path.display()
 )]
 pub struct BadSegment {
@@ -350,11 +352,25 @@ pub struct BadSegment {
     pub have: u64,
 }
 
+/// After a clean stop, a segment that goes on behind what its snapshot knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} goes on behind byte {known}, where it ended by the snapshot of its group: that snapshot is an older \
+     one; restore the whole data directory from a copy",
+    path.display()
+)]
+pub struct OldSnapshot {
+    /// The segment.
+    pub path: PathBuf,
+    /// Bytes of it that the snapshot knows.
+    pub known: u64,
+}
+
 /// A segment with data that neither a snapshot nor the log explains.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{} holds data, but by the snapshots and the log its partition ends at offset {next_offset}; \
-     a snapshot or a slot is missing: restore it from a copy of the data directory",
+     a snapshot or a slot is missing: restore the whole data directory from a copy",
     path.display()
 )]
 pub struct Unlisted {

@@ -125,12 +125,10 @@ pub(super) struct Garbage {
     pub(super) directories: Vec<PathBuf>,
 }
 
-/// Finds what no snapshot names any more, after replay. `every`: look into each partition's
-/// directory; otherwise only into those of partitions that nothing is known of.
+/// Finds what no snapshot names any more, after replay.
 pub(super) fn garbage(
     directories: Vec<(PartitionId, PathBuf)>,
     replay: &Replay<'_>,
-    every: bool,
 ) -> Result<Garbage, RecoverError> {
     let mut garbage = Garbage::default();
     for (id, path) in directories {
@@ -148,10 +146,7 @@ pub(super) fn garbage(
             Standing::Live(topic) if id.partition >= topic.partitions => {
                 return Err(Foreign { path }.into());
             }
-            Standing::Live(_) if every || replay.partition(id).is_none() => {
-                strays(&path, id, replay, &mut garbage.files)?;
-            }
-            Standing::Live(_) => {}
+            Standing::Live(_) => strays(&path, id, replay, &mut garbage.files)?,
         }
     }
     garbage.files.extend(replay.garbage.iter().cloned());

@@ -25,7 +25,7 @@ use ringtide_schema::store::GroupSnapshotT;
 pub use self::chain::LogEnd;
 use self::chain::{Chain, ChainCounts, Strays};
 pub use self::error::RecoverError;
-use self::error::{BadSegment, Contradiction};
+use self::error::{BadSegment, Contradiction, OldSnapshot};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
 use self::replay::{Mode, Replay};
@@ -236,7 +236,7 @@ fn take_over(
     replay.finish()?;
     summary.batches = replay.batches;
     summary.skipped = replay.skipped;
-    let mut garbage = layout::garbage(directories, &replay, !old.clean)?;
+    let mut garbage = layout::garbage(directories, &replay)?;
     garbage.files.extend(leftovers);
 
     let identity = Identity {
@@ -254,7 +254,7 @@ fn take_over(
     files::sync_directory(&dir.join("partitions"))?;
     let groups = replay.into_groups();
     for (snapshot, _) in &groups {
-        check_open_segments(dir, snapshot)?;
+        check_open_segments(dir, snapshot, old.clean)?;
     }
     let groups = write_snapshots(dir, groups)?;
     files::sync_directory(&dir.join("groups"))?;
@@ -330,13 +330,17 @@ fn replay_logs(
 }
 
 /// The segments that shards will append to have at least what was synced of them: found here, it
-/// concerns nobody yet.
-fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), RecoverError> {
+/// concerns nobody yet. After a clean stop they have nothing more than what the snapshot holds itself.
+fn check_open_segments(
+    dir: &Path,
+    group: &GroupSnapshotT,
+    was_clean: bool,
+) -> Result<(), RecoverError> {
     for partition in group.partitions.iter().flatten() {
         let Some(last) = partition.segments.iter().flatten().next_back() else {
             continue;
         };
-        if last.sealed || last.bytes == 0 {
+        if last.sealed {
             continue;
         }
         let Some(topic) = &partition.topic else {
@@ -355,6 +359,11 @@ fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), Recover
         if have < last.bytes {
             let want = last.bytes;
             return Err(BadSegment { path, want, have }.into());
+        }
+        let tail = partition.tail.as_deref().unwrap_or_default();
+        if was_clean && have > last.bytes && !segments::ends_with(&path, last.bytes, tail)? {
+            let known = last.bytes + tail.len() as u64;
+            return Err(OldSnapshot { path, known }.into());
         }
     }
     Ok(())
