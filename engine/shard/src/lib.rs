@@ -65,6 +65,8 @@ struct Held {
     is_retiring: bool,
     /// One of the writers is at work here.
     is_writing: bool,
+    /// Readers wait for its first write-out.
+    is_awaited: bool,
     /// Offsets of consumers that are on their way into the log.
     commits_under_way: usize,
 }
@@ -282,6 +284,7 @@ impl Shard {
             is_retiring: false,
             wants_sync: false,
             is_writing: false,
+            is_awaited: false,
             commits_under_way: 0,
         })));
         i

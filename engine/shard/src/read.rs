@@ -285,7 +285,10 @@ impl Shard {
 
     /// A reader waits for a partition's index, file, or first write-out.
     pub(crate) fn want_readable(&mut self, i: usize) {
-        if self.held(i).is_some_and(|h| h.log.needs_flush()) {
+        if let Some(held) = self.held(i)
+            && held.log.needs_flush()
+        {
+            held.is_awaited = true;
             self.queue_writer(i, false);
         }
     }

@@ -110,8 +110,8 @@ impl Shard {
         }
     }
 
-    /// A snapshot finds no space, or a broker that stops none for its segments: an empty slot of
-    /// the log gives its own. It is made again when there is space.
+    /// A snapshot finds no space, or a block that readers wait for, or a broker that stops none for its
+    /// segments: an empty slot of the log gives its own. It is made again when there is space.
     pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) {
         if self
             .ops
@@ -154,6 +154,7 @@ impl Shard {
         }
         // What found no space is tried again at once, before anything else takes it.
         self.upkeep.checkpoint_moved = true;
+        self.upkeep.retry_at_ns = 0;
     }
 
     pub(crate) fn slot_made(
@@ -192,6 +193,15 @@ impl Shard {
         if !held.is_queued && !held.is_writing {
             held.is_queued = true;
             self.upkeep.queue.push_back(i);
+        }
+    }
+
+    /// A partition that waits for a writer is the next to have one.
+    fn put_first(&mut self, i: usize) {
+        let queue = &mut self.upkeep.queue;
+        if let Some(at) = queue.iter().position(|&queued| queued == i) {
+            queue.remove(at);
+            queue.push_front(i);
         }
     }
 
@@ -260,6 +270,7 @@ impl Shard {
         };
         let Some(held) = self.held(i) else { return };
         let was_writing = held.is_writing;
+        let was_awaited = held.is_awaited;
         let result = held.log.completed(op, result, turn);
         let is_done = was_writing && !held.log.is_writing();
         if is_done {
@@ -273,6 +284,7 @@ impl Shard {
             || held.log.unsynced_bytes() >= SYNC_BYTES
             || held.wants_sync
             || held.log.needs_flush();
+        held.is_awaited &= held.log.needs_flush();
         let sync = held.log.unsynced_bytes() >= SYNC_BYTES;
         let sealed = held.log.take_sealed_file();
         if is_done {
@@ -283,7 +295,8 @@ impl Shard {
         }
         match result {
             Ok(progress) => {
-                if is_done && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
+                // A block that readers waited for says nothing of space for records.
+                if is_done && !was_awaited && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
                     self.disk_has_space();
                 }
                 if is_done && again {
@@ -294,7 +307,10 @@ impl Shard {
             Err(WriteError::DiskFull(message)) => {
                 self.disk_is_full(&message, now);
                 self.queue_writer(i, true);
-                if self.is_stopping {
+                if was_awaited {
+                    self.put_first(i);
+                }
+                if self.is_stopping || was_awaited {
                     self.give_up_slot(now, fx);
                 }
             }

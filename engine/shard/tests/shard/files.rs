@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 
-use ringtide_io::{DiskErrorKind, DiskOp};
+use ringtide_io::{DiskErrorKind, DiskOp, OpenMode};
 use ringtide_schema::batch::Codec;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
@@ -247,6 +247,51 @@ fn a_stop_goes_on_when_a_snapshot_that_lets_files_go_ends_last() {
     world.nodes[0].disk.holds = Box::new(|_, _| false);
     world.pass(5 * SECOND);
     assert!(world.is_stopped(), "nothing moved the checkpoint");
+}
+
+#[test]
+fn what_was_there_at_the_start_is_read_although_the_disk_has_no_free_block() {
+    let setup = Setup::new(1).topic("old", 1).topic("large", 1);
+    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
+    let setup = setup
+        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
+        .open();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let slots_gone = Cell::new(0);
+    let large_dir = format!("data/partitions/{}", large.dir_name());
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let needs_space = match op {
+            DiskOp::Write { .. }
+            | DiskOp::Open {
+                mode: OpenMode::Append { .. },
+                ..
+            } => path.starts_with("data/partitions"),
+            DiskOp::CreateSlot { .. } | DiskOp::Replace { .. } => true,
+            DiskOp::Remove { .. } => {
+                slots_gone.set(slots_gone.get() + 1);
+                false
+            }
+            _ => false,
+        };
+        let has_room = slots_gone.get() > 0 && !path.starts_with(&large_dir);
+        (needs_space && !has_room).then_some(DiskErrorKind::Full)
+    });
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    world.pass(SECOND);
+    world.hear(peer);
+    let asked = world.fetch(peer, old, 0, 60_000);
+    world.pass(5 * SECOND);
+    let heard = world.hear(peer);
+    let answer = heard.iter().find(|f| f.correlation == asked);
+    assert!(answer.is_some_and(|f| f.error().is_none() && f.payload.len() > 5_000));
+    let asked = world.publish(peer, DURABLE, &[(large, batch(b"no room"))]);
+    let refused = world.answer(peer, asked).results()[0].1;
+    assert_eq!(
+        refused,
+        ErrorCode::DiskFull as u16,
+        "a block is no room for records"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ringtide_io::{Body, ConnId, Disconnect, DiskOp, Effects, Egress, Logic, NetOp, Now};
 use ringtide_schema::batch::{Header, assign};
 use ringtide_schema::ids::{PartitionId, TopicId};
+use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::{GroupSnapshotT, PartitionT, SegmentT};
 use ringtide_schema::topic::TopicConfig;
 use ringtide_shard::{HostFacts, Inventory, Mail, Placement, Settings, Shard, Topic};
@@ -25,6 +26,8 @@ pub struct Setup {
     pub topics: Vec<Topic>,
     /// Sealed segments, each with its batches.
     pub segments: BTreeMap<PartitionId, Vec<Vec<Vec<u8>>>>,
+    /// Whether the last of them is unsealed.
+    pub is_open: bool,
 }
 
 impl Setup {
@@ -34,7 +37,14 @@ impl Setup {
             memory_bytes: 0,
             topics: Vec::new(),
             segments: BTreeMap::new(),
+            is_open: false,
         }
+    }
+
+    /// Leaves the last segment of each partition open.
+    pub fn open(mut self) -> Self {
+        self.is_open = true;
+        self
     }
 
     /// Adds a topic.
@@ -94,7 +104,7 @@ impl Setup {
                 continue;
             }
             let dir = data_dir.join("partitions").join(id.dir_name());
-            let stored = store(id, segments, |base, bytes| {
+            let stored = store(id, segments, self.is_open, |base, bytes| {
                 disk.put(dir.join(format!("{base:020}.log")), bytes);
             });
             let group = groups.entry(group.0).or_insert(GroupSnapshotT {
@@ -158,11 +168,13 @@ fn host() -> HostFacts {
 fn store(
     id: PartitionId,
     segments: &[Vec<Vec<u8>>],
+    is_open: bool,
     mut put: impl FnMut(u64, Vec<u8>),
 ) -> PartitionT {
     let mut next_offset = 0;
     let mut stored = Vec::new();
-    for batches in segments {
+    let mut tail = None;
+    for (n, batches) in segments.iter().enumerate() {
         let base_offset = next_offset;
         let mut bytes = Vec::new();
         let mut max_timestamp_ms = 0;
@@ -174,13 +186,18 @@ fn store(
             max_timestamp_ms = max_timestamp_ms.max(header.max_timestamp_ms);
             bytes.extend(batch);
         }
+        let sealed = !is_open || n + 1 < segments.len();
+        if !sealed {
+            // Whole blocks are in the file, what follows them in the snapshot.
+            tail = Some(bytes.split_off(bytes.len() / BLOCK_BYTES * BLOCK_BYTES));
+        }
         stored.push(SegmentT {
             base_offset,
             next_offset,
             bytes: bytes.len() as u64,
             max_timestamp_ms,
             incarnation: 1,
-            sealed: true,
+            sealed,
             ..SegmentT::default()
         });
         put(base_offset, bytes);
@@ -190,6 +207,7 @@ fn store(
         partition: id.partition,
         next_offset,
         segments: Some(stored),
+        tail,
         ..PartitionT::default()
     }
 }
