@@ -483,6 +483,47 @@ fn verify_finds_a_stopped_brokers_files_in_order() {
     assert!(!verified.text().is_empty());
 }
 
+#[test]
+fn a_damaged_batch_ends_the_reading_of_its_partition_and_of_no_other() {
+    let mut broker = Setup::new().start();
+    let made = ["topic", "create", "t", "--partitions", "2"];
+    broker.cli().run(&made).ok();
+    let lines = |partition: &str| format!("{partition} first\n{partition} last\n");
+    for partition in ["0", "1"] {
+        let produce = ["produce", "t", "--partition", partition, "--batch", "1"];
+        let fed = lines(partition).repeat(1_000);
+        broker.cli().feed(&produce, fed.as_bytes()).ok();
+    }
+    assert_eq!(broker.stop(), 0);
+    let segment = find(&broker, |p| p.contains("-0/") && p.ends_with(".log"));
+    let mut bytes = fs::read(&segment).expect("a file");
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&segment, bytes).expect("a writable file");
+    broker.restart();
+    let read = broker.cli().run(&["consume", "t"]).failed();
+    assert_eq!(read.code(), exit::FAILED, "{}", read.stderr);
+    let of = |partition: &str| {
+        read.lines()
+            .iter()
+            .filter(|l| l.starts_with(partition))
+            .count()
+    };
+    assert_eq!(of("1 "), 2_000);
+    assert!((1..2_000).contains(&of("0 ")), "{}", of("0 "));
+    let (_, hint) = read.stderr.split_once("--from ").expect("where it goes on");
+    let from = hint.split([';', '\n']).next().expect("an offset");
+    let rest = broker
+        .cli()
+        .run(&["consume", "t", "--partition", "0", "--from", from])
+        .ok();
+    assert_eq!(
+        of("0 ") + rest.lines().len(),
+        1_999,
+        "one batch of one record is lost"
+    );
+}
+
 /// The snapshots of a stopped broker.
 fn snapshots(broker: &Broker) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let folder = fs::read_dir(broker.data_dir().join("groups")).expect("a directory");

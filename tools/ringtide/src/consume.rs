@@ -12,7 +12,7 @@ use ringtide_client::{Batch, ConsumerOptions, Error, ErrorCode, OffsetAt, Start,
 use ringtide_schema::topic::check_consumer_name;
 
 use crate::cli::{ConsumeArgs, From, OutputArg};
-use crate::connect::{connect, of_topic};
+use crate::connect::{connect, exit_of, of_topic};
 use crate::exit::{Exit, Failure};
 use crate::output;
 use crate::progress::{Progress, grouped, rate};
@@ -42,6 +42,8 @@ struct Place {
     committed: Option<u64>,
     /// The last commit failed, and is to be made up for.
     put_off: bool,
+    /// Something there cannot be read.
+    is_stopped: bool,
 }
 
 /// Runs the command.
@@ -68,6 +70,7 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
         bytes: 0,
         commit_at: Instant::now() + COMMIT_EVERY,
         told: false,
+        failed: None,
         progress: Progress::beside_output(),
     };
     let ended = if reading.is_done() {
@@ -81,7 +84,10 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
     let records = reading.records;
     let fewer = args.count.filter(|&count| records < count);
     match (ended.and(written), fewer) {
-        (Ok(()), None) => Ok(()),
+        (Ok(()), None) => reading.failed.map_or(Ok(()), |exit| {
+            let message = "not everything was read: what could not be is above";
+            Err(Failure::new(exit, message))
+        }),
         (Ok(()), Some(count)) => Err(Failure::new(
             Exit::FewerThanAsked,
             format!(
@@ -164,6 +170,7 @@ fn places(
                 epoch: state.leader_epoch,
                 committed: None,
                 put_off: false,
+                is_stopped: false,
             })
         })
         .collect()
@@ -200,13 +207,38 @@ struct Reading<'a> {
     commit_at: Instant,
     /// That commits fail was said.
     told: bool,
+    /// Some partitions were not read to their end: with this code.
+    failed: Option<Exit>,
     progress: Progress,
 }
 
 impl Reading<'_> {
     fn is_done(&self) -> bool {
         let enough = self.args.count.is_some_and(|count| self.records >= count);
-        enough || (!self.args.follow && self.places.iter().all(|place| place.next >= place.end))
+        enough || (!self.args.follow && !self.places.iter().any(|place| self.goes_on(place)))
+    }
+
+    /// Whether there is more to be read of a partition.
+    fn goes_on(&self, place: &Place) -> bool {
+        !place.is_stopped && (self.args.follow || place.next < place.end)
+    }
+
+    /// Partitions cannot be read further. The others are, if there are any.
+    fn stopped(&mut self, partitions: &[u32], error: &Error) -> Result<(), Failure> {
+        let failure = Failure::new(exit_of(error), words(error));
+        let mut is_news = false;
+        for place in &mut self.places {
+            if partitions.contains(&place.partition) && !place.is_stopped {
+                place.is_stopped = true;
+                is_news = true;
+            }
+        }
+        if !is_news || !self.places.iter().any(|place| self.goes_on(place)) {
+            return Err(failure);
+        }
+        output::say(format_args!("{failure}; the other partitions go on"));
+        self.failed.get_or_insert(failure.exit);
+        Ok(())
     }
 
     fn read_all(&mut self) -> Result<(), Failure> {
@@ -267,7 +299,7 @@ impl Reading<'_> {
         for place in self
             .places
             .iter_mut()
-            .filter(|place| place.next < place.end)
+            .filter(|place| !place.is_stopped && place.next < place.end)
         {
             let state = self
                 .client
@@ -279,11 +311,17 @@ impl Reading<'_> {
 
     /// Takes a batch, if there is one in time.
     fn take(&mut self, consumer: &mut Consumer, wait: Duration) -> Result<bool, Failure> {
-        let Some(batch) = consumer.poll(wait)? else {
-            return Ok(false);
-        };
-        self.add(&batch);
-        Ok(true)
+        match consumer.poll(wait) {
+            Ok(Some(batch)) => {
+                self.add(&batch);
+                Ok(true)
+            }
+            Ok(None) => Ok(false),
+            Err(error) => {
+                self.stopped(&consumer.stopped(), &error)?;
+                Ok(true)
+            }
+        }
     }
 
     /// Gathers the records of a batch that are wanted.
@@ -298,6 +336,7 @@ impl Reading<'_> {
                 epoch: batch.leader_epoch(),
                 committed: None,
                 put_off: false,
+                is_stopped: false,
             });
             self.places.len() - 1
         });
@@ -383,6 +422,23 @@ impl Reading<'_> {
         }
         self.told &= self.places.iter().any(|place| place.put_off);
         Ok(())
+    }
+}
+
+/// What cannot be read, and how to go on behind it.
+fn words(error: &Error) -> String {
+    match error {
+        Error::BadBatch {
+            topic,
+            partition,
+            offset,
+            next: Some(next),
+            why,
+        } => format!(
+            "the batch at offset {offset} of {topic}/{partition} cannot be read: {why}; what follows can be with \
+             --partition {partition} --from {next}"
+        ),
+        _ => error.to_string(),
     }
 }
 
@@ -505,6 +561,7 @@ mod tests {
             epoch: 1,
             committed: None,
             put_off: false,
+            is_stopped: false,
         };
         let mut places = [place(0), place(1), place(2)];
         let mut asked = Vec::new();
