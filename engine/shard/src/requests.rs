@@ -128,7 +128,7 @@ impl Shard {
                 "frames that have only begun to arrive hold over {MAX_PARTIAL_BYTES} bytes: send \
                  smaller requests, or over fewer connections"
             );
-            tracing::warn!(peer = &*session.peer, message, "closing a connection");
+            tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
             let fault = Fault::new(ErrorCode::Overloaded, message);
             self.encoder
                 .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
@@ -208,7 +208,7 @@ impl Shard {
                 ),
                 false => "the first request of a connection must be hello".into(),
             };
-            tracing::warn!(peer = &*session.peer, message, "closing a connection");
+            tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
             let fault = Fault::new(ErrorCode::UnsupportedVersion, message);
             self.refuse(key, op.unwrap_or(Op::Ping), correlation, &fault);
             self.close(key);

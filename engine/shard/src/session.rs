@@ -221,9 +221,9 @@ impl Session {
         self.refusals = self.refusals.saturating_add(1);
         let peer = &*self.peer;
         if self.refusals <= LOGGED {
-            tracing::warn!(peer, ?op, code, message, "refused a request");
+            tracing::warn!(peer, ?op, code, why = message, "refused a request");
         } else {
-            tracing::debug!(peer, ?op, code, message, "refused a request");
+            tracing::debug!(peer, ?op, code, why = message, "refused a request");
         }
     }
 

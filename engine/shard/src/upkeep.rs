@@ -315,7 +315,7 @@ impl Shard {
                 }
             }
             Err(WriteError::Unreadable(message)) => {
-                tracing::error!(message, "a segment cannot be read");
+                tracing::error!(why = message, "a segment cannot be read");
                 let fault = Fault::new(ErrorCode::DataUnreadable, message);
                 self.segment_failed(i, op, &fault);
             }
@@ -401,12 +401,12 @@ impl Shard {
     pub(crate) fn disk_is_full(&mut self, message: &str, now: Now) {
         if self.upkeep.disk_full.is_none() {
             tracing::error!(
-                message,
+                why = message,
                 "disk full: publishes are refused until there is space"
             );
         }
         self.upkeep.disk_full = Some(format!(
-            "the broker's disk is full; it goes on by itself when there is space ({message})"
+            "it goes on by itself when there is space: {message}"
         ));
         self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
     }
@@ -544,6 +544,6 @@ impl Shard {
 
 /// The shard cannot go on.
 pub(crate) fn fatal(fx: &mut Fx, reason: FatalReason, message: String) {
-    tracing::error!(?reason, message, "cannot go on");
+    tracing::error!(?reason, why = message, "cannot go on");
     fx.fatal.get_or_insert(Fatal { reason, message });
 }

@@ -383,7 +383,7 @@ pub enum Delivery {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConsumerOptions {
-    /// Where to begin. Default: [`Start::Latest`].
+    /// Where to begin. Default: [`Start::Latest`] (the command `ringtide consume` begins at the earliest).
     pub start: Start,
     /// Push or poll. Default: push, with a credit of 4 MiB for each partition.
     pub delivery: Delivery,

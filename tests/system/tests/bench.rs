@@ -349,7 +349,7 @@ fn a_disk_that_fills_up_leaves_what_was_measured_marked_as_invalid() {
     assert!(number(&report, "/verify/refused") > 0);
     assert_eq!(number(&report, "/verify/lost"), 0);
     let reasons = report["reasons"].to_string();
-    assert!(reasons.contains("disk is full"), "{reasons}");
+    assert!(reasons.contains("when there is space"), "{reasons}");
     broker.logs(&["full"]);
 }
 

@@ -48,7 +48,7 @@ pub(crate) fn verify_directory(dir: &Path) -> Result<(), Failure> {
         .filter(|problem| problem.serious)
         .count();
     if serious > 0 {
-        let message = format!("{}: {serious} of the problems are serious", dir.display());
+        let message = format!("{}: problems that are serious: {serious}", dir.display());
         return Err(Failure::new(Exit::ProblemsFound, message));
     }
     Ok(())

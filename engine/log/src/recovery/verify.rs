@@ -297,8 +297,10 @@ fn read_segment(
                 None => break,
                 Some(Ok(batch)) => batch,
                 Some(Err(error)) => {
-                    let what =
-                        format!("{error}; records from {} on are lost", contents.next_offset);
+                    let what = format!(
+                        "{error}; the records of a batch are lost, from offset {} on, and what follows in the segment was not looked at",
+                        contents.next_offset
+                    );
                     report.note(path, Some(position), what, true);
                     return Ok(());
                 }

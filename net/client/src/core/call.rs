@@ -16,6 +16,7 @@ use crate::core::cluster::Topic;
 use crate::core::connection::Connection;
 use crate::core::consumer::Position;
 use crate::core::producer::Identity;
+use crate::core::server_name;
 use crate::core::shard_info::ShardInfo;
 use crate::error::Error;
 
@@ -289,7 +290,9 @@ impl Request {
         match self {
             Self::Ping => "ping".into(),
             Self::ListShards => "list shards".into(),
-            Self::DescribeShard { host, port } => format!("describe the shard at {host}:{port}"),
+            Self::DescribeShard { host, port } => {
+                format!("describe the shard at {}", server_name(host, *port))
+            }
             Self::ListTopics => "list topics".into(),
             Self::DescribeTopic { name } => format!("describe topic {name}"),
             Self::CreateTopic { name, .. } => format!("create topic {name}"),

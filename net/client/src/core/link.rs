@@ -8,7 +8,7 @@ use crate::core::backoff::Backoff;
 use crate::core::call::Request;
 use crate::core::connection::{Connection, earlier};
 use crate::core::parcel::{Parcel, Part};
-use crate::core::{Core, Tag};
+use crate::core::{Core, Tag, server_name};
 use crate::error::Error;
 
 /// The state of a link.
@@ -63,7 +63,7 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(host: Arc<str>, port: u16, backoff: Backoff) -> Self {
         Self {
-            name: format!("{host}:{port}").into(),
+            name: server_name(&host, port).into(),
             host,
             port,
             state: State::Down,

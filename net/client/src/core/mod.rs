@@ -220,7 +220,7 @@ impl Core {
     /// The address of the shard that owns a partition.
     pub(crate) fn owner(&self, topic: &Topic, partition: u32) -> Option<String> {
         let (host, port) = self.cluster.owner(topic, partition)?;
-        Some(format!("{host}:{port}"))
+        Some(server_name(host, *port))
     }
 
     fn new_handle(&mut self) -> usize {
@@ -351,6 +351,14 @@ impl Core {
         {
             connection.unsubscribe(correlation, deadline, Tag::Unsubscribe);
         }
+    }
+}
+
+/// Joins host and port so that [`parse_server`] splits them again.
+pub(crate) fn server_name(host: &str, port: u16) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
     }
 }
 

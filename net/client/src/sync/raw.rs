@@ -15,8 +15,8 @@ use ringtide_session::envelope;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::core::connection::{Connection, Event, Hello};
-use crate::core::parse_server;
 use crate::core::shard_info::ShardInfo;
+use crate::core::{parse_server, server_name};
 use crate::error::{Error, Result};
 use crate::options::{Acks, Idle, Options};
 use crate::sync::driver::READ_BYTES;
@@ -98,7 +98,7 @@ impl RawConnection {
     /// that is not of the form HOST:PORT.
     pub fn connect(server: &str, options: &Options) -> Result<Self> {
         let (host, port) = parse_server(server)?;
-        let server: Arc<str> = format!("{host}:{port}").into();
+        let server: Arc<str> = server_name(host, port).into();
         let failed = |error: std::io::Error| Error::Connect {
             server: server.clone(),
             kind: error.kind(),

@@ -5,9 +5,9 @@ use std::time::Duration;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
 
-use crate::core::Core;
 use crate::core::call::{OffsetAt, Request};
 use crate::core::tests::{World, options, producer_options};
+use crate::core::{Core, parse_server, server_name};
 use crate::error::Error;
 use crate::options::{ConsumerOptions, Options, Start};
 
@@ -195,4 +195,12 @@ fn records_linger_for_ever_until_a_flush() {
     world.core.flush(world.producer, world.now);
     world.heal();
     world.check();
+}
+
+#[test]
+fn an_address_is_named_as_it_is_given() {
+    for server in ["broker-1:7311", "[::1]:17421"] {
+        let (host, port) = parse_server(server).expect("a server");
+        assert_eq!(server_name(host, port), server);
+    }
 }
