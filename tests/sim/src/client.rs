@@ -11,7 +11,7 @@ use ringtide_client::{
 use ringtide_io::ConnId;
 
 use crate::host::{HOST, PORT};
-use crate::oracle::{Oracle, Violation, value_of};
+use crate::oracle::{Log, Oracle, Violation, value_of};
 use crate::random::Random;
 
 /// Topics of a run: the first delivers what is durable, the second what is accepted.
@@ -50,7 +50,7 @@ pub struct Actor {
     /// Records under way, by partition and ticket.
     tickets: BTreeMap<(u32, u64), u64>,
     /// Of a reader: what it was given, by partition.
-    pub log: Option<Vec<Vec<(u64, Vec<u8>)>>>,
+    pub log: Option<Vec<Log>>,
 }
 
 impl Actor {
@@ -255,7 +255,7 @@ impl Actor {
     }
 
     /// Which topic a reader has read, and what of each partition.
-    pub fn read(&self) -> Option<(usize, &[Vec<(u64, Vec<u8>)>])> {
+    pub fn read(&self) -> Option<(usize, &[Log])> {
         Some((self.topic, self.log.as_deref()?))
     }
 }

@@ -7,6 +7,9 @@ use ringtide_client::{Acks, Error};
 /// A record that a client published: who, and the how-manieth of that client.
 pub type Id = (u32, u64);
 
+/// A partition from its first record to its last: offsets and values.
+pub type Log = Vec<(u64, Vec<u8>)>;
+
 /// A broken promise, in words.
 pub type Violation = String;
 
@@ -235,12 +238,14 @@ impl Oracle {
                     ));
                 }
                 // Without acknowledgements nobody says whether the broker refused it.
-                Fate::Acknowledged(acks, offset) if !record.may_be_lost && acks != Acks::None => {
-                    if found.is_none() || offset.is_some_and(|offset| found != Some(offset)) {
-                        return Err(format!(
-                            "record {id:?} was acknowledged at {offset:?} and is at {found:?}"
-                        ));
-                    }
+                Fate::Acknowledged(acks, offset)
+                    if !record.may_be_lost
+                        && acks != Acks::None
+                        && (found.is_none() || offset.is_some_and(|at| found != Some(at))) =>
+                {
+                    return Err(format!(
+                        "record {id:?} was acknowledged at {offset:?} and is at {found:?}"
+                    ));
                 }
                 _ => {}
             }

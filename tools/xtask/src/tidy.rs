@@ -62,7 +62,7 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
     ("xtask", &[]),
 ];
 /// These may import any.
-const MAY_IMPORT_ALL: [&str; 2] = ["ringtide", "ringtide-benches"];
+const MAY_IMPORT_ALL: [&str; 3] = ["ringtide", "ringtide-benches", "ringtide-sim"];
 
 /// The only folders that may say `unsafe`: memory handed to the kernel.
 const MAY_BE_UNSAFE: [&str; 2] = ["engine/io/", "engine/uring/"];
