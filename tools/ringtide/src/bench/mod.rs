@@ -104,7 +104,7 @@ pub(crate) enum BenchCommand {
     /// The rate goes up step by step, each an open loop with a topic of its own, until 99 of 100 records
     /// are no longer acknowledged within --p99 or the rate is not achieved; then between the last two,
     /// to 5 %. A step that was disturbed is run once more before it is believed, and so is the first
-    /// that does not hold. --from and --to stand for --rate, and --step-duration for --duration. The exit
+    /// that does not hold; the highest rate has to hold twice. --from and --to stand for --rate, and --step-duration for --duration. The exit
     /// code is 3 if no rate holds, or the step that says it does not count.
     // A sweep has others instead.
     #[command(mut_arg("rate", |arg| arg.hide(true)), mut_arg("duration", |arg| arg.hide(true)))]

@@ -85,7 +85,7 @@ struct Sweep {
 }
 
 /// One step.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 struct Step {
     rate_per_s: f64,
     holds: bool,
@@ -305,20 +305,25 @@ impl Sweeping<'_> {
 /// Why the highest rate does not count.
 fn reasons(steps: &[Step], highest: Option<f64>, ended_by: Option<&BenchError>) -> Vec<String> {
     let mut reasons: Vec<String> = ended_by.iter().map(ToString::to_string).collect();
-    let believed = || steps.iter().filter(|step| step.believed);
-    match highest {
-        Some(highest) => {
-            let decisive = believed().filter(|step| step.rate_per_s == highest);
-            let at = |why: &String| format!("at {} records a second: {why}", shown(highest));
-            reasons.extend(decisive.flat_map(|step| step.run.reasons.iter().map(at)));
+    // The last at that rate: the one that confirmed it.
+    let decisive = highest.and_then(|highest| {
+        let is_it = |step: &Step| step.believed && step.rate_per_s == highest;
+        steps.iter().rposition(is_it)
+    });
+    match (decisive, ended_by) {
+        (Some(decisive), _) => {
+            let step = &steps[decisive];
+            let rate = shown(step.rate_per_s);
+            let at = |why: &String| format!("at {rate} records a second: {why}");
+            reasons.extend(step.run.reasons.iter().map(at));
         }
-        None if ended_by.is_none() => {
+        (None, None) => {
             reasons.push("not even the first rate was seen to hold: give a lower --from, or measure when it is quiet".into());
         }
-        None => {}
+        (None, Some(_)) => {}
     }
     // The lowest that did not hold is what bounds the highest that did.
-    let failed = believed().filter(|step| !step.holds);
+    let failed = steps.iter().filter(|step| step.believed && !step.holds);
     let bound = failed.min_by(|a, b| a.rate_per_s.total_cmp(&b.rate_per_s));
     if let Some(step) = bound.filter(|step| step.disturbed) {
         reasons.push(format!(
@@ -334,15 +339,11 @@ fn reasons(steps: &[Step], highest: Option<f64>, ended_by: Option<&BenchError>) 
             shown(step.rate_per_s)
         ));
     }
-    for step in steps {
+    for (_, step) in (0..).zip(steps).filter(|(n, _)| Some(*n) != decisive) {
         let rate = shown(step.rate_per_s);
         let of_verification = step.run.verify.balance.faults(true);
-        reasons.extend(
-            of_verification
-                .iter()
-                .filter(|_| Some(step.rate_per_s) != highest)
-                .map(|why| format!("at {rate} records a second: {why}")),
-        );
+        let at = |why: &String| format!("at {rate} records a second: {why}");
+        reasons.extend(of_verification.iter().map(at));
     }
     reasons
 }
@@ -400,5 +401,72 @@ fn last_line(sweep: &Sweep) -> String {
             "\nthe highest rate that holds a p99 of {limit} us: {} records a second\n",
             shown(rate)
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringtide_perf::open_loop::ledger::Balance;
+    use ringtide_perf::report::{Kept, Produce, Verified};
+
+    use super::*;
+
+    fn step(rate_per_s: f64, fault: Option<&'static str>, reasons: &[&str]) -> Step {
+        Step {
+            rate_per_s,
+            holds: fault.is_none(),
+            fault,
+            disturbed: false,
+            believed: true,
+            run: Run {
+                valid: reasons.is_empty(),
+                reasons: reasons.iter().map(ToString::to_string).collect(),
+                produce: Produce {
+                    count: 0,
+                    rate_per_s: 0.0,
+                    bytes_per_s: 0.0,
+                    latency_ns: None,
+                    service_ns: None,
+                    slower: Vec::new(),
+                },
+                end_to_end: None,
+                schedule: Kept {
+                    target_rate_per_s: rate_per_s,
+                    achieved_rate_per_s: rate_per_s,
+                    lag_ns: None,
+                },
+                verify: Verified {
+                    complete: true,
+                    balance: Balance::default(),
+                },
+                wal: None,
+                meanwhile: None,
+            },
+        }
+    }
+
+    fn of(steps: &[Step]) -> Vec<String> {
+        reasons(steps, Some(1000.0), None)
+    }
+
+    #[test]
+    fn a_rate_that_the_generator_bounds_does_not_count() {
+        let held = || [1, 2].map(|_| step(1000.0, None, &[]));
+        let bounded = |fault| [&held()[..], &[step(2000.0, Some(fault), &["late"])]].concat();
+        assert_eq!(of(&bounded("not achieved")), [""; 0]);
+        let said = of(&bounded(GENERATOR_LATE));
+        assert!(said.len() == 1 && said[0].contains("the generator was late"));
+    }
+
+    #[test]
+    fn the_highest_rate_counts_if_the_step_that_confirmed_it_does() {
+        let (good, bad) = (&[][..], &["disturbed"][..]);
+        for (first, last, count) in [(good, good, 0), (bad, good, 0), (good, bad, 1)] {
+            let steps = [step(1000.0, None, first), step(1000.0, None, last)];
+            assert_eq!(of(&steps).len(), count);
+        }
+        let mut steps = [step(1000.0, None, good), step(1000.0, None, good)];
+        steps[0].run.verify.balance.lost = 1;
+        assert_eq!(of(&steps).len(), 1, "whatever the last says");
     }
 }
