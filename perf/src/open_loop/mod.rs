@@ -222,7 +222,7 @@ pub trait Watch {
     fn progress(&mut self, progress: Progress) -> ControlFlow<()>;
     /// Called once for each second that is complete, with its times.
     fn second(&mut self, _second: &Second, _times: &Times) {}
-    /// Called when measuring begins and when it ends.
+    /// Called when measuring begins and when it ends, behind the progress of that moment.
     fn measuring(&mut self, _is_measuring: bool) {}
 }
 
@@ -392,12 +392,15 @@ fn watch_over(
     let total = plan.warm_up + plan.duration;
     let (mut interrupted, mut phase) = (false, "");
     loop {
-        match seconds.recv_timeout(PROGRESS_EVERY) {
+        let start = Duration::from_nanos(shared.start_ns.load(Ordering::Acquire));
+        let until = |at: Duration| at.checked_sub(shared.epoch.elapsed());
+        let ends = [start + plan.warm_up, start + total];
+        let next = ends.into_iter().filter_map(until).min();
+        match seconds.recv_timeout(PROGRESS_EVERY.min(next.unwrap_or(PROGRESS_EVERY))) {
             Ok((worker, second, times)) => adder.take(worker, second, times, watch),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         }
-        let start = Duration::from_nanos(shared.start_ns.load(Ordering::Acquire));
         let elapsed = shared.epoch.elapsed().saturating_sub(start);
         let now = match () {
             () if start.is_zero() => "connecting",
@@ -405,12 +408,8 @@ fn watch_over(
             () if elapsed < total => "measuring",
             () => "waiting for the rest",
         };
-        if now != phase && (now == "measuring" || phase == "measuring") {
-            watch.measuring(now == "measuring");
-        }
-        phase = now;
         let progress = Progress {
-            phase,
+            phase: now,
             elapsed: elapsed.min(total),
             total,
             acked: shared.acked.load(Ordering::Relaxed),
@@ -419,6 +418,10 @@ fn watch_over(
             interrupted = true;
             shared.stop.store(true, Ordering::Relaxed);
         }
+        if now != phase && (now == "measuring" || phase == "measuring") {
+            watch.measuring(now == "measuring");
+        }
+        phase = now;
     }
     if phase == "measuring" {
         watch.measuring(false);

@@ -265,6 +265,31 @@ fn a_loss_is_found_without_subscribers_by_reading_back() {
     assert_eq!(outcome.balance.lost, 0);
 }
 
+/// What was told, in turn: phases, and when measuring begins and ends.
+struct Told(Vec<String>);
+
+impl Watch for Told {
+    fn progress(&mut self, progress: Progress) -> ControlFlow<()> {
+        self.0.push(progress.phase.to_owned());
+        ControlFlow::Continue(())
+    }
+
+    fn measuring(&mut self, is_measuring: bool) {
+        self.0.push(is_measuring.to_string());
+    }
+}
+
+#[test]
+fn what_is_told_when_measuring_begins_and_ends_is_of_that_moment() {
+    let mut told = Told(Vec::new());
+    run(&plan(), None, &Queue::new(Fault::None), &mut told).expect("it began");
+    for (event, phase) in [("true", "measuring"), ("false", "waiting for the rest")] {
+        let at = told.0.iter().position(|told| told == event);
+        let before = &told.0[at.expect("it was measured") - 1];
+        assert_eq!(before, phase, "{:?}", told.0);
+    }
+}
+
 #[test]
 fn a_broker_that_dies_leaves_what_was_measured_and_the_reason() {
     let outcome = run_with(Fault::Dies, &plan());

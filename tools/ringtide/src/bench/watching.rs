@@ -32,8 +32,8 @@ pub(crate) struct Meanwhile {
 
 /// Who wants to hear of each second.
 pub(crate) trait Listener {
-    /// Measuring begins, of a run that began then.
-    fn begin(&mut self, began: SystemTime);
+    /// Measuring begins.
+    fn begin(&mut self, now: SystemTime);
     /// So long it has run, warm-up included; told ten times a second.
     fn passed(&mut self, _elapsed: Duration) {}
     /// A second is complete, with what came in it; told a few seconds later.
@@ -144,7 +144,7 @@ impl open_loop::Watch for Watching<'_> {
         };
         if is_measuring {
             if let Some(listener) = &mut self.listener {
-                listener.begin(self.began);
+                listener.begin(SystemTime::now());
             }
             self.first = Some(now);
         } else {
