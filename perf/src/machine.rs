@@ -1,14 +1,25 @@
 //! What else the machine did while something was measured: other load, time stolen by its host,
 //! flushes of the disk, threads that never yield.
 
+use std::collections::HashMap;
 use std::fs;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
+use rustix::fs::{major, minor};
 use serde::Serialize;
 
-/// Parts of a second that /proc/stat counts in: USER_HZ, which is 100 for every program.
+/// Parts of a second that /proc counts in: USER_HZ, which is 100 for every program.
 const TICKS_PER_S: f64 = 100.0;
+/// Of shorter times the kernel's ticks say nothing.
+const LEAST_S: f64 = 0.5;
+/// Of the flags of a process: it is a thread of the kernel's.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+/// Processes that are looked at before others may have the CPU.
+const LOOKED_AT_ONCE: usize = 16;
+/// Where the kernel tells of block devices.
+const BLOCK_DEVICES: &str = "/sys/class/block";
 
 /// Who takes part in the measurement, beside this process.
 #[derive(Clone, Debug, Default)]
@@ -23,12 +34,19 @@ pub struct Parts {
 #[derive(Clone, Debug)]
 pub struct Counters {
     at: Instant,
-    busy_s: f64,
     steal_s: f64,
-    /// This process and the broker's.
-    own_s: f64,
+    /// Processes of others, by their numbers.
+    others: HashMap<u32, Spent>,
     yields: Option<Vec<u64>>,
     writes_and_flushes: Option<(u64, u64)>,
+}
+
+/// CPU time of a process since it began, in ticks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Spent {
+    itself: u64,
+    /// Of its children that have ended, and theirs.
+    ended: u64,
 }
 
 /// What happened between two moments.
@@ -56,25 +74,16 @@ impl Counters {
     #[must_use]
     pub fn read(parts: &Parts) -> Self {
         let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
-        let (busy_s, steal_s) = cpu_time(&stat);
-        let this = std::process::id();
-        let broker = parts.broker_pid.filter(|pid| *pid != this);
-        let own = process_time(this) + broker.map_or(Duration::ZERO, process_time);
-        let own_s = own.as_secs_f64();
         let schedstat = fs::read_to_string("/proc/schedstat").ok();
         let disk = parts.disk.as_ref();
         Self {
             at: Instant::now(),
-            busy_s,
-            steal_s,
-            own_s,
+            steal_s: stolen_s(&stat),
+            others: others(parts),
             yields: schedstat
                 .map(|text| yields(&text))
                 .filter(|y| !y.is_empty()),
-            writes_and_flushes: disk.and_then(|disk| {
-                let path = PathBuf::from("/sys/class/block").join(disk).join("stat");
-                writes_and_flushes(&fs::read_to_string(path).ok()?)
-            }),
+            writes_and_flushes: disk.and_then(|disk| of_disk(Path::new(BLOCK_DEVICES), disk)),
         }
     }
 
@@ -83,13 +92,12 @@ impl Counters {
     pub fn until(&self, later: &Self) -> Between {
         let elapsed_s = (later.at - self.at).as_secs_f64().max(1e-9);
         let share = |seconds: f64| (seconds / elapsed_s).max(0.0);
-        let (busy_s, own_s) = (later.busy_s - self.busy_s, later.own_s - self.own_s);
         let yields = self.yields.as_ref().zip(later.yields.as_ref());
         let disk = self.writes_and_flushes.zip(later.writes_and_flushes);
         Between {
             elapsed_s,
             steal_share: share(later.steal_s - self.steal_s),
-            others_share: share(busy_s - own_s),
+            others_share: share(spent_s(&self.others, &later.others)),
             yields_per_s: yields.map(|(before, after)| {
                 let each = before.iter().zip(after);
                 each.map(|(b, a)| a.saturating_sub(*b) as f64 / elapsed_s)
@@ -101,29 +109,70 @@ impl Counters {
     }
 }
 
-/// Busy and stolen seconds of all CPUs since the machine started.
-fn cpu_time(stat: &str) -> (f64, f64) {
-    let line = stat.lines().next().unwrap_or_default();
-    let ticks: Vec<f64> = line
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|n| n.parse().ok())
-        .collect();
-    let at = |n: usize| ticks.get(n).copied().unwrap_or(0.0) / TICKS_PER_S;
-    // user, nice, system, idle, iowait, irq, softirq, steal. Interrupts belong to nobody.
-    (at(0) + at(1) + at(2), at(7))
+impl Between {
+    /// Whether it was long enough for shares of a CPU to mean something.
+    #[must_use]
+    pub fn tells_shares(&self) -> bool {
+        self.elapsed_s >= LEAST_S
+    }
 }
 
-/// Time on a CPU of all threads of a process.
-fn process_time(pid: u32) -> Duration {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+/// Stolen seconds of all CPUs since the machine started.
+fn stolen_s(stat: &str) -> f64 {
+    // cpu, user, nice, system, idle, iowait, irq, softirq, steal.
+    let steal = stat.lines().next().and_then(|line| {
+        let field = line.split_whitespace().nth(8)?;
+        field.parse::<f64>().ok()
+    });
+    steal.unwrap_or(0.0) / TICKS_PER_S
+}
+
+/// What processes that take no part have spent. Not the kernel's threads, which work for all, and not
+/// the difference of what CPUs and participants spent, which count interrupts differently.
+fn others(parts: &Parts) -> HashMap<u32, Spent> {
+    let mut found = HashMap::new();
+    let of_parts = [Some(std::process::id()), parts.broker_pid];
+    let names = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    for (n, pid) in pids
+        .filter(|pid| !of_parts.contains(&Some(*pid)))
+        .enumerate()
+    {
+        // Whoever is measured on this CPU does not wait for all of them.
+        if n % LOOKED_AT_ONCE == 0 {
+            std::thread::yield_now();
+        }
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        if let Some(spent) = stat.ok().and_then(|stat| spent(&stat)) {
+            found.insert(pid, spent);
+        }
+    }
+    found
+}
+
+/// What a process has spent, from its stat of proc(5); nothing of the kernel's threads.
+fn spent(stat: &str) -> Option<Spent> {
     // The name of the program, in brackets, may hold anything.
-    let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    let ticks = |n: usize| -> f64 {
-        let field = rest.split_whitespace().nth(n);
-        field.and_then(|f| f.parse().ok()).unwrap_or(0.0)
-    };
-    Duration::from_secs_f64((ticks(11) + ticks(12)) / TICKS_PER_S)
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    let at = |n: usize| -> Option<u64> { fields.get(n)?.parse().ok() };
+    (at(6)? & KERNEL_THREAD == 0).then_some(Spent {
+        itself: at(11)? + at(12)?,
+        ended: at(13)? + at(14)?,
+    })
+}
+
+/// Seconds that processes spent between two moments. What one spent that has ended is with its parent.
+fn spent_s(before: &HashMap<u32, Spent>, after: &HashMap<u32, Spent>) -> f64 {
+    let (mut living, mut ended) = (0, 0);
+    for (pid, now) in after {
+        let then = before.get(pid).copied().unwrap_or_default();
+        living += now.itself.saturating_sub(then.itself);
+        ended += now.ended.saturating_sub(then.ended);
+    }
+    let gone = before.iter().filter(|(pid, _)| !after.contains_key(pid));
+    let counted_before: u64 = gone.map(|(_, spent)| spent.itself + spent.ended).sum();
+    (living + ended.saturating_sub(counted_before)) as f64 / TICKS_PER_S
 }
 
 /// sched_yield calls of each CPU since the machine started.
@@ -136,13 +185,45 @@ fn yields(schedstat: &str) -> Vec<u64> {
     cpus.collect()
 }
 
-/// Writes and flushes that a disk completed.
+/// Writes and flushes that a disk completed. One that is made of others passes flushes on and counts none
+/// itself: then theirs.
+fn of_disk(devices: &Path, disk: &str) -> Option<(u64, u64)> {
+    let mut path = devices.join(disk);
+    if path.join("partition").exists() {
+        // Flushes are those of the whole disk.
+        path = fs::canonicalize(path).ok()?.parent()?.into();
+    }
+    let parts = fs::read_dir(path.join("slaves"));
+    let parts: Vec<_> = parts.into_iter().flatten().flatten().collect();
+    if parts.is_empty() {
+        return writes_and_flushes(&fs::read_to_string(path.join("stat")).ok()?);
+    }
+    let each = parts.iter().map(|part| {
+        let name = part.file_name();
+        of_disk(devices, name.to_str()?)
+    });
+    each.reduce(|a, b| a.zip(b).map(|(a, b)| (a.0 + b.0, a.1 + b.1)))?
+}
+
+/// From a disk's stat.
 fn writes_and_flushes(stat: &str) -> Option<(u64, u64)> {
     let fields: Vec<u64> = stat
         .split_whitespace()
         .filter_map(|n| n.parse().ok())
         .collect();
     Some((*fields.get(4)?, *fields.get(15)?))
+}
+
+/// The whole disk that a directory is on, such as vda; none where the kernel does not say.
+#[must_use]
+pub fn disk_of(dir: &Path) -> Option<String> {
+    let device = fs::metadata(dir).ok()?.dev();
+    let number = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+    let mut path: PathBuf = fs::canonicalize(number).ok()?;
+    if path.join("partition").exists() {
+        path.pop();
+    }
+    Some(path.file_name()?.to_str()?.to_owned())
 }
 
 /// The host as a report names it.
@@ -180,7 +261,7 @@ impl Host {
             cpu: value(&info, "model name")
                 .or_else(|| value(&info, "CPU part"))
                 .unwrap_or_else(|| "unknown".into()),
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: online(&read("/proc/stat")),
             governor: match governor.trim() {
                 "" => "not set from here".into(),
                 name => name.into(),
@@ -193,14 +274,48 @@ impl Host {
     }
 }
 
+/// CPUs that are online, whichever of them this process may use.
+fn online(stat: &str) -> usize {
+    let numbers = stat.lines().filter_map(|line| line.strip_prefix("cpu"));
+    numbers
+        .filter(|n| n.starts_with(|c: char| c.is_ascii_digit()))
+        .count()
+}
+
 #[cfg(test)]
 mod tests {
+    use std::process::{Child, Command};
+
     use super::*;
+
+    /// A process that takes a CPU for as long as it lives.
+    struct Intruder(Child);
+
+    impl Intruder {
+        fn new() -> Self {
+            let child = Command::new("sh")
+                .args(["-c", "while :; do :; done"])
+                .spawn();
+            Self(child.expect("a shell"))
+        }
+    }
+
+    impl Drop for Intruder {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn spent_by(pid: u32) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+        spent(&stat).expect("a process").itself
+    }
 
     #[test]
     fn a_stat_is_read_field_by_field() {
-        let stat = "cpu  100 50 25 1000 7 3 2 40 0 0\ncpu0 1 2 3\n";
-        assert_eq!(cpu_time(stat), (1.75, 0.4));
+        let stat = "cpu  100 50 25 1000 7 3 2 40 0 0\ncpu0 1 2 3\ncpu2 1 2 3\nctxt 5\n";
+        assert_eq!((stolen_s(stat), online(stat)), (0.4, 2));
         let schedstat = "version 17\ntimestamp 1\ncpu0 12 0 5\ndomain0 MC 3\ncpu1 34 0 6\n";
         assert_eq!(yields(schedstat), [12, 34]);
         let disk = "1 2 3 4 500 6 7 8 9 10 11 12 13 14 15 600 17\n";
@@ -209,17 +324,94 @@ mod tests {
     }
 
     #[test]
-    fn work_of_this_process_is_not_that_of_others() {
-        let parts = Parts::default();
-        let before = Counters::read(&parts);
-        let began = process_time(std::process::id());
-        // Until the kernel has counted a good deal of it.
-        while process_time(std::process::id()) < began + Duration::from_millis(300) {
-            std::hint::spin_loop();
+    fn a_process_is_told_from_a_thread_of_the_kernel() {
+        let stat = "12 (a) b) S 1 12 12 0 -1 4194304 100 0 0 0 7 5 30 40 20 0 1 0 251 31 3";
+        let (itself, ended) = (12, 70);
+        assert_eq!(spent(stat), Some(Spent { itself, ended }));
+        assert_eq!(spent(&stat.replace("4194304", "2129984")), None);
+        assert_eq!(spent(""), None);
+    }
+
+    #[test]
+    fn what_processes_spent_is_counted_once_whoever_ended_meanwhile() {
+        let of = |processes: &[(u32, u64, u64)]| -> HashMap<u32, Spent> {
+            let spent = |&(pid, itself, ended): &_| (pid, Spent { itself, ended });
+            processes.iter().map(spent).collect()
+        };
+        let before = of(&[(1, 500, 0), (2, 300, 0), (3, 10, 5)]);
+        for (after, s) in [
+            (&[(1, 500, 0), (2, 300, 0), (3, 10, 5)][..], 0.0),
+            (&[(1, 530, 0), (2, 300, 0), (3, 10, 5), (4, 20, 0)], 0.5),
+            // The second and a new one ended, and the first waited for them.
+            (&[(1, 500, 340), (3, 10, 5)], 0.4),
+            // Nobody waited for it.
+            (&[(1, 560, 0), (3, 10, 5)], 0.6),
+        ] {
+            assert_eq!(spent_s(&before, &of(after)), s, "{after:?}");
         }
-        let after = Counters::read(&parts);
-        assert!(after.own_s - before.own_s > 0.29);
-        let between = before.until(&after);
-        assert!(between.elapsed_s > 0.0 && between.steal_share >= 0.0);
+    }
+
+    #[test]
+    fn an_intruder_shows_whatever_this_process_does() {
+        let intruder = Intruder::new();
+        let pid = intruder.0.id();
+        let here = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let to = here.local_addr().expect("an address");
+        let (before, began) = (Counters::read(&Parts::default()), spent_by(pid));
+        // Sending over loopback is work in soft interrupts, which are charged to the sender.
+        while spent_by(pid) < began + 30 {
+            for _ in 0..1000 {
+                let _ = here.send_to(&[0; 64], to);
+            }
+        }
+        let after = Counters::read(&Parts::default());
+        assert!(spent_s(&before.others, &after.others) >= 0.3);
+        assert!(before.until(&after).others_share > 0.0);
+        let broker_pid = Some(pid);
+        let parts = Parts {
+            broker_pid,
+            disk: None,
+        };
+        assert!(!Counters::read(&parts).others.contains_key(&pid));
+        let this = std::process::id();
+        assert!(!after.others.contains_key(&this), "nor are we");
+    }
+
+    #[test]
+    fn cpus_that_this_thread_may_not_use_are_online_all_the_same() {
+        let pinned = crate::cpu::on(Some(0), || Host::look().cpus).expect("a first CPU");
+        let all = fs::read_to_string("/proc/stat").expect("there");
+        assert_eq!(pinned, online(&all));
+    }
+
+    #[test]
+    fn flushes_of_a_disk_are_counted_where_they_are_done() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let devices = dir.path().join("class");
+        let stat = |name: &str, writes: u64, flushes: u64| {
+            let zeros = "0 ".repeat(10);
+            let text = format!("0 0 0 0 {writes} {zeros}{flushes} 0");
+            fs::create_dir_all(devices.join(name)).expect("made");
+            fs::write(devices.join(name).join("stat"), text).expect("written");
+        };
+        stat("sda", 5, 2);
+        stat("sdb", 6, 3);
+        stat("dm-0", 9, 0);
+        stat("sda/sda1", 1, 0);
+        fs::write(devices.join("sda/sda1/partition"), "1").expect("written");
+        std::os::unix::fs::symlink("sda/sda1", devices.join("sda1")).expect("linked");
+        for part in ["sda1", "sdb"] {
+            fs::create_dir_all(devices.join("dm-0/slaves").join(part)).expect("made");
+        }
+        for (disk, told) in [
+            ("sda", Some((5, 2))),
+            ("sda1", Some((5, 2))),
+            ("dm-0", Some((11, 5))),
+            ("absent", None),
+        ] {
+            assert_eq!(of_disk(&devices, disk), told, "{disk}");
+        }
+        fs::remove_file(devices.join("sdb/stat")).expect("removed");
+        assert_eq!(of_disk(&devices, "dm-0"), None, "not all of it is known");
     }
 }

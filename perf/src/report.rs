@@ -3,6 +3,8 @@
 //! The report is the JSON that `ringtide bench --json` writes; its fields are described in
 //! docs/BENCH.md. Fields are only ever added under the same `schema_version`.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::latency::{Latency, Recorder};
@@ -25,6 +27,16 @@ const MAX_STEAL_SHARE: f64 = 0.02;
 const MAX_OTHERS_SHARE: f64 = 0.10;
 /// A spinning thread that yields less often in a second does not yield.
 const MIN_YIELDS_PER_S: f64 = 100.0;
+/// Of a record's p99: more that is the generator's own lateness is said.
+const LAG_SHARE: f64 = 0.1;
+/// Quantiles, and the share of records beyond them.
+const BEYOND: [(&str, f64); 5] = [
+    ("p50", 0.5),
+    ("p90", 0.1),
+    ("p99", 0.01),
+    ("p99.9", 0.001),
+    ("p99.99", 0.0001),
+];
 /// Records that took longer than these are counted.
 const SLOW_NS: [u64; 4] = [1_000_000, 10_000_000, 100_000_000, 1_000_000_000];
 /// Points of the curve of latency by percentile, per half of what is left.
@@ -41,6 +53,8 @@ pub struct Report {
     pub valid: bool,
     /// Why they do not.
     pub reasons: Vec<String>,
+    /// What could not be judged, and why.
+    pub unchecked: Vec<String>,
     /// What was done.
     pub config: Config,
     /// Where it was done.
@@ -195,9 +209,11 @@ pub enum BrokerProcess {
 pub enum Flush {
     /// The acknowledgements do not promise it.
     NotPromised,
-    /// The device flushed its cache, or has none that forgets.
+    /// The device has no cache that forgets, or single writes pass it.
+    NotNeeded,
+    /// The device flushed its cache often enough for what was written.
     Seen,
-    /// The device has a cache that forgets, and did not flush it.
+    /// The device has a cache that forgets, and did not flush it so often.
     Missing,
     /// The device cannot be seen from here.
     Unknown,
@@ -324,8 +340,7 @@ pub struct Ratios {
 }
 
 impl Around {
-    fn new(before: &Limits, after: &Limits, acks: &str, service: Option<Latency>) -> Self {
-        let is_durable = acks == "durable";
+    fn new(before: &Limits, after: &Limits, is_durable: bool, service: Option<Latency>) -> Self {
         let at = |limits: &Limits, quantile: fn(&Latency) -> u64| -> Option<f64> {
             let echo = quantile(&limits.tcp_echo_ns?) as f64;
             match is_durable {
@@ -380,14 +395,36 @@ pub struct Facts {
     pub config: Config,
     /// Where it was.
     pub environment: Environment,
-    /// Threads that never sleep on this machine: the generator's, and those of a broker that spins.
-    pub spinning: usize,
-    /// The CPUs of spinning threads of the broker, if it is here.
-    pub broker_cpus: Vec<usize>,
+    /// The broker, if its process was found on this machine.
+    pub broker: Option<BrokerHere>,
     /// What the machine could do just before and just after.
     pub limits: Option<(Limits, Limits)>,
+    /// Why they could not be measured after the run.
+    pub limits_failed: Option<String>,
     /// Of the write-ahead log.
     pub wal: Option<Wal>,
+}
+
+/// What is seen of a broker on this machine.
+#[derive(Clone, Debug, Default)]
+pub struct BrokerHere {
+    /// The CPUs of its threads that never sleep.
+    pub spinning_cpus: Vec<usize>,
+    /// Whether the limits are of the device that its log is on.
+    pub limits_apply: bool,
+}
+
+impl Facts {
+    fn is_durable(&self) -> bool {
+        self.config.acks == "durable"
+    }
+
+    /// Whether service times are to be held against the limits: those of another machine, or of another
+    /// disk, say nothing.
+    fn limits_apply(&self) -> bool {
+        let broker = self.broker.as_ref();
+        broker.is_some_and(|broker| broker.limits_apply || !self.is_durable())
+    }
 }
 
 impl Report {
@@ -419,14 +456,17 @@ impl Report {
             latency_ns,
         });
         let limits = facts.limits.as_ref().map(|(before, after)| {
-            Around::new(before, after, &facts.config.acks, produce.service_ns)
+            let service = produce.service_ns.filter(|_| facts.limits_apply());
+            Around::new(before, after, facts.is_durable(), service)
         });
         let reasons = reasons(&schedule, &produce, outcome, &facts);
+        let unchecked = unchecked(&schedule, &produce, &facts);
         Self {
             schema_version: SCHEMA_VERSION,
             kind: "open-loop",
             valid: reasons.is_empty(),
             reasons,
+            unchecked,
             config: facts.config,
             environment: facts.environment,
             limits,
@@ -475,8 +515,7 @@ impl Report {
     #[must_use]
     pub fn was_disturbed(&self) -> bool {
         let meanwhile = self.environment.meanwhile.as_ref();
-        meanwhile
-            .is_some_and(|m| m.steal_share > MAX_STEAL_SHARE || m.others_share > MAX_OTHERS_SHARE)
+        meanwhile.is_some_and(|m| took_too_much(m) != [false; 2])
     }
 }
 
@@ -523,55 +562,69 @@ fn reasons(schedule: &Kept, produce: &Produce, outcome: &Outcome, facts: &Facts)
                 .into(),
         );
     }
-    let writes = facts
-        .limits
-        .iter()
-        .flat_map(|(before, after)| [before, after]);
-    let shortest = writes.filter_map(|limits| Some(limits.durable_write_ns?.min));
-    if let (Some(shortest), Some(service)) = (shortest.min(), produce.service_ns)
-        && facts.config.acks == "durable"
-        && service.p50 < shortest / 2
-    {
+    if let Some(why) = &facts.limits_failed {
         reasons.push(format!(
-            "half of the records were acknowledged as durable within {} us, and the device takes {} us \
-             for the shortest durable write: they cannot have been on stable storage",
-            service.p50 / 1000,
-            shortest / 1000
+            "the limits of the machine could not be measured after the run: {why}"
         ));
     }
+    reasons.extend(too_soon(produce, facts));
     reasons
+}
+
+/// That records were acknowledged before they can have been written.
+fn too_soon(produce: &Produce, facts: &Facts) -> Option<String> {
+    let (before, after) = facts.limits.as_ref()?;
+    let writes = [before, after].map(|limits| limits.durable_write_ns);
+    let shortest = writes.into_iter().flatten().map(|write| write.min).min()?;
+    let half = produce.service_ns?.p50;
+    (facts.is_durable() && facts.limits_apply() && half < shortest / 2).then(|| {
+        format!(
+            "half of the records were acknowledged as durable within {} us, and the device takes {} us \
+             for the shortest durable write: they cannot have been on stable storage",
+            half / 1000,
+            shortest / 1000
+        )
+    })
+}
+
+/// Whether the host and other processes took more of a CPU than they may.
+fn took_too_much(between: &Between) -> [bool; 2] {
+    let tells = between.tells_shares();
+    [
+        tells && between.steal_share > MAX_STEAL_SHARE,
+        tells && between.others_share > MAX_OTHERS_SHARE,
+    ]
 }
 
 /// What of the machine was in the way.
 fn disturbances(facts: &Facts) -> Vec<String> {
-    let mut reasons = Vec::new();
+    let mut reasons = crowded(facts);
     let Some(between) = &facts.environment.meanwhile else {
+        reasons.push(
+            "what else the machine did is not known: it was not looked at while it was measured"
+                .into(),
+        );
         return reasons;
     };
     let percent = |share: f64| 100.0 * share;
-    if between.steal_share > MAX_STEAL_SHARE {
+    let [host, others] = took_too_much(between);
+    if host {
         reasons.push(format!(
             "the machine's host gave {:.0} % of a CPU's time to others",
             percent(between.steal_share)
         ));
     }
-    if between.others_share > MAX_OTHERS_SHARE {
+    if others {
         reasons.push(format!(
             "other processes took {:.0} % of a CPU's time",
             percent(between.others_share)
         ));
     }
-    let cpus = facts.environment.host.cpus;
-    if facts.spinning > cpus {
-        reasons.push(format!(
-            "{} threads never sleep and there are {cpus} CPUs: give the broker --idle adaptive, or \
-             fewer --cpus",
-            facts.spinning
-        ));
-    }
-    for &cpu in &facts.broker_cpus {
-        let yields = between.yields_per_s.as_ref().and_then(|y| y.get(cpu));
-        if let Some(&yields) = yields.filter(|&&yields| yields < MIN_YIELDS_PER_S) {
+    for (cpu, yields) in spinning_cpus(facts)
+        .iter()
+        .map(|&cpu| (cpu, yields(between, cpu)))
+    {
+        if let Some(yields) = yields.filter(|&yields| yields < MIN_YIELDS_PER_S) {
             reasons.push(format!(
                 "a thread spins on CPU {cpu} and yields only {yields:.0} times a second: the kernel's own \
                  threads there, which end disk writes, have to wait for it"
@@ -579,6 +632,114 @@ fn disturbances(facts: &Facts) -> Vec<String> {
         }
     }
     reasons
+}
+
+/// CPUs on which the broker spins, as far as it is here.
+fn spinning_cpus(facts: &Facts) -> &[usize] {
+    facts
+        .broker
+        .as_ref()
+        .map_or(&[], |broker| &broker.spinning_cpus)
+}
+
+fn yields(between: &Between, cpu: usize) -> Option<f64> {
+    between.yields_per_s.as_ref()?.get(cpu).copied()
+}
+
+/// Threads that never sleep and have no CPU to themselves: the generator's, and those of a broker that
+/// spins.
+fn crowded(facts: &Facts) -> Vec<String> {
+    let advice = "give the broker --idle adaptive, or the generator other --cpus";
+    let mut on: BTreeMap<usize, usize> = BTreeMap::new();
+    let (generator, broker) = (&facts.config.cpus, spinning_cpus(facts));
+    for &cpu in generator.iter().flatten().chain(broker) {
+        *on.entry(cpu).or_default() += 1;
+    }
+    on.retain(|_, count| *count > 1);
+    let shared = on
+        .iter()
+        .map(|(cpu, count)| format!("{count} threads that never sleep share CPU {cpu}: {advice}"));
+    let mut reasons: Vec<String> = shared.collect();
+    let (spinning, cpus) = (generator.len() + broker.len(), facts.environment.host.cpus);
+    if reasons.is_empty() && spinning > cpus {
+        reasons.push(format!(
+            "{spinning} threads never sleep and there are {cpus} CPUs: {advice}"
+        ));
+    }
+    reasons
+}
+
+/// What could not be judged, and why.
+fn unchecked(schedule: &Kept, produce: &Produce, facts: &Facts) -> Vec<String> {
+    let mut unchecked = Vec::new();
+    match &facts.broker {
+        Some(broker) => unchecked.extend(unchecked_here(broker, facts)),
+        None if facts.environment.transport == "network" => unchecked.push(
+            "the broker's machine, what else it did and its disk: it is another one".to_owned(),
+        ),
+        None => unchecked.push(
+            "the broker's threads and its disk: its process was not found on this machine, where its time \
+             counts as that of other processes"
+                .to_owned(),
+        ),
+    }
+    if let Some(between) = &facts.environment.meanwhile {
+        unchecked.extend(beyond_disturbance(between));
+    }
+    if let (Some(lag), Some(latency)) = (schedule.lag_ns, produce.latency_ns)
+        && lag.p99 as f64 > LAG_SHARE * latency.p99 as f64
+    {
+        unchecked.push(format!(
+            "how much of p99 is the broker's: the generator itself was up to {} us late, of {} us",
+            lag.p99.div_ceil(1000),
+            latency.p99.div_ceil(1000)
+        ));
+    }
+    unchecked
+}
+
+/// Of a broker on this machine.
+fn unchecked_here(broker: &BrokerHere, facts: &Facts) -> Vec<String> {
+    let mut unchecked = Vec::new();
+    let between = facts.environment.meanwhile.as_ref();
+    let is_counted = |&cpu: &usize| between.is_some_and(|between| yields(between, cpu).is_some());
+    if !broker.spinning_cpus.iter().all(is_counted) {
+        unchecked.push(
+            "whether threads that spin let others run: this kernel does not count yields \
+             (/proc/schedstat)"
+                .to_owned(),
+        );
+    }
+    if facts.environment.flush == Flush::Unknown {
+        unchecked.push("whether the device flushed its cache: it cannot be seen".into());
+    }
+    let why = match &facts.limits {
+        _ if !facts.is_durable() => return unchecked,
+        None => "the limits were not measured",
+        Some(_) if !broker.limits_apply => "the limits are of another disk",
+        Some(_) => return unchecked,
+    };
+    unchecked.push(format!(
+        "whether acknowledgements took as long as a durable write: {why}"
+    ));
+    unchecked
+}
+
+/// What of the figures may be others', although these took less than would make the run worthless.
+fn beyond_disturbance(between: &Between) -> Option<String> {
+    if !between.tells_shares() {
+        return Some(format!(
+            "what other processes and the machine's host took: {:.2} s are too short to tell",
+            between.elapsed_s
+        ));
+    }
+    let taken = between.steal_share + between.others_share;
+    let (quantile, _) = BEYOND.iter().find(|(_, beyond)| taken > *beyond)?;
+    Some(format!(
+        "whether {quantile} and above are the broker's: the machine's host and other processes took {:.2} % \
+         of a CPU's time",
+        100.0 * taken
+    ))
 }
 
 fn slower(recorder: &Recorder, than_ns: u64) -> Slower {
@@ -619,7 +780,7 @@ mod tests {
         Between {
             elapsed_s: 10.0,
             steal_share: 0.0,
-            others_share: 0.01,
+            others_share: 0.0,
             yields_per_s: Some(vec![50_000.0, 50_000.0]),
             disk_writes: Some(10),
             disk_flushes: Some(10),
@@ -643,6 +804,7 @@ mod tests {
     fn facts(plan: &Plan) -> Facts {
         let mut config = Config::of(plan);
         config.acks = "durable".into();
+        config.cpus = vec![Some(1)];
         let mut host = Host::look();
         host.cpus = 2;
         Facts {
@@ -658,9 +820,12 @@ mod tests {
                 meanwhile: Some(between()),
                 flush: Flush::Seen,
             },
-            spinning: 2,
-            broker_cpus: vec![0],
+            broker: Some(BrokerHere {
+                spinning_cpus: vec![0],
+                limits_apply: true,
+            }),
             limits: Some((limits(), limits())),
+            limits_failed: None,
             wal: None,
         }
     }
@@ -723,6 +888,7 @@ mod tests {
     fn a_run_that_went_as_it_should_counts() {
         let report = judged(|_, _| ());
         assert_eq!(report.reasons, [""; 0]);
+        assert_eq!(report.unchecked, [""; 0]);
         assert!(report.valid);
         assert_eq!(report.produce.count, 1000);
         assert_eq!(report.produce.slower[0].count, 0);
@@ -731,10 +897,19 @@ mod tests {
         assert_eq!((*last, ns.abs_diff(100_000) < 200), (100.0, true));
     }
 
+    fn meanwhile(facts: &mut Facts) -> &mut Between {
+        facts.environment.meanwhile.as_mut().expect("there")
+    }
+
+    fn broker(facts: &mut Facts) -> &mut BrokerHere {
+        facts.broker.as_mut().expect("there")
+    }
+
+    type Plant = fn(&mut Outcome, &mut Facts);
+
     #[test]
     fn each_fault_makes_a_run_invalid_and_is_named() {
-        type Plant = fn(&mut Outcome, &mut Facts);
-        let plants: [(&str, Plant); 13] = [
+        let plants: [(&str, Plant); 18] = [
             ("98.0 %", |o, _| o.elapsed = Duration::from_millis(10_204)),
             ("nothing was due", |o, _| o.scheduled = 0),
             ("did not keep its schedule", |o, _| {
@@ -742,29 +917,34 @@ mod tests {
                     o.times.lag.record(Duration::from_millis(2));
                 }
             }),
-            ("gave 5 %", |_, f| {
-                f.environment.meanwhile.as_mut().expect("there").steal_share = 0.05;
-            }),
+            ("gave 5 %", |_, f| meanwhile(f).steal_share = 0.05),
             ("other processes took 50 %", |_, f| {
-                f.environment
-                    .meanwhile
-                    .as_mut()
-                    .expect("there")
-                    .others_share = 0.5;
+                meanwhile(f).others_share = 0.5;
             }),
-            ("3 threads never sleep", |_, f| f.spinning = 3),
+            ("what else the machine did is not known", |_, f| {
+                f.environment.meanwhile = None;
+            }),
+            ("3 threads never sleep", |_, f| {
+                f.config.cpus = vec![None; 2]
+            }),
+            ("2 threads that never sleep share CPU 0", |_, f| {
+                f.config.cpus = vec![Some(0)];
+            }),
+            ("2 threads that never sleep share CPU 1", |_, f| {
+                f.config.cpus = vec![Some(1); 2];
+            }),
+            ("share CPU 1", |_, f| broker(f).spinning_cpus = vec![0, 1]),
             ("yields only 5 times", |_, f| {
-                f.environment
-                    .meanwhile
-                    .as_mut()
-                    .expect("there")
-                    .yields_per_s = Some(vec![5.0, 9e4]);
+                meanwhile(f).yields_per_s = Some(vec![5.0, 9e4]);
             }),
             ("was not flushed", |_, f| {
                 f.environment.flush = Flush::Missing
             }),
             ("cannot have been on stable storage", |_, f| {
                 writes_take(f, 300_000);
+            }),
+            ("not be measured after the run: full", |_, f| {
+                (f.limits, f.limits_failed) = (None, Some("full".into()));
             }),
             ("acknowledged and not delivered", |o, _| o.balance.lost = 1),
             ("delivered more than once", |o, _| o.balance.duplicated = 1),
@@ -778,6 +958,76 @@ mod tests {
             assert!(!report.valid, "{words}");
             let named = report.reasons.iter().filter(|r| r.contains(words)).count();
             assert_eq!(named, 1, "{words}: {:?}", report.reasons);
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_judged_is_named_and_makes_nothing_invalid() {
+        let plants: [(&str, Plant); 10] = [
+            ("not found on this machine", |_, f| f.broker = None),
+            ("it is another one", |_, f| {
+                (f.broker, f.environment.transport) = (None, "network");
+            }),
+            ("does not count yields", |_, f| {
+                meanwhile(f).yields_per_s = None;
+            }),
+            ("flushed its cache", |_, f| {
+                f.environment.flush = Flush::Unknown;
+            }),
+            ("the limits were not measured", |_, f| f.limits = None),
+            ("of another disk", |_, f| broker(f).limits_apply = false),
+            ("0.40 s are too short", |_, f| {
+                let meanwhile = meanwhile(f);
+                (meanwhile.elapsed_s, meanwhile.others_share) = (0.4, 0.9);
+            }),
+            ("whether p99.9 and above", |_, f| {
+                meanwhile(f).steal_share = 0.009;
+            }),
+            ("whether p90 and above", |_, f| {
+                let meanwhile = meanwhile(f);
+                (meanwhile.steal_share, meanwhile.others_share) = (0.015, 0.09);
+            }),
+            ("up to 51 us late, of 101 us", |o, _| {
+                o.times.lag.clear();
+                o.times.lag.record(Duration::from_micros(50));
+            }),
+        ];
+        for (words, plant) in plants {
+            let report = judged(plant);
+            assert_eq!(report.reasons, [""; 0], "{words}");
+            let named = report
+                .unchecked
+                .iter()
+                .filter(|w| w.contains(words))
+                .count();
+            assert_eq!(
+                (named, report.unchecked.len()),
+                (1, 1),
+                "{words}: {:?}",
+                report.unchecked
+            );
+        }
+    }
+
+    #[test]
+    fn a_broker_elsewhere_or_on_another_disk_is_not_held_against_the_limits_of_this() {
+        let with = |acks: &str, broker| {
+            judged(|_, f| {
+                writes_take(f, 300_000);
+                (f.config.acks, f.broker) = (acks.into(), broker);
+            })
+        };
+        let on_another_disk = || Some(BrokerHere::default());
+        for (acks, broker, is_compared) in [
+            ("durable", None, false),
+            ("durable", on_another_disk(), false),
+            ("accepted", None, false),
+            ("accepted", on_another_disk(), true),
+        ] {
+            let report = with(acks, broker);
+            assert_eq!(report.reasons, [""; 0], "{acks}");
+            let ratios = report.limits.expect("measured").ratios;
+            assert_eq!(ratios.is_some(), is_compared, "{acks}");
         }
     }
 

@@ -12,7 +12,9 @@ use ringtide_perf::BenchError;
 use ringtide_perf::lone_topic::fresh_name;
 use ringtide_perf::machine::{Between, Counters, Host, Parts};
 use ringtide_perf::open_loop::{self, Plan, Progress, Watch};
-use ringtide_perf::report::{BrokerProcess, Config, Environment, Facts, Flush, Report};
+use ringtide_perf::report::{
+    BrokerHere, BrokerProcess, Config, Environment, Facts, Flush, Report,
+};
 use ringtide_perf::workload::{Compression, Workload};
 
 use crate::peer::{Durability, Peer, Place, failed};
@@ -172,9 +174,9 @@ fn facts(
             flush: flush(args, meanwhile.as_ref()),
             meanwhile,
         },
-        spinning: plan.cpus.len(),
-        broker_cpus: Vec::new(),
+        broker: args.pid.map(|_| BrokerHere::default()),
         limits: None,
+        limits_failed: None,
         wal: None,
     }
 }
@@ -191,7 +193,9 @@ fn flush(args: &RunArgs, between: Option<&Between>) -> Flush {
     }
     let cache = args.disk.as_deref().map(write_cache).unwrap_or_default();
     match (cache.trim(), between.and_then(|b| b.disk_flushes)) {
-        ("write through", _) | (_, Some(1..)) => Flush::Seen,
+        ("write through", _) => Flush::NotNeeded,
+        // How often it wrote it does not say.
+        (_, Some(1..)) => Flush::Seen,
         ("write back", Some(0)) => Flush::Missing,
         _ => Flush::Unknown,
     }

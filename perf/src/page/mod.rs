@@ -91,7 +91,7 @@ fn masthead(report: &Report) -> String {
     }
     let _ = writeln!(
         out,
-        "<div class=\"verdict {class}\"><strong>{word}</strong>{}</div>",
+        "<div class=\"verdict {class}\"><strong>{word}</strong><div>{}</div></div>",
         verdict(report)
     );
     out.push_str(&tiles(report));
@@ -100,21 +100,26 @@ fn masthead(report: &Report) -> String {
 }
 
 fn verdict(report: &Report) -> String {
-    if report.reasons.is_empty() {
-        let words = match (report.valid, report.verify.complete) {
-            (true, true) => {
-                "The schedule was kept, every record is accounted for, and nothing was seen to be in the way."
-            }
-            (true, false) => {
-                "The schedule was kept, and nothing was seen to be in the way. Deliveries were not looked at."
-            }
-            (false, _) => "The figures do not count.",
-        };
-        return format!("<p>{words}</p>");
-    }
-    let reasons = report.reasons.iter();
-    let items: String = reasons
-        .map(|reason| format!("<li>{}</li>", escape(reason)))
+    let open = match report.unchecked.is_empty() {
+        true => String::new(),
+        false => format!("<p>Not checked:</p>{}", items(&report.unchecked)),
+    };
+    let words = match (report.valid, report.verify.complete) {
+        (true, true) => {
+            "The schedule was kept, every record is accounted for, and nothing was seen to be in the way."
+        }
+        (true, false) => {
+            "The schedule was kept, and nothing was seen to be in the way. Deliveries were not looked at."
+        }
+        (false, _) => return items(&report.reasons) + &open,
+    };
+    format!("<p>{words}</p>{open}")
+}
+
+fn items(words: &[String]) -> String {
+    let items: String = words
+        .iter()
+        .map(|words| format!("<li>{}</li>", escape(words)))
         .collect();
     format!("<ul>{items}</ul>")
 }

@@ -12,7 +12,7 @@ use crate::machine::{Between, Host};
 use crate::open_loop::ledger::Balance;
 use crate::open_loop::timing::{CELL_NS, Cells, Second, Times};
 use crate::open_loop::{Outcome, Plan};
-use crate::report::{BrokerProcess, Config, Environment, Facts, Flush, Report, Wal};
+use crate::report::{BrokerHere, BrokerProcess, Config, Environment, Facts, Flush, Report, Wal};
 
 const HOSTILE: &str = "</script></td><img src=x onerror=alert(1)>\"'<!--&";
 
@@ -53,9 +53,12 @@ fn facts(plan: &Plan) -> Facts {
             }),
             flush: Flush::Seen,
         },
-        spinning: 0,
-        broker_cpus: vec![],
+        broker: Some(BrokerHere {
+            spinning_cpus: vec![],
+            limits_apply: true,
+        }),
         limits: Some((limits(), limits())),
+        limits_failed: None,
         wal: Some(Wal::new(10, 40_960, 10, 1000)),
     }
 }
@@ -186,6 +189,7 @@ fn no_figure_of_the_report_is_left_out() {
         "kind",
         "valid",
         "reasons",
+        "unchecked",
     ] {
         assert!(fields.remove(name).is_some(), "{name}");
     }
@@ -222,6 +226,7 @@ fn text_of_the_report_is_text_on_the_page() {
         facts.config.schedule = "feed".into();
         facts.config.feed = Some(HOSTILE.into());
         facts.environment.commit = HOSTILE.into();
+        facts.limits_failed = Some(HOSTILE.into());
         facts.environment.host.cpu = HOSTILE.into();
         facts.environment.broker = serde_json::json!({ HOSTILE: HOSTILE });
     }));
@@ -247,12 +252,13 @@ fn a_run_that_failed_at_once_has_a_page_that_says_so() {
     let plan = Plan::default();
     let mut facts = facts(&plan);
     (facts.limits, facts.wal) = (None, None);
-    facts.environment.meanwhile = None;
+    (facts.environment.meanwhile, facts.broker) = (None, None);
     facts.environment.broker = Value::Null;
     let page = html(&Report::new(&plan, &nothing(), facts));
     assert_eq!(embedded(&page)["valid"], false);
     for words in [
         "<strong>INVALID</strong>",
+        "<p>Not checked:</p><ul><li>",
         "interrupted",
         "No record was acknowledged",
         "No record came while",

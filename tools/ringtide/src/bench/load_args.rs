@@ -125,6 +125,8 @@ impl Teller {
 pub(crate) struct Run {
     pub(crate) valid: bool,
     pub(crate) reasons: Vec<String>,
+    /// What could not be judged.
+    pub(crate) unchecked: Vec<String>,
     pub(crate) produce: Produce,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) end_to_end: Option<EndToEnd>,
@@ -141,6 +143,7 @@ impl Run {
         Self {
             valid: report.valid,
             reasons: report.reasons.clone(),
+            unchecked: report.unchecked.clone(),
             produce: report.produce.clone(),
             end_to_end: report.end_to_end,
             schedule: report.schedule,

@@ -50,7 +50,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     let mut hlog = args.hlog.as_deref().map(HlogFile::create).transpose()?;
     let interrupted = stop_flag()?;
 
-    let before = limits_around(args, &placement, &interrupted)?;
+    let running = match (&args.server, &args.limits_dir) {
+        (Some(server), Some(_)) => Some(Subject::running(server).map_err(failure)?),
+        _ => None,
+    };
+    let broker_cpu = running.and_then(|subject| subject.cpu());
+    let around = || limits_around(args, &placement, broker_cpu, &interrupted);
+    let before = around()?;
     let load = Load {
         name: args.workload.as_deref(),
         workload: &workload,
@@ -60,17 +66,27 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     };
     let mut start = Start::this(&placement).map_err(failure)?;
     start.in_process = args.in_process;
-    let subject = Subject::at(args.server.as_deref(), &start).map_err(failure)?;
+    let mut subject = Subject::at(args.server.as_deref(), &start).map_err(failure)?;
+    let limits_apply = limits_dir(args).is_some_and(|dir| subject.is_beside(dir));
     let topic = subject.topic(&load).map_err(failure)?;
     let listener = hlog.as_mut().map(|hlog| hlog as &mut dyn Listener);
     let ran = subject.run(&load, &topic, Progress::new(), &interrupted, listener);
+    subject.stop();
+    // Before much is removed, which the device would be busy with.
+    let after = match (&before, &ran) {
+        (Some(_), Ok((outcome, _))) if outcome.error.is_none() => around(),
+        _ => Ok(None),
+    };
     subject.end(&topic, ran.is_ok());
     let (outcome, mut facts) = ran.map_err(failure)?;
-    let after = match (&before, &outcome.error) {
-        (Some(_), None) => limits_around(args, &placement, &interrupted)?,
-        _ => None,
-    };
-    facts.limits = before.zip(after);
+    if let Some(broker) = &mut facts.broker {
+        broker.limits_apply = limits_apply;
+    }
+    match after {
+        Ok(after) => facts.limits = before.zip(after),
+        // What was measured is not lost with it.
+        Err(why) => facts.limits_failed = Some(why.to_string()),
+    }
     let report = Report::new(&plan, &outcome, facts);
 
     let hlog = hlog.map_or(Ok(()), HlogFile::finish);
@@ -98,20 +114,27 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Failure> {
     Err(does_not_count())
 }
 
+/// Where limits are measured, if that is wanted.
+fn limits_dir(args: &BenchArgs) -> Option<&Path> {
+    let here = args.server.is_none() && !args.no_limits;
+    let dir = args.limits_dir.as_deref();
+    dir.or_else(|| here.then_some(Path::new(".")))
+}
+
 /// What the machine can do now, if that is wanted. Nothing else may run here: with a broker of
 /// our own that is the time before it and after it.
 fn limits_around(
     args: &BenchArgs,
     placement: &Placement,
+    broker_cpu: Option<usize>,
     interrupted: &AtomicBool,
 ) -> Result<Option<Limits>, Failure> {
-    let dir = match &args.limits_dir {
-        Some(dir) => dir.as_path(),
-        None if args.server.is_none() && !args.no_limits => Path::new("."),
-        None => return Ok(None),
+    let Some(dir) = limits_dir(args) else {
+        return Ok(None);
     };
     let client = placement.generator.first().copied().flatten().unwrap_or(0);
-    let broker = placement.broker.first().copied().unwrap_or(client);
+    let broker = broker_cpu.or_else(|| placement.broker.first().copied());
+    let broker = broker.unwrap_or(client);
     let mut options = limits::Options::new(dir, broker, client);
     options.duration_each = LIMIT_TIME;
     options.which = [Limit::TcpEcho, Limit::DurableWrite].into_iter().collect();

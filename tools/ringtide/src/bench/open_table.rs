@@ -108,6 +108,12 @@ pub(crate) fn table(report: &Report) -> String {
             let _ = writeln!(out, "  {reason}");
         }
     }
+    if !report.unchecked.is_empty() {
+        out.push_str("not checked:\n");
+    }
+    for what in &report.unchecked {
+        let _ = writeln!(out, "  {what}");
+    }
     out
 }
 

@@ -1,5 +1,6 @@
 //! A broker of our own: another process, or threads of this one; on a directory that is removed in the end.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use ringtide_perf::BenchError;
@@ -100,9 +101,16 @@ fn start_here(start: &Start, data: &Path) -> Result<(String, Runs), BenchError> 
     Ok((serving.server(), Runs::Here(Some(serving), log)))
 }
 
-impl Drop for OwnBroker {
-    /// Before the directory goes.
-    fn drop(&mut self) {
+impl OwnBroker {
+    /// Whether a directory is on the disk that it writes to.
+    pub(crate) fn is_beside(&self, dir: &Path) -> bool {
+        let device = |path: &Path| Some(path.metadata().ok()?.dev());
+        let own = device(self.home.path());
+        own.is_some() && own == device(dir)
+    }
+
+    /// Ends it; the directory stays until this is dropped.
+    pub(crate) fn stop(&mut self) {
         match &mut self.runs {
             Runs::Process(broker) => broker.end(),
             Runs::Here(serving, _log) => {
@@ -111,6 +119,12 @@ impl Drop for OwnBroker {
                 }
             }
         }
-        let _ = &self.home;
+    }
+}
+
+impl Drop for OwnBroker {
+    /// Before the directory goes.
+    fn drop(&mut self) {
+        self.stop();
     }
 }

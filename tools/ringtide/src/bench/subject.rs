@@ -1,18 +1,19 @@
 //! What an open loop measures: a broker, one that runs or one of our own, with a topic for each run.
 
-use std::net::ToSocketAddrs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, ToSocketAddrs, UdpSocket};
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ringtide_client::sync::Client;
-use ringtide_client::{Acks, Codec, Options, ShardInfo, TopicSettings, Visibility};
+use ringtide_client::{Acks, Codec, Idle, Options, ShardInfo, TopicSettings, Visibility};
 use ringtide_perf::BenchError;
 use ringtide_perf::feed::Feed;
 use ringtide_perf::lone_topic::{fresh_name, options};
-use ringtide_perf::machine::{Between, Host, Parts};
+use ringtide_perf::machine::{Host, Parts, disk_of};
 use ringtide_perf::open_loop::ringtide::RingtideTopic;
 use ringtide_perf::open_loop::{self, Outcome, Plan};
-use ringtide_perf::report::{BrokerProcess, Config, Environment, Facts, Flush};
+use ringtide_perf::report::{BrokerHere, BrokerProcess, Config, Environment, Facts, Flush};
 use ringtide_perf::workload::Workload;
 
 use crate::bench::own_broker::{OwnBroker, Start};
@@ -21,6 +22,9 @@ use crate::progress::Progress;
 
 /// How long a broker that may be gone is asked.
 const HASTE: Duration = Duration::from_secs(2);
+/// Log writes that may share a flush of the device, of each shard: a flush serves all writes that ended
+/// before it, of four in flight, and twice as many are let pass.
+const MOST_WRITES_IN_A_FLUSH: u64 = 8;
 
 /// What one run does.
 pub(crate) struct Load<'a> {
@@ -115,25 +119,52 @@ impl Subject {
         listener: Option<&'a mut dyn Listener>,
     ) -> Result<(Outcome, Facts), BenchError> {
         let parts = self.parts();
+        let is_found = parts.broker_pid.is_some();
         let mut watch = Watching::new(&self.asking, parts, progress, interrupted, listener);
         let outcome = open_loop::run(load.plan, load.feed, &topic.target, &mut watch)?;
         let began = watch.began;
         let meanwhile = watch.end();
-        Ok((outcome, self.facts(load, &topic.target, began, meanwhile)))
+        let mut facts = self.facts(load, &topic.target, began, meanwhile);
+        facts.broker = facts.broker.filter(|_| is_found);
+        Ok((outcome, facts))
+    }
+
+    /// A shard of the broker, if that runs here.
+    fn shard_here(&self) -> Option<ShardInfo> {
+        if !is_here(&self.server) {
+            return None;
+        }
+        let shards = self.asking.describe_shards().unwrap_or_default();
+        let mut shards = shards.into_iter();
+        shards
+            .next()
+            .filter(|shard| self.is_own() || is_a_broker(shard.process_id))
     }
 
     /// What of the broker runs here.
     pub(crate) fn parts(&self) -> Parts {
-        if !is_loopback(&self.server) {
-            return Parts::default();
-        }
-        let shards = self.asking.describe_shards().unwrap_or_default();
-        let first = shards.first();
+        let shard = self.shard_here();
         Parts {
-            broker_pid: first.map(|shard| shard.process_id),
-            disk: first
+            broker_pid: shard.as_ref().map(|shard| shard.process_id),
+            disk: shard
                 .map(|shard| shard.device.trim_start_matches("/dev/").to_owned())
                 .filter(|device| !device.is_empty() && device != "unknown"),
+        }
+    }
+
+    /// The CPU of its first shard, if it runs here.
+    pub(crate) fn cpu(&self) -> Option<usize> {
+        self.shard_here().map(|shard| shard.cpu.into())
+    }
+
+    /// Whether a directory is on the disk of its log.
+    pub(crate) fn is_beside(&self, dir: &Path) -> bool {
+        match &self.own {
+            Some(own) => own.is_beside(dir),
+            None => self
+                .parts()
+                .disk
+                .is_some_and(|disk| disk_of(dir) == Some(disk)),
         }
     }
 
@@ -169,12 +200,12 @@ impl Subject {
         config.feed = workload.feed.as_ref().map(|f| f.display().to_string());
         let began_ms = began.duration_since(UNIX_EPOCH).unwrap_or_default();
         let shards = meanwhile.as_ref().map_or(&[][..], |m| &m.shards);
-        let is_here = is_loopback(&self.server);
-        let spinning: Vec<usize> = shards
-            .iter()
-            .filter(|shard| is_here && shard.idle == "spin")
-            .map(|shard| shard.cpu.into())
-            .collect();
+        let spinning = shards.iter().filter(|shard| shard.idle == "spin");
+        let broker = BrokerHere {
+            spinning_cpus: spinning.map(|shard| shard.cpu.into()).collect(),
+            limits_apply: false,
+        };
+        let flush = flush(target.acks, meanwhile.as_ref());
         let between = meanwhile.as_ref().map(|m| m.between.clone());
         Facts {
             config,
@@ -183,23 +214,30 @@ impl Subject {
                 version: env!("CARGO_PKG_VERSION").into(),
                 commit: env!("RINGTIDE_COMMIT").into(),
                 host: Host::look(),
-                transport: match is_here {
+                transport: match is_here(&self.server) {
                     true => "loopback",
                     false => "network",
                 },
                 broker_process: self.process(shards),
                 broker: described(shards),
-                flush: flush(target.acks, shards, between.as_ref()),
+                flush,
                 meanwhile: between,
             },
-            spinning: plan.cpus.len() + spinning.len(),
-            broker_cpus: spinning,
+            broker: Some(broker),
             limits: None,
+            limits_failed: None,
             wal: meanwhile.and_then(|m| m.wal),
         }
     }
 
-    /// Ends a broker of our own, and leaves another as it was.
+    /// Ends a broker of our own, and leaves its directory.
+    pub(crate) fn stop(&mut self) {
+        if let Some(own) = &mut self.own {
+            own.stop();
+        }
+    }
+
+    /// Removes a broker of our own, and leaves another as it was.
     pub(crate) fn end(mut self, topic: &OwnTopic, went_well: bool) {
         if self.own.take().is_none() {
             self.delete(topic, went_well);
@@ -246,14 +284,39 @@ impl Subject {
     }
 }
 
-/// Of a client that gives up soon.
+/// Of a client that gives up soon, and sleeps meanwhile: what is measured has the CPUs.
 fn hasty() -> Options {
-    options().call_timeout(HASTE).connect_timeout(HASTE)
+    options()
+        .call_timeout(HASTE)
+        .connect_timeout(HASTE)
+        .idle(Idle::Park)
 }
 
-fn is_loopback(server: &str) -> bool {
+/// Whether a server's addresses are this machine's.
+fn is_here(server: &str) -> bool {
     let addresses = server.to_socket_addrs();
-    addresses.is_ok_and(|mut found| found.all(|address| address.ip().is_loopback()))
+    addresses.is_ok_and(|mut found| found.all(|address| is_own_address(address.ip())))
+}
+
+/// Whether what is sent there would come from there.
+fn is_own_address(ip: IpAddr) -> bool {
+    let any = match ip {
+        IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+    };
+    let from = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind((any, 0))?;
+        // Nothing is sent: this only chooses the way.
+        socket.connect((ip, 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    ip.is_loopback() || from().is_ok_and(|from| from == ip)
+}
+
+/// Whether a process here calls itself one: the number may be that of another machine or container.
+fn is_a_broker(pid: u32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.is_ok_and(|name| name.starts_with("ringtide"))
 }
 
 /// The broker as its shards describe it.
@@ -282,17 +345,86 @@ fn described(shards: &[ShardInfo]) -> serde_json::Value {
 }
 
 /// Whether the device was seen to flush what was acknowledged as durable.
-fn flush(acks: Acks, shards: &[ShardInfo], between: Option<&Between>) -> Flush {
-    let cache = shards
-        .first()
-        .map(|shard| (&*shard.write_cache, &*shard.fua));
-    let flushes = between.and_then(|between| between.disk_flushes);
-    match (acks, cache, flushes) {
-        (Acks::None | Acks::Accepted, ..) => Flush::NotPromised,
-        // A cache that single writes pass, or none: there is nothing to be flushed.
-        (_, Some(("none", _) | (_, "yes")), _) => Flush::Seen,
-        (_, Some(("volatile", _)), Some(0)) => Flush::Missing,
-        (_, Some(("volatile", _)), Some(_)) => Flush::Seen,
-        _ => Flush::Unknown,
+fn flush(acks: Acks, meanwhile: Option<&Meanwhile>) -> Flush {
+    if acks != Acks::Durable {
+        return Flush::NotPromised;
+    }
+    let seen = || {
+        let meanwhile = meanwhile?;
+        let shard = meanwhile.shards.first()?;
+        if shard.write_cache == "none" || shard.fua == "yes" {
+            return Some(Flush::NotNeeded);
+        }
+        let flushes = meanwhile.between.disk_flushes?;
+        let writes = meanwhile.wal.filter(|wal| wal.writes > 0)?.writes;
+        let is_volatile = shard.write_cache == "volatile";
+        is_volatile.then(|| evidence(flushes, writes, u64::from(shard.shards)))
+    };
+    seen().unwrap_or(Flush::Unknown)
+}
+
+/// Of so many writes of the log, each of which asks for a flush.
+fn evidence(flushes: u64, writes: u64, shards: u64) -> Flush {
+    match flushes * MOST_WRITES_IN_A_FLUSH * shards >= writes {
+        true => Flush::Seen,
+        false => Flush::Missing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_while_it_is_measured_does_not_spin() {
+        assert_eq!(hasty().idle, Idle::Park);
+    }
+
+    #[test]
+    fn an_address_of_this_machine_is_here_and_others_are_not() {
+        for (server, here) in [
+            ("127.0.0.1:1", true),
+            ("127.0.0.2:1", true),
+            ("[::1]:1", true),
+            // For documentation only.
+            ("203.0.113.1:1", false),
+        ] {
+            assert_eq!(is_here(server), here, "{server}");
+        }
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
+        if socket.connect("203.0.113.1:9").is_ok() {
+            let own = socket.local_addr().expect("chosen");
+            assert!(is_here(&own.to_string()), "{own}");
+        }
+    }
+
+    #[test]
+    fn a_process_of_another_name_is_no_broker() {
+        let child = std::process::Command::new("sleep").arg("60").spawn();
+        let mut child = child.expect("a process");
+        let is_one = is_a_broker(child.id());
+        child.kill().expect("ended");
+        child.wait().expect("ended");
+        assert!(!is_one);
+        assert!(is_a_broker(std::process::id()), "this test is of ringtide");
+    }
+
+    #[test]
+    fn a_few_flushes_are_no_evidence_for_many_writes() {
+        for (flushes, writes, shards, expected) in [
+            (1000, 1000, 1, Flush::Seen),
+            (250, 1000, 1, Flush::Seen),
+            (63, 1000, 2, Flush::Seen),
+            (1, 8, 1, Flush::Seen),
+            (0, 1, 1, Flush::Missing),
+            (1, 1000, 1, Flush::Missing),
+            (62, 1000, 2, Flush::Missing),
+        ] {
+            assert_eq!(
+                evidence(flushes, writes, shards),
+                expected,
+                "{flushes} {writes}"
+            );
+        }
     }
 }

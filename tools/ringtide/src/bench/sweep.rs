@@ -421,6 +421,7 @@ mod tests {
             run: Run {
                 valid: reasons.is_empty(),
                 reasons: reasons.iter().map(ToString::to_string).collect(),
+                unchecked: Vec::new(),
                 produce: Produce {
                     count: 0,
                     rate_per_s: 0.0,
