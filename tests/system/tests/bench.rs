@@ -11,7 +11,9 @@ use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FrameHeader, HEADER_BYTES, Op};
 use ringtide_schema::wire;
 use ringtide_session::Encoder;
-use ringtide_system_tests::{Broker, Cli, MountedDisk, Setup, data_root, exit, skip, wait};
+use ringtide_system_tests::{
+    Broker, Cli, MountedDisk, Setup, data_root, disturbed_at_most, exit, skip, wait,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -123,6 +125,7 @@ fn every_record_is_accounted_for_whatever_the_load_is_like() {
         ],
     ] {
         let report = measure(&broker, more);
+        disturbed_at_most(&report);
         let verify = &report["verify"];
         for what in [
             "lost",
@@ -158,6 +161,7 @@ fn every_record_is_accounted_for_whatever_the_load_is_like() {
 fn a_report_says_what_was_measured_and_on_what() {
     let broker = Broker::start();
     let report = measure(&broker, &["--hlog", "/dev/null"]);
+    disturbed_at_most(&report);
     assert_eq!(report["schema_version"], 1);
     assert_eq!(report["kind"], "open-loop");
     assert_eq!(report["config"]["acks"], "durable");
@@ -184,6 +188,19 @@ fn a_report_says_what_was_measured_and_on_what() {
     let acked = points.expect("points").iter().map(|p| p["acked"].as_u64());
     let acked: u64 = acked.map(|n| n.expect("a number")).sum();
     assert!(acked > 0 && acked <= number(&report, "/produce/count"));
+    let meanwhile = &report["environment"]["meanwhile"];
+    let elapsed = meanwhile["elapsed_s"].as_f64();
+    assert!(elapsed.is_some_and(|s| s > 0.0), "{meanwhile}");
+    assert!(meanwhile["others_share"].is_f64(), "{meanwhile}");
+    let unchecked = report["unchecked"].to_string();
+    assert!(
+        unchecked.contains("limits were not measured"),
+        "{unchecked}"
+    );
+    assert!(
+        !unchecked.contains("not found on this machine"),
+        "{unchecked}"
+    );
 }
 
 #[test]
@@ -191,7 +208,7 @@ fn a_log_of_histograms_has_a_line_for_each_second_and_kind() {
     let broker = Broker::start();
     let file = broker.home().join("run.hlog");
     let path = file.to_str().expect("a path of text");
-    measure(&broker, &["--hlog", path, "--duration", "2"]);
+    let report = measure(&broker, &["--hlog", path, "--duration", "2"]);
     let text = fs::read_to_string(&file).expect("a log");
     for tag in ["produce", "service", "lag", "end-to-end"] {
         let lines = text
@@ -199,7 +216,14 @@ fn a_log_of_histograms_has_a_line_for_each_second_and_kind() {
             .filter(|l| l.starts_with(&format!("Tag={tag},")));
         assert!(lines.count() >= 2, "{tag}: {text}");
     }
-    assert!(text.contains("[StartTime: "), "{text}");
+    let (_, start) = text.split_once("[StartTime: ").expect("a start");
+    let start: f64 = start
+        .split(' ')
+        .next()
+        .and_then(|s| s.parse().ok())
+        .expect("a time");
+    let began = number(&report, "/environment/began_unix_ms") as f64 / 1000.0;
+    assert!(start >= began + 0.2, "behind the warm-up: {start}, {began}");
 }
 
 #[test]
@@ -374,6 +398,47 @@ fn without_a_server_it_measures_a_broker_of_its_own_and_leaves_nothing() {
     assert_eq!(left, 0);
 }
 
+/// Processes that another has started and that have not ended.
+fn children(of: u32) -> usize {
+    let stats = fs::read_dir("/proc").expect("processes").flatten();
+    let stats = stats.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let parents = stats.filter_map(|stat| {
+        let (_, rest) = stat.rsplit_once(") ")?;
+        rest.split(' ').nth(1)?.parse::<u32>().ok()
+    });
+    parents.filter(|parent| *parent == of).count()
+}
+
+#[test]
+fn an_interruption_after_the_run_loses_the_limits_and_not_the_run() {
+    let home = TempDir::new_in(data_root()).expect("a folder");
+    let files = || fs::read_dir(home.path()).expect("a folder").count();
+    let args = [&["bench"], &SMALL[2..], &["run.json"]].concat();
+    let mut run = Cli::without_server().start_in(home.path(), &args);
+    let bench = run.pid();
+    wait::for_it("the broker runs", || children(bench) == 1);
+    wait::for_it("the broker has ended", || children(bench) == 0);
+    // The limits are measured beside the directory, which is removed when they are.
+    let mut left = fs::read_dir(home.path()).expect("a folder").flatten();
+    let is_dir = |entry: fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    assert!(left.any(is_dir), "its directory is still there");
+    run.signal(Signal::INT);
+    let done = run.finish();
+    assert_eq!(done.code(), 3, "{done:?}");
+    let report = json(&home.path().join("run.json"));
+    let reasons = report["reasons"].to_string();
+    assert!(
+        reasons.contains("could not be measured after the run: "),
+        "{reasons}"
+    );
+    assert_eq!(report["limits"], Value::Null);
+    assert_eq!(
+        number(&report, "/verify/acked"),
+        number(&report, "/verify/received")
+    );
+    assert_eq!(files(), 1, "only the figures are left");
+}
+
 #[test]
 fn a_broker_in_the_process_of_the_generator_says_so_and_leaves_nothing() {
     let home = TempDir::new_in(data_root()).expect("a folder");
@@ -381,6 +446,7 @@ fn a_broker_in_the_process_of_the_generator_says_so_and_leaves_nothing() {
     let done = Cli::without_server().run_in(home.path(), &args);
     assert!([exit::DONE, 3].contains(&done.code()), "{done:?}");
     let report: Value = serde_json::from_slice(done.text().as_bytes()).expect("JSON");
+    disturbed_at_most(&report);
     assert_eq!(report["environment"]["broker_process"], "same");
     let acked = number(&report, "/verify/acked");
     assert!(acked > 0 && acked == number(&report, "/verify/received"));
@@ -407,7 +473,10 @@ fn what_cannot_be_is_refused_before_anything_is_measured() {
         (&["--partitions", "0"], "partitions"),
         (&["--workload", "weather"], "market-data"),
         (&["--workload", "load.toml"], "subscriber"),
-        (&["--no-limits", "--cpus", "4095"], "4095"),
+        (
+            &["--no-limits", "--cpus", "4095", "--duration", "3600"],
+            "4095",
+        ),
         (&["--closed-loop", "--rate", "5"], "closed loop"),
     ] {
         let args = [&["bench"], more].concat();

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use ringtide_system_tests::{Cli, data_root, exit, skip};
+use ringtide_system_tests::{Cli, data_root, disturbed_at_most, exit, skip};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -40,6 +40,7 @@ fn measured() -> Run {
     assert!(done.text().contains("run.html"), "{done:?}");
     let read = |name: &str| std::fs::read_to_string(home.path().join(name)).expect("a file");
     let json = serde_json::from_str(&read("run.json")).expect("JSON");
+    disturbed_at_most(&json);
     Run {
         page: read("run.html"),
         json,

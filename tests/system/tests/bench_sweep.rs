@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use ringtide_system_tests::{Broker, Cli, Finished, binary, data_root, exit};
+use ringtide_system_tests::{Broker, Cli, Finished, binary, data_root, disturbed_at_most, exit};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -67,7 +67,7 @@ fn number(value: &Value) -> f64 {
 
 /// A run that is whole and lost nothing.
 fn verified(run: &Value) {
-    judged(run);
+    disturbed_at_most(run);
     let verify = &run["verify"];
     assert_eq!(verify["complete"], true, "{run}");
     assert!(number(&verify["sent"]) > 0.0, "{run}");
@@ -85,6 +85,7 @@ fn a_sweep_goes_up_and_says_the_highest_rate_that_held() {
     let line = "sweep --from 200 --to 400 --p99 60000000 --step-duration 0.3";
     let (done, report) = bench(home.path(), &words(line));
     assert_eq!(report["kind"], "sweep");
+    disturbed_at_most(&report);
     assert_eq!(report["p99_limit_ns"], 60_000_000_000_u64);
     assert!(number(&report["environment"]["broker"]["shards"]) > 0.0);
     let steps = list(&report["steps"]);
@@ -141,6 +142,7 @@ fn a_comparison_holds_two_settings_against_each_other() {
         "compare serve:idle=park load:subscribers=2,batch=2 --pairs 1 --duration 0.3 --rate 300";
     let (done, report) = bench(home.path(), &words(line));
     assert_eq!(report["kind"], "compare");
+    disturbed_at_most(&report);
     assert_eq!(report["a"]["environment"]["broker"]["idle"], "park");
     assert_ne!(report["b"]["environment"]["broker"]["idle"], "park");
     for (key, a, b) in [("subscribers", 1, 2), ("batch", 1, 2)] {
@@ -193,6 +195,7 @@ fn a_soak_removes_segments_and_looks_at_the_broker() {
         "soak --duration 5 --every 1 --rate 4000 --segment-bytes 64KiB --retention-bytes 512KiB";
     let (done, report) = bench(home.path(), &words(line));
     assert_eq!(report["kind"], "soak");
+    disturbed_at_most(&report);
     assert_eq!(report["segment_bytes"], 64 << 10);
     assert_eq!(report["retention_bytes"], 512 << 10);
     verified(&report["run"]);
