@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, Teller, us};
 use crate::bench::own_broker::Start;
-use crate::bench::pairs::{Compared, chance};
+use crate::bench::pairs::{Compared, chance_of_any};
 use crate::bench::side::Side;
 use crate::bench::subject::{Load, Subject};
 use crate::bench::{does_not_count, failure};
@@ -31,7 +31,7 @@ pub(crate) struct CompareArgs {
     #[command(flatten)]
     pub(crate) load: LoadArgs,
     /// How many pairs of runs
-    #[arg(long, value_name = "N", default_value = "5",
+    #[arg(long, value_name = "N", default_value = "9",
         value_parser = clap::value_parser!(u32).range(1..=1000), allow_negative_numbers = true)]
     pub(crate) pairs: u32,
 }
@@ -49,8 +49,10 @@ struct Comparison {
     b: Described,
     /// Of pairs that are whole.
     figures: Vec<Compared>,
-    /// How likely a figure that does not differ has all pairs on one side.
+    /// How likely a figure that does not differ has all pairs on one side; of the one with the fewest.
     chance: f64,
+    /// How likely, at the most, any of them has when nothing differs.
+    chance_of_any: f64,
     /// In the order in which they were made.
     runs: Vec<OneRun>,
 }
@@ -230,8 +232,9 @@ impl Comparing<'_> {
             pairs: self.args.pairs,
             a,
             b,
+            chance: figures.iter().map(|f| f.chance).fold(0.0, f64::max),
+            chance_of_any: chance_of_any(&figures),
             figures,
-            chance: chance(self.args.pairs as usize),
             runs: self.runs,
         })
     }
@@ -323,9 +326,9 @@ fn table(comparison: &Comparison) -> String {
             name, a, b, ratio, ..
         } = figure;
         let verdict = match (figure.differs, figure.ratios.len()) {
-            (true, _) => "larger than the spread",
-            (false, 1) => "one pair has no spread",
-            (false, _) => "within the spread",
+            (true, _) => "all pairs agree",
+            (false, 1) => "one pair says nothing",
+            (false, _) => "pairs disagree",
         };
         text.push_str(&format!(
             "{name:<28}{a:>12.1}{b:>12.1}{:>8.3}{:>8.3}{:>8.3}  {verdict}\n",
@@ -333,9 +336,10 @@ fn table(comparison: &Comparison) -> String {
         ));
     }
     text.push_str(&format!(
-        "\nlarger than the spread: all pairs are on one side of 1; by chance that is so in {:.1} % of \
-         cases\n",
-        100.0 * comparison.chance
+        "\nall pairs agree: B/A is on the same side of 1 in each. If nothing differs that is so by chance \
+         for one figure in {:.2} % of comparisons, and for any of them in at most {:.2} %\n",
+        100.0 * comparison.chance,
+        100.0 * comparison.chance_of_any
     ));
     text
 }

@@ -113,7 +113,7 @@ pub(crate) enum BenchCommand {
     ///
     /// A and B run in turn, AB BA AB, each time with a broker and a directory of their own. Of each figure
     /// there is the median of the pairs' ratios B to A with the least and the most, and whether all lie
-    /// on one side of 1: else the difference is within the spread. A side is
+    /// on one side of 1. How often that is so when nothing differs is said below. A side is
     /// serve:KEY=VALUE,KEY=VALUE with settings of `ringtide serve` (serve: alone for none),
     /// load:KEY=VALUE,KEY=VALUE with flags of the load, the path of another ringtide, or PATH:serve:...,
     /// PATH:load:... and serve:...:load:... in one; a value may have commas, as in serve:cpus=0,1. The

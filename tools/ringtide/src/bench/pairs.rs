@@ -19,6 +19,8 @@ pub(crate) struct Compared {
     pub(crate) ratios: Vec<f64>,
     /// Whether every pair lies on the same side of 1; one pair alone says nothing.
     pub(crate) differs: bool,
+    /// How likely that is when nothing differs.
+    pub(crate) chance: f64,
 }
 
 /// How far figures lie apart.
@@ -43,6 +45,7 @@ impl Compared {
             b,
             ratio,
             differs: ratios.len() > 1 && (ratio.min > 1.0 || ratio.max < 1.0),
+            chance: chance(ratios.len()),
             ratios,
         })
     }
@@ -59,7 +62,7 @@ impl Spread {
 }
 
 /// The middle one; of an even number the mean of the two in the middle.
-fn median(values: &[f64]) -> Option<f64> {
+pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     match values.len() {
@@ -70,8 +73,15 @@ fn median(values: &[f64]) -> Option<f64> {
 }
 
 /// How likely all of so many pairs lie on one side of 1 when nothing differs.
-pub(crate) fn chance(pairs: usize) -> f64 {
+fn chance(pairs: usize) -> f64 {
     0.5_f64.powi(pairs.saturating_sub(1).try_into().unwrap_or(i32::MAX))
+}
+
+/// How likely, at the most, any of the figures differs when nothing does: they are of the same runs, and
+/// how they hang together is not known.
+pub(crate) fn chance_of_any(figures: &[Compared]) -> f64 {
+    let each = figures.iter().map(|figure| figure.chance);
+    each.sum::<f64>().min(1.0)
 }
 
 #[cfg(test)]
@@ -96,11 +106,58 @@ mod tests {
         assert!(compared(&[(10.0, 9.0), (10.0, 8.0)]).differs);
     }
 
+    /// A number from -1 to 1, by chance.
+    struct Noise(u64);
+
+    impl Noise {
+        fn next(&mut self) -> f64 {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (self.0 >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+        }
+
+        /// The figures of a comparison whose B takes so many times as long; those of a run have some of
+        /// its noise in common.
+        fn comparison(&mut self, pairs: usize, slower: f64) -> Vec<Compared> {
+            let mut of = [(); 7].map(|()| Vec::new());
+            for _ in 0..pairs {
+                let (a, b) = (self.next(), self.next());
+                for values in &mut of {
+                    let [a, b] = [a, b].map(|common| (0.1 * (common + self.next())).exp());
+                    values.push((a, b * slower));
+                }
+            }
+            of.iter().map(|values| compared(values)).collect()
+        }
+    }
+
     #[test]
-    fn what_is_within_the_spread_is_no_difference() {
+    fn what_is_compared_with_itself_differs_no_more_often_than_is_said() {
+        const TIMES: usize = 4000;
+        let mut noise = Noise(1);
+        for pairs in [5, 9] {
+            let (mut any, mut first, mut said) = (0, 0, 0.0);
+            for _ in 0..TIMES {
+                let figures = noise.comparison(pairs, 1.0);
+                any += usize::from(figures.iter().any(|figure| figure.differs));
+                first += usize::from(figures[0].differs);
+                said = chance_of_any(&figures);
+            }
+            let share = |times: usize| times as f64 / TIMES as f64;
+            assert!(share(any) <= said, "{pairs}: {} of {said}", share(any));
+            let off = (share(first) - chance(pairs)).abs();
+            assert!(off < 0.01, "{pairs}: {}", share(first));
+        }
+        assert!(noise.comparison(9, 1.6).iter().all(|figure| figure.differs));
+    }
+
+    #[test]
+    fn what_pairs_do_not_agree_on_is_no_difference() {
         assert!(!compared(&[(10.0, 30.0), (10.0, 9.9), (10.0, 30.0)]).differs);
         assert!(!compared(&[(10.0, 11.0), (10.0, 10.0)]).differs);
-        assert!(!compared(&[(10.0, 30.0)]).differs, "one pair has no spread");
+        assert!(!compared(&[(10.0, 30.0)]).differs, "one pair says nothing");
     }
 
     #[test]
@@ -111,7 +168,8 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_on_both_sides_is_left_out() {
-        assert_eq!(compared(&[(0.0, 5.0), (10.0, 20.0)]).ratios, [2.0]);
+        let one = compared(&[(0.0, 5.0), (10.0, 20.0)]);
+        assert_eq!((one.ratios, one.chance), (vec![2.0], 1.0));
         assert!(Compared::of("p50", "us", &[(0.0, 5.0)]).is_none());
     }
 
