@@ -16,6 +16,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::time::Duration;
 
 use fastrand::Rng;
 
@@ -127,6 +128,15 @@ impl Feed {
     #[must_use]
     pub fn generated(seed: u64, count: usize) -> Self {
         Self::of(&generate(seed, count.max(1)))
+    }
+
+    /// Messages a second, played at a speed with silences cut to this.
+    #[must_use]
+    pub fn rate_per_s(&self, speed: f64, max_silence: Duration) -> f64 {
+        let longest_s = max_silence.as_secs_f64();
+        let gap_s = |message: &Message| (message.gap_ns as f64 / 1e9 / speed).min(longest_s);
+        let length_s: f64 = self.messages.iter().map(gap_s).sum();
+        self.messages.len() as f64 / length_s.max(1e-9)
     }
 
     /// The messages, in order.
@@ -256,6 +266,25 @@ mod tests {
         assert_eq!(feed, Feed::generated(1, 5000));
         let orders: HashSet<u64> = feed.messages().iter().map(|m| m.order_id).collect();
         assert!((1000..4000).contains(&orders.len()), "{}", orders.len());
+    }
+
+    #[test]
+    fn the_rate_of_a_feed_is_that_at_which_it_is_played() {
+        let gaps_ns = [0, 1_000_000_000, 1_000_000_000, 98_000_000_000];
+        let message = |gap_ns| Message {
+            gap_ns,
+            order_id: 0,
+            record: [0; RECORD_BYTES],
+        };
+        let messages = gaps_ns.map(message).to_vec();
+        let rate = |speed, silence_s| {
+            let feed = Feed {
+                messages: messages.clone(),
+            };
+            feed.rate_per_s(speed, Duration::from_secs(silence_s))
+        };
+        assert_eq!((rate(1.0, 3600), rate(10.0, 3600)), (0.04, 0.4));
+        assert_eq!(rate(1.0, 2), 1.0, "with silences cut");
     }
 
     fn file(records: &[[u8; RECORD_BYTES]]) -> Vec<u8> {

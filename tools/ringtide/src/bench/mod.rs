@@ -126,9 +126,9 @@ pub(crate) enum BenchCommand {
     /// The topic has small segments and a retention of about 30 s, so that segments are begun and
     /// removed all the time, and every record is verified by subscribers as it passes. A broker that is
     /// started here has small files of its write-ahead log as well. The exit code is 3 if a record went
-    /// wrong, or the broker's memory or open files keep growing: after the first line each third of the
-    /// lines lies wholly above the one before, in all by a tenth and by 64 MiB or 32 files; with fewer
-    /// than 9 such lines that is not judged.
+    /// wrong, or the broker's memory or open files keep growing: over the lines since it first removed
+    /// something, by more than a tenth of the first line and by 64 MiB or 32 files; with fewer than 9 such
+    /// lines, or over less than two minutes, that is not judged.
     Soak(Box<soak::SoakArgs>),
 }
 

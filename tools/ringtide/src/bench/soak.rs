@@ -6,12 +6,14 @@ use std::time::Duration;
 use clap::Args;
 use ringtide_client::TopicSettings;
 use ringtide_perf::BenchError;
+use ringtide_perf::feed::Feed;
 use ringtide_perf::open_loop::Plan;
+use ringtide_perf::open_loop::schedule::Schedule;
 use ringtide_perf::report::{Config, Environment, Report};
 use ringtide_perf::workload::Seconds;
 use serde::Serialize;
 
-use crate::bench::growth::Growth;
+use crate::bench::growth::{Growth, Look};
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, SubjectArgs, Teller};
 use crate::bench::own_broker::Start;
 use crate::bench::placement::Placement;
@@ -107,9 +109,13 @@ struct Sizes {
 
 impl Sizes {
     /// As asked for; else by the load.
-    fn choose(args: &SoakArgs, plan: &Plan) -> Self {
+    fn choose(args: &SoakArgs, plan: &Plan, feed: Option<&Feed>) -> Self {
         let record = plan.value_bytes() as u64 + BESIDE_A_VALUE;
-        let rate = plan.rate_per_s / f64::from(plan.partitions);
+        let rate_per_s = match (plan.schedule, feed) {
+            (Schedule::Feed, Some(feed)) => feed.rate_per_s(plan.speed, plan.max_silence),
+            _ => plan.rate_per_s,
+        };
+        let rate = rate_per_s / f64::from(plan.partitions);
         let of_the_load = (rate * record as f64 * KEPT.as_secs_f64()) as u64;
         let retention = args
             .retention_bytes
@@ -141,7 +147,7 @@ pub(crate) fn run(args: &SoakArgs) -> Result<(), Failure> {
     let server = args.subject.server.as_deref();
     let placement = args.load.placement(server)?;
     let prepared = prepare(args, &placement)?;
-    let sizes = Sizes::choose(args, &prepared.plan);
+    let sizes = Sizes::choose(args, &prepared.plan, prepared.feed.as_ref());
     let load = Load {
         name: args.load.workload.as_deref(),
         workload: &prepared.workload,
@@ -236,12 +242,18 @@ fn soak(
 }
 
 fn judged(args: &SoakArgs, sizes: Sizes, report: &Report, lines: Vec<Line>) -> Soak {
-    let looks = |of: fn(&Line) -> Option<u64>| -> Vec<u64> {
+    let growth = |of: fn(&Line) -> Option<u64>, least: u64| -> Option<Growth> {
         // What is left of the last interval is one as well.
-        lines.iter().filter_map(of).collect()
+        let looks = lines
+            .iter()
+            .filter_map(|line| Some((line.end_s(), of(line)?)));
+        let looks: Vec<Look> = looks.collect();
+        // Until it removes something the topic still fills up.
+        let settled = lines.iter().find(|line| line.removed_records > Some(0));
+        Growth::of(&looks, settled.map(Line::end_s), least)
     };
-    let resident_bytes = Growth::of(&looks(|line| line.resident_bytes), LEAST_MEMORY);
-    let open_files = Growth::of(&looks(|line| line.open_files), LEAST_FILES);
+    let resident_bytes = growth(|line| line.resident_bytes, LEAST_MEMORY);
+    let open_files = growth(|line| line.open_files, LEAST_FILES);
     let mut reasons = report.reasons.clone();
     if let Some(growth) = resident_bytes.as_ref().filter(|growth| growth.is_a_leak()) {
         reasons.push(format!(
@@ -321,4 +333,42 @@ fn summary(soak: &Soak) -> String {
         balance.corrupt
     ));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::bench::BenchCommand;
+    use crate::cli::{Cli, Command};
+
+    fn args() -> SoakArgs {
+        let cli = Cli::try_parse_from(["ringtide", "bench", "soak"]).expect("good");
+        match cli.command {
+            Command::Bench(bench) => match bench.command {
+                Some(BenchCommand::Soak(args)) => *args,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_a_topic_keeps_is_of_the_rate_at_which_a_feed_is_played() {
+        let feed = Feed::generated(1, 70_000);
+        let played = |speed| Plan {
+            schedule: Schedule::Feed,
+            speed,
+            ..Plan::default()
+        };
+        let kept = |plan: &Plan| Sizes::choose(&args(), plan, Some(&feed)).retention;
+        let constant = kept(&Plan::default());
+        assert_eq!(constant, 30 * 10_000 * (128 + BESIDE_A_VALUE));
+        let fast = kept(&played(1000.0));
+        assert!(
+            fast > 2 * kept(&played(100.0)) && fast != constant,
+            "{fast}"
+        );
+    }
 }

@@ -44,6 +44,13 @@ pub(crate) struct Line {
     pub(crate) removed_records: Option<u64>,
 }
 
+impl Line {
+    /// When it ended, in seconds since measuring began.
+    pub(crate) fn end_s(&self) -> u64 {
+        self.at_s + self.length_s
+    }
+}
+
 /// The broker at one moment, as far as it could be seen.
 #[derive(Default)]
 struct Look {
@@ -141,7 +148,8 @@ impl<'a> Lines<'a> {
             at_s: self.began_s,
             length_s: self.seconds,
             acked,
-            rate_per_s: acked as f64 / self.seconds.max(1) as f64,
+            rate_per_s: acked as f64
+                / measured_s(self.began_s, self.seconds, self.lengths.duration),
             latency_ns: self.times.latency.summary(),
             resident_bytes: look.memory_and_files.map(|(memory, _)| memory),
             open_files: look.memory_and_files.map(|(_, files)| files),
@@ -187,6 +195,11 @@ impl Listener for Lines<'_> {
     }
 }
 
+/// How much of an interval is measured, in seconds: the last second of all may be a part of one.
+fn measured_s(began_s: u64, seconds: u64, duration: Duration) -> f64 {
+    (duration.as_secs_f64() - began_s as f64).min(seconds as f64)
+}
+
 /// Above the lines.
 pub(crate) fn heading() -> String {
     let columns = ["seconds", "rate", "p50", "p99", "p99.9", "max"];
@@ -204,7 +217,7 @@ fn shown(line: &Line) -> String {
     let latency = line.latency_ns;
     format!(
         "{:>8}{:>10}{:>12}{:>12}{:>12}{:>12}{:>8}{:>7}{:>12}{:>10}{:>13}\n",
-        line.at_s + line.length_s,
+        line.end_s(),
         grouped(line.rate_per_s.round() as u64),
         us(latency.map(|l| l.p50)),
         us(latency.map(|l| l.p99)),
@@ -216,4 +229,17 @@ fn shown(line: &Line) -> String {
         count(line.segments),
         count(line.removed_records),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_of_the_last_line_is_of_the_time_that_was_measured() {
+        let duration = Duration::from_millis(5_500);
+        assert_eq!(measured_s(2, 2, duration), 2.0);
+        assert_eq!(measured_s(4, 2, duration), 1.5);
+        assert_eq!(measured_s(5, 1, duration), 0.5);
+    }
 }
