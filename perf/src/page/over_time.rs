@@ -2,7 +2,7 @@
 //! and a hole in the other.
 
 use crate::latency::Latency;
-use crate::open_loop::timing::{Cell, Second};
+use crate::open_loop::timing::{CELL_NS, Cell, Second};
 use crate::report::{Report, Series};
 
 use super::percentiles::tick;
@@ -10,8 +10,6 @@ use super::plot::{Axis, Key, Plot, absent, cells_in_one, figure, time_axis};
 use super::scale::Scale;
 use super::text::{counted, digits, short, time};
 
-/// Of the records that are due in a second: with fewer, a second after the end is not drawn.
-const LATE_SHARE: f64 = 0.1;
 /// Of more seconds than this, single ones are not marked.
 const MOST_MARKS: usize = 120;
 /// Seconds whose rates are no further apart say nothing about latency by rate.
@@ -207,12 +205,12 @@ fn ends(values: impl Iterator<Item = u64> + Clone) -> Option<(u64, u64)> {
     values.clone().min().zip(values.max())
 }
 
-/// Seconds that are drawn: those of the measurement, and later ones in which much came.
+/// Seconds that are drawn: those of the measurement, and later ones in which something came late.
 fn seconds(report: &Report) -> impl Iterator<Item = &Second> {
-    let enough = LATE_SHARE * report.schedule.target_rate_per_s;
     let whole = report.config.duration_s.ceil() as u64;
+    let is_late = |latency: Option<Latency>| latency.is_some_and(|latency| latency.max > CELL_NS);
     let all = report.series.points.iter();
-    all.filter(move |s| s.at_s < whole || s.acked.max(s.delivered) as f64 > enough)
+    all.filter(move |s| s.at_s < whole || is_late(s.latency_ns) || is_late(s.end_to_end_ns))
 }
 
 /// How long the axis is.

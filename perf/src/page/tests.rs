@@ -305,6 +305,19 @@ fn charts_are_of_what_there_is() {
 }
 
 #[test]
+fn a_second_after_the_end_is_drawn_if_what_came_in_it_was_late() {
+    let with = |us: u64| {
+        html(&report(|outcome, _| {
+            let mut times = Times::default();
+            times.latency.record(Duration::from_micros(us));
+            outcome.seconds.push(Second::of(13, &times));
+        }))
+    };
+    assert!(with(3_500_000).contains("second 13, max: 3.50 s"));
+    assert!(!with(200).contains("second 13, max"));
+}
+
+#[test]
 fn tags_are_closed_in_the_order_in_which_they_were_opened() {
     let page = html(&report(|outcome, _| outcome.seconds[3].acked = 50));
     let (page, _) = page.split_once("<script").expect("a report");
