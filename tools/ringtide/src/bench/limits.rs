@@ -28,7 +28,7 @@ pub(crate) struct LimitsArgs {
     #[arg(long, value_name = "DIR", default_value = ".")]
     pub(crate) dir: PathBuf,
     /// The CPUs that a broker's shard and its client would run on
-    /// [default: the second and the first that this process may use]
+    /// [default: the first and the last that this process may use, as for bench itself]
     #[arg(long, value_name = "BROKER,CLIENT", value_parser = cpus)]
     pub(crate) cpus: Option<Cpus>,
     /// How long each is measured, after a tenth of it as warm-up
@@ -53,12 +53,11 @@ pub(crate) struct Cpus {
 }
 
 impl Cpus {
-    /// Two of those that may be used; the only one for both if there are no more.
+    /// The first and the last of those that may be used; the only one for both if there are no more.
     fn among(allowed: &[usize]) -> Self {
-        let client = allowed.first().copied().unwrap_or(0);
         Self {
-            broker: allowed.get(1).copied().unwrap_or(client),
-            client,
+            broker: allowed.first().copied().unwrap_or(0),
+            client: allowed.last().copied().unwrap_or(0),
         }
     }
 }
@@ -291,12 +290,12 @@ mod tests {
     }
 
     #[test]
-    fn without_a_choice_the_client_has_the_first_cpu_and_the_broker_the_next() {
+    fn without_a_choice_the_broker_has_the_first_cpu_and_the_client_the_last() {
         let pair = |allowed: &[usize]| {
             let cpus = Cpus::among(allowed);
             (cpus.broker, cpus.client)
         };
-        assert_eq!(pair(&[2, 5, 7]), (5, 2));
+        assert_eq!(pair(&[2, 5, 7]), (2, 7));
         assert_eq!(pair(&[3]), (3, 3));
         assert_eq!(pair(&[]), (0, 0));
     }

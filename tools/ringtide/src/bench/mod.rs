@@ -1,5 +1,6 @@
-//! `ringtide bench`: how fast the broker is, measured from here. What is measured and how is in
-//! `perf/`; here are its command line, its table and its files.
+//! `ringtide bench`: how fast the broker is, measured from here. What is measured, how and when it counts
+//! is in `perf/`; here are its command line, the brokers that it starts, the runs that a sweep, a
+//! comparison or a soak makes and what those judge, tables and files.
 
 mod closed_loop;
 mod compare;
@@ -38,7 +39,7 @@ pub(crate) struct BenchArgs {
     #[command(subcommand)]
     pub(crate) command: Option<BenchCommand>,
     /// Instead of a schedule: one publisher that waits for each acknowledgement before it publishes the
-    /// next record. Takes --acks, --size, --duration, --deliver, --cpus and --json
+    /// next record. Takes --acks, --size, --duration, --warm-up, --deliver, --cpus, --server and --json
     #[arg(long)]
     pub(crate) closed_loop: bool,
     /// In a closed loop, measure as well how long it takes until a subscriber has the record
