@@ -27,6 +27,8 @@ enum Fault {
     Refuses,
     /// Nothing happens for this long, once.
     Stalls(Duration),
+    /// A turn takes this long, once, before it hands out what it has.
+    Blocks(Duration),
     /// The connection ends.
     Dies,
 }
@@ -109,6 +111,19 @@ impl PublishSide for Publishers<'_> {
     fn turn(&mut self, done: &mut dyn FnMut(u64, Verdict<'_>)) -> Result<bool, BenchError> {
         if self.0.stands() {
             return Ok(false);
+        }
+        if let Fault::Blocks(pause) = self.0.fault
+            && !self.1.is_empty()
+            && *self.0.batches.lock().expect("whole") >= 2 * VICTIM
+            && self
+                .0
+                .stalled
+                .lock()
+                .expect("whole")
+                .replace(Instant::now())
+                .is_none()
+        {
+            std::thread::sleep(pause);
         }
         let mut any = false;
         while let Some(token) = self.1.pop_front() {
@@ -316,6 +331,21 @@ fn a_stall_counts_for_every_record_that_was_due_in_it() {
     assert!(slow >= 700, "{slow} slow records");
     let longest = outcome.cells.as_slice().iter().map(|c| c.max_latency_ns);
     assert!(longest.max() >= Some(180_000_000));
+}
+
+#[test]
+fn what_comes_in_the_turn_that_crosses_a_second_counts_in_the_later_one() {
+    let plan = Plan {
+        drain: Duration::from_secs(10),
+        ..plan()
+    };
+    let outcome = run_with(Fault::Blocks(Duration::from_millis(1200)), &plan);
+    let [first, .., last] = &outcome.seconds[..] else {
+        panic!("{:?}", outcome.seconds)
+    };
+    let longest = |second: &Second| second.latency_ns.expect("records").max;
+    assert!(longest(first) <= 1_001_000_000, "{first:?}");
+    assert!(longest(last) >= 1_190_000_000, "{last:?}");
 }
 
 #[test]

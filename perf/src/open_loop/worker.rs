@@ -126,6 +126,7 @@ struct Worker<'a> {
     seen: Seen,
     times: Times,
     second: u64,
+    post: &'a Post,
     /// When a verdict or a record arrived last.
     heard_ns: u64,
     measured: Range<u64>,
@@ -142,8 +143,8 @@ pub(crate) fn run(
     post: &Post,
     ready: impl FnOnce(),
 ) -> Seen {
-    let mut worker = Worker::new(shared, share);
-    let result = worker.connect_and_run(share, target, post, ready);
+    let mut worker = Worker::new(shared, share, post);
+    let result = worker.connect_and_run(share, target, ready);
     if let Err(error) = result {
         shared.stop.store(true, Ordering::Relaxed);
         worker.seen.error = Some(error);
@@ -159,7 +160,7 @@ pub(crate) fn run(
 }
 
 impl<'a> Worker<'a> {
-    fn new(shared: &'a Shared<'a>, share: &Share) -> Self {
+    fn new(shared: &'a Shared<'a>, share: &Share, post: &'a Post) -> Self {
         let plan = shared.plan;
         let publisher = |&id: &u32| Publisher {
             id,
@@ -194,6 +195,7 @@ impl<'a> Worker<'a> {
             },
             times: Times::default(),
             second: 0,
+            post,
             heard_ns: 0,
             measured: 0..0,
             live: share.subscribers,
@@ -205,7 +207,6 @@ impl<'a> Worker<'a> {
         &mut self,
         share: &Share,
         target: &dyn Target,
-        post: &Post,
         ready: impl FnOnce(),
     ) -> Result<(), BenchError> {
         let shared = self.shared;
@@ -237,14 +238,8 @@ impl<'a> Worker<'a> {
                     .turn(&mut |n, partition, value| self.arrived(first + n, partition, value))?;
             }
             let now_ns = shared.now_ns();
-            if now_ns >= self.measured.start {
-                if share.replayers > 0 && replay.is_none() {
-                    replay = Some(target.subscribers(share.replayers, From::Earliest)?);
-                }
-                let second = (now_ns - self.measured.start) / 1_000_000_000;
-                if second > self.second {
-                    self.post_second(second, post);
-                }
+            if now_ns >= self.measured.start && share.replayers > 0 && replay.is_none() {
+                replay = Some(target.subscribers(share.replayers, From::Earliest)?);
             }
             if !busy {
                 std::thread::yield_now();
@@ -264,8 +259,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Hands the second's times over, and goes on with empty ones.
-    fn post_second(&mut self, second: u64, post: &Post) {
+    /// Begins the second of a moment: hands the times of the one before over, and goes on with empty ones.
+    fn at(&mut self, now_ns: u64) {
+        let second = now_ns.saturating_sub(self.measured.start) / 1_000_000_000;
+        if second <= self.second {
+            return;
+        }
+        let post = self.post;
         let empty = post.empty.try_recv().unwrap_or_default();
         let full = std::mem::replace(&mut self.times, empty);
         // Without anybody to add up there is nobody to report to either.
@@ -305,6 +305,7 @@ impl<'a> Worker<'a> {
         arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
     ) -> bool {
         let now_ns = self.shared.now_ns();
+        self.at(now_ns);
         let mut taken = 0;
         while taken < TAKEN_IN_A_TURN
             && let Some(mut due) = arrivals.next_if(|due| start_ns + due.at_ns <= now_ns)
@@ -468,6 +469,7 @@ impl<'a> Worker<'a> {
     fn verdict(&mut self, token: u64, refusal: Option<&str>) {
         let now_ns = self.shared.now_ns();
         self.heard_ns = now_ns;
+        self.at(now_ns);
         let Some(entry) = self.in_flight.get_mut(token as usize) else {
             return;
         };
@@ -505,6 +507,7 @@ impl<'a> Worker<'a> {
     fn arrived(&mut self, n: usize, partition: u32, value: &[u8]) {
         let now_ns = self.shared.now_ns();
         self.heard_ns = now_ns;
+        self.at(now_ns);
         let Some(stamp) = self.seen.received[n].take(partition, value) else {
             return;
         };
