@@ -12,7 +12,7 @@ use ringtide_schema::frame::{FrameHeader, HEADER_BYTES, Op};
 use ringtide_schema::wire;
 use ringtide_session::Encoder;
 use ringtide_system_tests::{
-    Broker, Cli, MountedDisk, Setup, data_root, disturbed_at_most, exit, skip, wait,
+    Broker, Cli, MountedDisk, Setup, cpu_list, data_root, disturbed_at_most, exit, skip, wait,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -398,6 +398,25 @@ fn without_a_server_it_measures_a_broker_of_its_own_and_leaves_nothing() {
     assert_eq!(left, 0);
 }
 
+#[test]
+fn limits_beside_a_broker_that_runs_are_of_its_cpu() {
+    let cpus = cpu_list(2);
+    let (first, last) = cpus.split_once(',').expect("two");
+    let broker = Setup::new().args(&["--cpus", last]).start();
+    let file = broker.home().join("run.json");
+    let home = broker.home().to_str().expect("a path of text");
+    let apart = ["bench", "--cpus", first, "--limits-dir", home];
+    let args = [&apart, &SMALL[2..]].concat();
+    let args = [&args[..], &[file.to_str().expect("a path of text")]].concat();
+    let done = broker.cli().run(&args);
+    assert!([exit::DONE, 3].contains(&done.code()), "{done:?}");
+    let report = json(&file);
+    disturbed_at_most(&report);
+    let cpu = &report["environment"]["broker"]["cpus"][0];
+    assert_eq!(cpu.to_string(), last, "{report}");
+    assert_eq!(&report["limits"]["place"]["server_cpu"], cpu, "{report}");
+}
+
 /// Processes that another has started and that have not ended.
 fn children(of: u32) -> usize {
     let stats = fs::read_dir("/proc").expect("processes").flatten();
@@ -409,6 +428,17 @@ fn children(of: u32) -> usize {
     parents.filter(|parent| *parent == of).count()
 }
 
+/// Whether a process has a file open whose name ends so.
+fn has_open(pid: u32, end: &str) -> bool {
+    let files = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten();
+    let mut names = files
+        .flatten()
+        .filter_map(|file| fs::read_link(file.path()).ok());
+    names.any(|name| name.to_string_lossy().ends_with(end))
+}
+
 #[test]
 fn an_interruption_after_the_run_loses_the_limits_and_not_the_run() {
     let home = TempDir::new_in(data_root()).expect("a folder");
@@ -418,7 +448,8 @@ fn an_interruption_after_the_run_loses_the_limits_and_not_the_run() {
     let bench = run.pid();
     wait::for_it("the broker runs", || children(bench) == 1);
     wait::for_it("the broker has ended", || children(bench) == 0);
-    // The limits are measured beside the directory, which is removed when they are.
+    // A file without a name: that of the durable writes.
+    wait::for_it("limits are measured", || has_open(bench, " (deleted)"));
     let mut left = fs::read_dir(home.path()).expect("a folder").flatten();
     let is_dir = |entry: fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
     assert!(left.any(is_dir), "its directory is still there");
