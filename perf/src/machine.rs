@@ -35,10 +35,18 @@ pub struct Parts {
 pub struct Counters {
     at: Instant,
     steal_s: f64,
-    /// Processes of others, by their numbers.
-    others: HashMap<u32, Spent>,
+    others: Others,
     yields: Option<Vec<u64>>,
     writes_and_flushes: Option<(u64, u64)>,
+}
+
+/// Processes that take no part.
+#[derive(Clone, Debug, Default)]
+struct Others {
+    /// By their numbers.
+    spent: HashMap<u32, Spent>,
+    /// Whether the kernel's threads are among what is shown, as they are outside of containers.
+    are_all: bool,
 }
 
 /// CPU time of a process since it began, in ticks.
@@ -47,6 +55,13 @@ struct Spent {
     itself: u64,
     /// Of its children that have ended, and theirs.
     ended: u64,
+}
+
+/// Whose time a stat tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Time {
+    Kernel,
+    Process(Spent),
 }
 
 /// What happened between two moments.
@@ -58,6 +73,8 @@ pub struct Between {
     pub steal_share: f64,
     /// Of one CPU's time: what other processes took.
     pub others_share: f64,
+    /// Whether these are all that there are, and not those of a container.
+    pub others_are_all: bool,
     /// sched_yield(2) calls a second on each CPU, if the kernel counts them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub yields_per_s: Option<Vec<f64>>,
@@ -97,7 +114,8 @@ impl Counters {
         Between {
             elapsed_s,
             steal_share: share(later.steal_s - self.steal_s),
-            others_share: share(spent_s(&self.others, &later.others)),
+            others_share: share(spent_s(&self.others.spent, &later.others.spent)),
+            others_are_all: self.others.are_all && later.others.are_all,
             yields_per_s: yields.map(|(before, after)| {
                 let each = before.iter().zip(after);
                 each.map(|(b, a)| a.saturating_sub(*b) as f64 / elapsed_s)
@@ -127,10 +145,10 @@ fn stolen_s(stat: &str) -> f64 {
     steal.unwrap_or(0.0) / TICKS_PER_S
 }
 
-/// What processes that take no part have spent. Not the kernel's threads, which work for all, and not
+/// What other processes have spent. Not the kernel's threads, which work for all, and not
 /// the difference of what CPUs and participants spent, which count interrupts differently.
-fn others(parts: &Parts) -> HashMap<u32, Spent> {
-    let mut found = HashMap::new();
+fn others(parts: &Parts) -> Others {
+    let mut others = Others::default();
     let of_parts = [Some(std::process::id()), parts.broker_pid];
     let names = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = names.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -143,23 +161,31 @@ fn others(parts: &Parts) -> HashMap<u32, Spent> {
             std::thread::yield_now();
         }
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        if let Some(spent) = stat.ok().and_then(|stat| spent(&stat)) {
-            found.insert(pid, spent);
+        match stat.ok().and_then(|stat| spent(&stat)) {
+            Some(Time::Kernel) => others.are_all = true,
+            Some(Time::Process(spent)) => {
+                others.spent.insert(pid, spent);
+            }
+            // It has ended.
+            None => {}
         }
     }
-    found
+    others
 }
 
-/// What a process has spent, from its stat of proc(5); nothing of the kernel's threads.
-fn spent(stat: &str) -> Option<Spent> {
+/// What a process has spent, from its stat of proc(5).
+fn spent(stat: &str) -> Option<Time> {
     // The name of the program, in brackets, may hold anything.
     let (_, rest) = stat.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let at = |n: usize| -> Option<u64> { fields.get(n)?.parse().ok() };
-    (at(6)? & KERNEL_THREAD == 0).then_some(Spent {
+    if at(6)? & KERNEL_THREAD != 0 {
+        return Some(Time::Kernel);
+    }
+    Some(Time::Process(Spent {
         itself: at(11)? + at(12)?,
         ended: at(13)? + at(14)?,
-    })
+    }))
 }
 
 /// Seconds that processes spent between two moments. What one spent that has ended is with its parent.
@@ -309,7 +335,10 @@ mod tests {
 
     fn spent_by(pid: u32) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
-        spent(&stat).expect("a process").itself
+        match spent(&stat) {
+            Some(Time::Process(spent)) => spent.itself,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -327,8 +356,9 @@ mod tests {
     fn a_process_is_told_from_a_thread_of_the_kernel() {
         let stat = "12 (a) b) S 1 12 12 0 -1 4194304 100 0 0 0 7 5 30 40 20 0 1 0 251 31 3";
         let (itself, ended) = (12, 70);
-        assert_eq!(spent(stat), Some(Spent { itself, ended }));
-        assert_eq!(spent(&stat.replace("4194304", "2129984")), None);
+        assert_eq!(spent(stat), Some(Time::Process(Spent { itself, ended })));
+        let kernels = stat.replace("4194304", "2129984");
+        assert_eq!(spent(&kernels), Some(Time::Kernel));
         assert_eq!(spent(""), None);
     }
 
@@ -365,16 +395,16 @@ mod tests {
             }
         }
         let after = Counters::read(&Parts::default());
-        assert!(spent_s(&before.others, &after.others) >= 0.3);
+        assert!(spent_s(&before.others.spent, &after.others.spent) >= 0.3);
         assert!(before.until(&after).others_share > 0.0);
         let broker_pid = Some(pid);
         let parts = Parts {
             broker_pid,
             disk: None,
         };
-        assert!(!Counters::read(&parts).others.contains_key(&pid));
+        assert!(!Counters::read(&parts).others.spent.contains_key(&pid));
         let this = std::process::id();
-        assert!(!after.others.contains_key(&this), "nor are we");
+        assert!(!after.others.spent.contains_key(&this), "nor are we");
     }
 
     #[test]

@@ -685,6 +685,11 @@ fn unchecked(schedule: &Kept, produce: &Produce, facts: &Facts) -> Vec<String> {
     }
     if let Some(between) = &facts.environment.meanwhile {
         unchecked.extend(beyond_disturbance(between));
+        if !between.others_are_all {
+            unchecked.push(
+                "what processes outside of this container took: they cannot be seen here".into(),
+            );
+        }
     }
     if let (Some(lag), Some(latency)) = (schedule.lag_ns, produce.latency_ns)
         && lag.p99 as f64 > LAG_SHARE * latency.p99 as f64
@@ -781,6 +786,7 @@ mod tests {
             elapsed_s: 10.0,
             steal_share: 0.0,
             others_share: 0.0,
+            others_are_all: true,
             yields_per_s: Some(vec![50_000.0, 50_000.0]),
             disk_writes: Some(10),
             disk_flushes: Some(10),
@@ -963,7 +969,7 @@ mod tests {
 
     #[test]
     fn what_could_not_be_judged_is_named_and_makes_nothing_invalid() {
-        let plants: [(&str, Plant); 10] = [
+        let plants: [(&str, Plant); 11] = [
             ("not found on this machine", |_, f| f.broker = None),
             ("it is another one", |_, f| {
                 (f.broker, f.environment.transport) = (None, "network");
@@ -976,6 +982,9 @@ mod tests {
             }),
             ("the limits were not measured", |_, f| f.limits = None),
             ("of another disk", |_, f| broker(f).limits_apply = false),
+            ("outside of this container", |_, f| {
+                meanwhile(f).others_are_all = false;
+            }),
             ("0.40 s are too short", |_, f| {
                 let meanwhile = meanwhile(f);
                 (meanwhile.elapsed_s, meanwhile.others_share) = (0.4, 0.9);

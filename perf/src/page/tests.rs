@@ -47,6 +47,7 @@ fn facts(plan: &Plan) -> Facts {
                 elapsed_s: 10.0,
                 steal_share: 0.0,
                 others_share: 0.01,
+                others_are_all: true,
                 yields_per_s: Some(vec![50_000.0; 64]),
                 disk_writes: Some(10),
                 disk_flushes: Some(10),

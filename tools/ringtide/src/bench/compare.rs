@@ -335,6 +335,9 @@ fn table(comparison: &Comparison) -> String {
             ratio.median, ratio.min, ratio.max
         ));
     }
+    if comparison.figures.is_empty() {
+        return text;
+    }
     text.push_str(&format!(
         "\nall pairs agree: B/A is on the same side of 1 in each. If nothing differs that is so by chance \
          for one figure in {:.2} % of comparisons, and for any of them in at most {:.2} %\n",

@@ -133,18 +133,21 @@ impl open_loop::Watch for Watching<'_> {
     }
 
     fn measuring(&mut self, is_measuring: bool) {
+        let at = SystemTime::now();
+        // First, because they are held against the records acknowledged by now. A broker that is gone has
+        // nothing to say.
+        let shards = match self.is_interrupted() {
+            true => Vec::new(),
+            false => self.client.describe_shards().unwrap_or_default(),
+        };
         let now = Moment {
             counters: Counters::read(&self.parts),
-            // A broker that is gone has nothing to say.
-            shards: match self.is_interrupted() {
-                true => Vec::new(),
-                false => self.client.describe_shards().unwrap_or_default(),
-            },
+            shards,
             acked: self.acked,
         };
         if is_measuring {
             if let Some(listener) = &mut self.listener {
-                listener.begin(SystemTime::now());
+                listener.begin(at);
             }
             self.first = Some(now);
         } else {
