@@ -55,7 +55,7 @@ const ORDER: [&str; 41] = [
 ];
 
 /// Names that are not the field's own, and units that it does not name.
-const WORDS: [(&str, &str, &str); 22] = [
+const WORDS: [(&str, &str, &str); 23] = [
     ("broker_process", "broker's process", ""),
     ("began_unix_ms", "began", ""),
     ("rate", "rate asked for", "records/s"),
@@ -74,6 +74,7 @@ const WORDS: [(&str, &str, &str); 22] = [
     ("write_cache", "write cache", ""),
     ("steal_share", "given to other guests", ""),
     ("others_share", "taken by other processes", ""),
+    ("others_are_all", "all other processes seen", ""),
     ("yields_per_s", "yields on each CPU", "/s"),
     ("wal_slots", "WAL slots", ""),
     ("wal_slot_bytes", "WAL slot", ""),
