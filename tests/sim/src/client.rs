@@ -61,7 +61,10 @@ impl Actor {
             topic: random.below(TOPICS.len() as u64) as usize,
             acks: acks[random.below(4) as usize],
             idempotence: random.percent(70),
-            to_send: random.between(1, 80),
+            to_send: match random.below(5) {
+                0 => random.between(200, 600),
+                _ => random.between(1, 80),
+            },
             ..Self::of(number, random)
         }
     }

@@ -21,7 +21,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
-use ringtide_schema::batch::Batches;
+use ringtide_schema::batch::Header;
 use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
 
 use crate::planted::Planted;
@@ -515,11 +515,13 @@ impl Disk {
         let mut disk = Self::new(planted);
         let mut folders = vec![root.to_path_buf()];
         while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).expect("readable") {
-                let entry = entry.expect("readable");
-                let path = entry.path();
+            let entries = fs::read_dir(folder).expect("readable");
+            let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("readable").path()).collect();
+            // A seed decides the order of everything.
+            paths.sort();
+            for path in paths {
                 let name = path.strip_prefix(root).expect("below").to_path_buf();
-                if entry.file_type().expect("known").is_dir() {
+                if path.is_dir() {
                     disk.folders.push(name);
                     folders.push(path);
                     continue;
@@ -556,27 +558,27 @@ fn beside(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// The index of a segment, as the driver builds one that is missing.
+/// The index of a segment, as the driver builds one that is missing: of every batch that begins in it.
 fn index_of(segment: &[u8]) -> IndexBytes {
     let mut entries: Vec<IndexEntry> = Vec::new();
     let (mut base, mut position, mut max_before_ms) = (None, 0, i64::MIN);
-    for batch in Batches::new(segment) {
-        let Ok((header, bytes)) = batch else { break };
+    while let Some(Ok(header)) = segment.get(position..).map(Header::peek) {
         let base = *base.get_or_insert(header.base_offset);
-        let is_near = |last: &IndexEntry| position < last.position + INTERVAL_BYTES;
+        let at = position as u32;
+        let is_near = |last: &IndexEntry| at < last.position + INTERVAL_BYTES;
         if !entries.last().is_some_and(is_near) {
             entries.push(IndexEntry {
                 relative_offset: (header.base_offset - base) as u32,
-                position,
+                position: at,
                 timestamp_ms: header.base_timestamp_ms,
                 max_timestamp_before_ms: max_before_ms,
             });
         }
         max_before_ms = max_before_ms.max(header.max_timestamp_ms);
-        position += bytes.len() as u32;
+        position += header.batch_bytes;
     }
     IndexBytes::Built {
         entries,
-        covered_bytes: segment.len() as u64,
+        covered_bytes: position as u64,
     }
 }

@@ -8,6 +8,7 @@ use ringtide_log::recovery::{self, RecoverError, RecoverOptions, Recovered};
 use ringtide_schema::identity::Identity;
 use ringtide_schema::ids::GroupId;
 use ringtide_shard::{HostFacts, Inventory, Mail, Settings, Shard, Topic};
+use tempfile::TempDir;
 
 use crate::disk::Disk;
 
@@ -58,7 +59,7 @@ impl Broker {
     /// # Errors
     /// What recovery refuses.
     pub fn start(disk: &mut Disk, shards: u16, seed: u64, now: Now) -> Result<Self, RecoverError> {
-        let home = tempfile::tempdir().expect("a directory");
+        let home = home();
         disk.store(home.path());
         let options = RecoverOptions {
             direct: false,
@@ -144,6 +145,16 @@ impl Broker {
     pub fn is_stopped(&self) -> bool {
         self.nodes.iter().all(|node| node.shard.is_stopped())
     }
+}
+
+/// Where recovery works: in memory, if this machine has such a place.
+fn home() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let home = match memory.is_dir() {
+        true => TempDir::new_in(memory),
+        false => TempDir::new(),
+    };
+    home.expect("a directory")
 }
 
 /// Slots there are and slots to be made, for each shard.

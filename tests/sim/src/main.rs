@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use ringtide_sim::{Planted, run};
+use ringtide_sim::{Planted, run, run_telling};
 
 /// Plays seeds and names those that break a promise
 #[derive(Parser)]
@@ -19,9 +19,13 @@ struct Args {
     /// How many seeds
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// Plant a fault: log-without-sync, log-acknowledged-early, sync-does-nothing, names-not-synced
+    /// Plant a fault (log-without-sync, log-acknowledged-early, sync-does-nothing, names-not-synced) and
+    /// play until a seed finds it
     #[arg(long)]
     plant: Option<String>,
+    /// Print what happens
+    #[arg(long)]
+    trace: bool,
     /// Threads [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -54,7 +58,8 @@ fn main() -> ExitCode {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let began = Instant::now();
     let next = AtomicU64::new(args.seed);
-    let end = args.seed + args.seeds;
+    let end = args.seed.saturating_add(args.seeds);
+    let is_search = planted != Planted::Nothing;
     let failed = Mutex::new(Vec::new());
     let (events, faults, records) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let done = AtomicU64::new(0);
@@ -63,11 +68,15 @@ fn main() -> ExitCode {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end {
+                    let is_found = is_search && !failed.lock().expect("not poisoned").is_empty();
+                    if seed >= end || is_found {
                         return;
                     }
                     PLAYED.set(seed);
-                    let outcome = run(seed, planted);
+                    let outcome = match args.trace {
+                        true => run_telling(seed, planted, |event| println!("{event}")),
+                        false => run(seed, planted),
+                    };
                     events.fetch_add(outcome.events, Ordering::Relaxed);
                     faults.fetch_add(outcome.faults, Ordering::Relaxed);
                     records.fetch_add(outcome.records, Ordering::Relaxed);
@@ -86,17 +95,20 @@ fn main() -> ExitCode {
         }
     });
     let failed = failed.into_inner().expect("not poisoned");
+    let seeds = done.into_inner();
     println!(
-        "{} seeds in {:.1} s: {} events, {} faults, {} records with an outcome; {} seeds failed",
-        args.seeds,
+        "{seeds} seeds in {:.1} s: {} events, {} faults, {} records with an outcome; {} seeds failed",
         began.elapsed().as_secs_f64(),
         events.into_inner(),
         faults.into_inner(),
         records.into_inner(),
         failed.len()
     );
-    match failed.is_empty() {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    if is_search && failed.is_empty() {
+        println!("no seed has found the planted fault");
+    }
+    match failed.is_empty() == is_search {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
     }
 }

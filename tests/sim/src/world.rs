@@ -54,6 +54,30 @@ enum Event {
     Start,
 }
 
+impl Event {
+    fn words(&self) -> String {
+        match self {
+            Self::Disk(ticket) => format!("{ticket:?} ends"),
+            Self::Early(shard, op) => format!("{op:?} of shard {shard} is said to have ended"),
+            Self::Mail(to, from, _) => format!("mail from shard {from} to shard {to}"),
+            Self::ToShard(conn, bytes) => format!("{} bytes to the shard of {conn:?}", bytes.len()),
+            Self::ToClient(conn, bytes) => {
+                format!("{} bytes to the client of {conn:?}", bytes.len())
+            }
+            Self::Sent(conn, egress) => format!("{} bytes left for {conn:?}", egress.head.len()),
+            Self::Connect(client, link, shard) => {
+                format!("client {client} connects link {link} to shard {shard}")
+            }
+            Self::Lost(client, link, conn) => {
+                format!("client {client} loses {conn:?}, its link {link}")
+            }
+            Self::Reset => "a connection breaks".into(),
+            Self::Fault(fault) => format!("{fault:?}"),
+            Self::Start => "the broker starts".into(),
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Kill,
@@ -71,6 +95,8 @@ struct Conn {
     to_client_ns: u64,
 }
 
+type Tell = Box<dyn FnMut(&str)>;
+
 struct World {
     random: Random,
     now: Now,
@@ -87,11 +113,23 @@ struct World {
     oracle: Oracle,
     faults_left: u64,
     outcome: Outcome,
+    /// Who is told what happens.
+    tell: Option<Tell>,
 }
 
 /// Plays a seed.
 pub fn run(seed: u64, planted: Planted) -> Outcome {
+    play(World::new(seed, planted))
+}
+
+/// Plays a seed and tells every event.
+pub fn run_telling(seed: u64, planted: Planted, tell: impl FnMut(&str) + 'static) -> Outcome {
     let mut world = World::new(seed, planted);
+    world.tell = Some(Box::new(tell));
+    play(world)
+}
+
+fn play(mut world: World) -> Outcome {
     if let Err(violation) = world.play() {
         world.outcome.violation = Some(violation);
     }
@@ -131,6 +169,7 @@ impl World {
                 violation: None,
             },
             random,
+            tell: None,
         }
     }
 
@@ -253,6 +292,9 @@ impl World {
             }
             let ((time, number), (epoch, event)) = entry.remove_entry();
             self.note(time ^ number << 20);
+            if let Some(tell) = &mut self.tell {
+                tell(&format!("{time:>12} {}", event.words()));
+            }
             self.happen(epoch, event)?;
         }
         self.turns()?;
@@ -565,7 +607,12 @@ impl World {
         self.broker = Some(broker);
         if is_stopped {
             self.disk.write_file("identity".into(), clean);
-            self.ended(false);
+            // What a clean stop has promised, no power cut behind it takes away.
+            let is_cut = self.random.percent(50);
+            if is_cut {
+                self.disk.cut_power(&mut self.random);
+            }
+            self.ended(is_cut);
         }
         Ok(())
     }
