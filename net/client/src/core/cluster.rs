@@ -1,7 +1,7 @@
 //! What the client knows of the broker: which topics there are, and which shard owns which
 //! partition at which address. It may be out of date; whoever notices asks for a refresh.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -74,9 +74,9 @@ pub(crate) enum Known {
 /// Topics of interest and the addresses of shards.
 #[derive(Debug)]
 pub(crate) struct Cluster {
-    pub(crate) topics: HashMap<Arc<str>, Known>,
+    pub(crate) topics: BTreeMap<Arc<str>, Known>,
     /// By shard: host and port.
-    pub(crate) shards: HashMap<u16, (Arc<str>, u16)>,
+    pub(crate) shards: BTreeMap<u16, (Arc<str>, u16)>,
     /// Somebody wants to know more, or noticed that something is out of date.
     pub(crate) refresh_wanted: bool,
     pub(crate) refresh_in_flight: bool,
@@ -90,8 +90,8 @@ pub(crate) struct Cluster {
 impl Cluster {
     pub(crate) fn new(backoff: Backoff) -> Self {
         Self {
-            topics: HashMap::new(),
-            shards: HashMap::new(),
+            topics: BTreeMap::new(),
+            shards: BTreeMap::new(),
             refresh_wanted: false,
             refresh_in_flight: false,
             refresh_after: None,

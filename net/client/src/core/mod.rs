@@ -29,7 +29,7 @@ pub(crate) mod shard_info;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -81,7 +81,7 @@ pub(crate) struct Core {
     cluster: Cluster,
     calls: BTreeMap<u64, Call>,
     next_call: u64,
-    answers: HashMap<u64, Result<Response>>,
+    answers: BTreeMap<u64, Result<Response>>,
     /// By handle. A handle is never given twice: what still arrives for one that is gone finds
     /// nothing.
     producers: BTreeMap<usize, Producer>,
@@ -124,7 +124,7 @@ impl Core {
             cluster: Cluster::new(backoff),
             calls: BTreeMap::new(),
             next_call: 0,
-            answers: HashMap::new(),
+            answers: BTreeMap::new(),
             producers: BTreeMap::new(),
             consumers: BTreeMap::new(),
             next_handle: 0,
@@ -198,7 +198,7 @@ impl Core {
 
     /// Gives every answer that there is.
     pub(crate) fn drain_answers(&mut self, mut each: impl FnMut(u64, Result<Response>)) {
-        for (call, answer) in self.answers.drain() {
+        while let Some((call, answer)) = self.answers.pop_first() {
             each(call, answer);
         }
     }
