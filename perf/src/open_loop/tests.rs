@@ -39,6 +39,12 @@ struct Queue {
     log: Mutex<Vec<(u32, Vec<u8>)>>,
     batches: Mutex<usize>,
     stalled: Mutex<Option<Instant>>,
+    /// Batches that may be in flight.
+    in_flight: usize,
+    /// Most that were.
+    most_in_flight: Mutex<usize>,
+    /// Partition and records of each batch.
+    sent: Mutex<Vec<(u32, usize)>>,
 }
 
 impl Queue {
@@ -48,7 +54,17 @@ impl Queue {
             log: Mutex::default(),
             batches: Mutex::default(),
             stalled: Mutex::default(),
+            in_flight: usize::MAX,
+            most_in_flight: Mutex::default(),
+            sent: Mutex::default(),
         }
+    }
+
+    /// How many batches each partition was sent.
+    fn batches_of(&self, partitions: u32) -> Vec<usize> {
+        let sent = self.sent.lock().expect("whole");
+        let of = |partition| sent.iter().filter(|(p, _)| *p == partition).count();
+        (0..partitions).map(of).collect()
     }
 
     /// Whether it stands still now.
@@ -71,7 +87,7 @@ struct Subscribers<'a>(&'a Queue, Vec<usize>);
 
 impl PublishSide for Publishers<'_> {
     fn may_send(&self, _publisher: usize, _partition: u32) -> bool {
-        true
+        self.1.len() < self.0.in_flight
     }
 
     fn send(
@@ -103,6 +119,10 @@ impl PublishSide for Publishers<'_> {
             }
         }
         self.1.push_back(token);
+        let mut most = self.0.most_in_flight.lock().expect("whole");
+        *most = self.1.len().max(*most);
+        let mut sent = self.0.sent.lock().expect("whole");
+        sent.push((partition, batch.keys.len()));
         Ok(())
     }
 
@@ -309,6 +329,56 @@ fn several_threads_share_publishers_and_subscribers_and_lose_nothing() {
     assert_eq!(balance.faults(true), [""; 0]);
     assert_eq!(balance.received, 3 * balance.sent);
     assert!(balance.sent >= 2000);
+}
+
+#[test]
+fn a_batch_leaves_as_one_however_large_it_is_and_partitions_take_turns() {
+    let plan = Plan {
+        batch: 100,
+        partitions: 4,
+        ..plan()
+    };
+    let queue = Queue::new(Fault::None);
+    run(&plan, None, &queue, &mut Nobody).expect("it began");
+    let sent = queue.sent.lock().expect("whole");
+    let sizes: Vec<usize> = sent.iter().map(|(_, records)| *records).collect();
+    drop(sent);
+    assert_eq!(sizes, [100; 20]);
+    assert_eq!(queue.batches_of(4), [5; 4]);
+}
+
+#[test]
+fn partitions_take_turns_when_too_little_is_due_to_fill_a_batch() {
+    let feed = Feed::generated(1, 2000);
+    let plan = Plan {
+        schedule: Schedule::Feed,
+        speed: 1000.0,
+        batch: 8,
+        partitions: 4,
+        ..plan()
+    };
+    let queue = Queue::new(Fault::None);
+    run(&plan, Some(&feed), &queue, &mut Nobody).expect("it began");
+    let batches = queue.batches_of(4);
+    let (least, most) = (batches.iter().min(), batches.iter().max());
+    assert!(most.copied() <= least.map(|n| n + 1), "{batches:?}");
+}
+
+#[test]
+fn no_more_is_in_flight_than_may_be_over_all_partitions() {
+    let plan = Plan {
+        batch: 8,
+        partitions: 4,
+        keys: Keys::Uniform(100),
+        ..plan()
+    };
+    let queue = Queue {
+        in_flight: 2,
+        ..Queue::new(Fault::None)
+    };
+    let outcome = run(&plan, None, &queue, &mut Nobody).expect("it began");
+    assert_eq!(outcome.balance.faults(true), [""; 0]);
+    assert_eq!(*queue.most_in_flight.lock().expect("whole"), 2);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use crate::open_loop::stamp::{NOT_TIMED, STAMP_BYTES, Stamp};
 use crate::open_loop::target::{From, Outgoing, PublishSide, SubscribeSide, Target};
 use crate::open_loop::timing::{Cells, Times};
 
-/// Records taken from the schedule before sockets are looked at.
+/// Records taken from the schedule before sockets are looked at; the last group is taken whole.
 const TAKEN_IN_A_TURN: usize = 64;
 /// Batches sent before sockets are looked at.
 const SENT_IN_A_TURN: usize = 64;
@@ -94,6 +94,8 @@ struct Publisher {
     sequences: Vec<u64>,
     /// Batches being filled, by partition.
     filling: Vec<Option<Lent>>,
+    /// The partitions of those.
+    begun: Vec<u32>,
 }
 
 #[derive(Default)]
@@ -114,7 +116,7 @@ pub(crate) struct Post {
 struct Worker<'a> {
     shared: &'a Shared<'a>,
     publishers: Vec<Publisher>,
-    /// Those with a backlog.
+    /// Those with something to send.
     listed: VecDeque<usize>,
     in_flight: Vec<InFlight>,
     free: Vec<u32>,
@@ -168,6 +170,7 @@ impl<'a> Worker<'a> {
             turn: id,
             sequences: vec![0; plan.partitions as usize],
             filling: (0..plan.partitions).map(|_| None).collect(),
+            begun: Vec::new(),
         };
         let bytes = plan.value_bytes();
         let received = Received::new(shared.run);
@@ -304,11 +307,12 @@ impl<'a> Worker<'a> {
         start_ns: u64,
         arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
     ) -> bool {
-        let now_ns = self.shared.now_ns();
+        let (now_ns, group) = (self.shared.now_ns(), self.shared.plan.group());
         let mut taken = 0;
-        while taken < TAKEN_IN_A_TURN
-            && let Some(mut due) = arrivals.next_if(|due| start_ns + due.at_ns <= now_ns)
-        {
+        while let Some(mut due) = arrivals.next_if(|due| {
+            let is_begun = !due.index.is_multiple_of(group);
+            start_ns + due.at_ns <= now_ns && (taken < TAKEN_IN_A_TURN || is_begun)
+        }) {
             taken += 1;
             due.at_ns += start_ns;
             let Some(n) = self.publisher_of(&due) else {
@@ -341,7 +345,7 @@ impl<'a> Worker<'a> {
             };
             sent += self.pump_one(n, side)?;
             let publisher = &mut self.publishers[n];
-            publisher.is_listed = !publisher.backlog.is_empty();
+            publisher.is_listed = !(publisher.backlog.is_empty() && publisher.begun.is_empty());
             if publisher.is_listed {
                 self.listed.push_back(n);
             }
@@ -349,32 +353,31 @@ impl<'a> Worker<'a> {
         Ok(sent > 0)
     }
 
+    /// Lets one publisher send. A batch that is not full leaves when there is nothing to fill it with;
+    /// one that may not leave yet is filled on.
     fn pump_one(&mut self, n: usize, side: &mut dyn PublishSide) -> Result<usize, BenchError> {
-        let plan = self.shared.plan;
+        let batch = self.shared.plan.batch as usize;
         let mut sent = 0;
         while sent < SENT_IN_A_TURN
             && let Some(&due) = self.publishers[n].backlog.front()
         {
             let partition = self.partition(n, &due);
-            let begun = self.publishers[n].filling[partition as usize].is_some();
-            if !begun && !side.may_send(n, partition) {
+            if !side.may_send(n, partition) {
                 break;
             }
             self.publishers[n].backlog.pop_front();
-            self.fill(n, partition, &due);
-            let publisher = &self.publishers[n];
-            let full = publisher.filling[partition as usize]
-                .as_ref()
-                .is_some_and(|lent| lent.keys.len() >= plan.batch as usize);
-            if full {
+            if self.fill(n, partition, &due) >= batch {
                 self.send(n, partition, side)?;
                 sent += 1;
             }
         }
-        for partition in 0..plan.partitions {
-            if self.publishers[n].filling[partition as usize].is_some() {
+        let mut held = 0;
+        while let Some(&partition) = self.publishers[n].begun.get(held) {
+            if side.may_send(n, partition) {
                 self.send(n, partition, side)?;
                 sent += 1;
+            } else {
+                held += 1;
             }
         }
         Ok(sent)
@@ -390,11 +393,13 @@ impl<'a> Worker<'a> {
         }
     }
 
-    fn fill(&mut self, n: usize, partition: u32, due: &Due) {
+    /// Adds a record to its partition's batch; how many the batch has now.
+    fn fill(&mut self, n: usize, partition: u32, due: &Due) -> usize {
         let plan = self.shared.plan;
         let publisher = &mut self.publishers[n];
         let slot = &mut publisher.filling[partition as usize];
         let lent = slot.get_or_insert_with(|| {
+            publisher.begun.push(partition);
             self.spare.pop().unwrap_or(Lent {
                 keys: Vec::new(),
                 values: Vec::new(),
@@ -426,10 +431,7 @@ impl<'a> Worker<'a> {
         *sequence += 1;
         lent.keys.push(due.key);
         lent.dues.push(due.at_ns);
-        // Without keys partitions take turns batch by batch.
-        if lent.keys.len() >= plan.batch as usize {
-            publisher.turn = publisher.turn.wrapping_add(1);
-        }
+        lent.keys.len()
     }
 
     fn send(
@@ -438,9 +440,13 @@ impl<'a> Worker<'a> {
         partition: u32,
         side: &mut dyn PublishSide,
     ) -> Result<(), BenchError> {
-        let Some(mut lent) = self.publishers[n].filling[partition as usize].take() else {
+        let publisher = &mut self.publishers[n];
+        let Some(mut lent) = publisher.filling[partition as usize].take() else {
             return Ok(());
         };
+        publisher.begun.retain(|&begun| begun != partition);
+        // Without keys partitions take turns batch by batch.
+        publisher.turn = publisher.turn.wrapping_add(1);
         let index = self.free.pop().unwrap_or_else(|| {
             self.in_flight.push(InFlight::default());
             self.in_flight.len() as u32 - 1
