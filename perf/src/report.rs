@@ -459,10 +459,11 @@ impl Report {
 }
 
 impl Report {
-    /// Whether the target was achieved.
+    /// Whether the target was achieved, and nothing that was due left out.
     #[must_use]
     pub fn is_achieved(&self) -> bool {
-        self.schedule.target_rate_per_s > 0.0 && self.schedule.is_achieved()
+        let is_whole = self.verify.balance.unsent == 0;
+        is_whole && self.schedule.target_rate_per_s > 0.0 && self.schedule.is_achieved()
     }
 
     /// Whether the generator kept its schedule.
@@ -790,6 +791,8 @@ mod tests {
         assert_eq!(told(judged(|_, _| ())), (true, true, false));
         let slow = judged(|o, _| o.elapsed = Duration::from_millis(10_204));
         assert_eq!(told(slow), (false, true, false));
+        let unsent = judged(|o, _| o.balance.unsent = 1);
+        assert_eq!(told(unsent), (false, true, false));
         let late = judged(|o, _| (0..20).for_each(|_| o.times.lag.record(Duration::from_secs(1))));
         assert_eq!(told(late), (true, false, false));
         let stolen = judged(|_, f| {

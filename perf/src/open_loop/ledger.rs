@@ -41,7 +41,7 @@ struct Arrived {
     missing_count: u64,
 }
 
-/// The balance of a measurement. Anything but 0 in the last five is a failure.
+/// The balance of a measurement. Anything but 0 after the first three is a failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Balance {
     /// Records sent, warm-up included.
@@ -50,6 +50,8 @@ pub struct Balance {
     pub acked: u64,
     /// Given to subscribers, all of them together.
     pub received: u64,
+    /// Due, and not sent in the end.
+    pub unsent: u64,
     /// Sent, and neither acknowledged nor refused in the end.
     pub unacknowledged: u64,
     /// Refused by the broker.
@@ -80,6 +82,7 @@ impl Balance {
                 "not acknowledged in the end",
             ),
             (self.refused, "refused"),
+            (still_to_come(self.unsent), "due and never sent"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)

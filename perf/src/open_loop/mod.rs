@@ -193,6 +193,9 @@ impl Plan {
         if self.duration.is_zero() || self.publishers == 0 || self.batch == 0 {
             return refuse("duration, publishers and batch are more than 0".into());
         }
+        if self.drain.is_zero() {
+            return refuse("a drain of 0 s waits for no answer: give more".into());
+        }
         if !(1..=MAX_PARTITIONS).contains(&self.partitions) {
             return refuse(format!("a topic has 1 to {MAX_PARTITIONS} partitions"));
         }
@@ -443,12 +446,13 @@ fn settle(
     let mut cells = Cells::new(plan.duration.as_nanos() as u64);
     let (mut live, mut replayed) = (Vec::new(), Vec::new());
     let (mut refusal, mut error) = (None, interrupted.then_some(BenchError::Interrupted));
-    let (mut scheduled, mut last_ack_ns) = (0, 0);
+    let (mut scheduled, mut unsent, mut last_ack_ns) = (0, 0, 0);
     for (mut seen, share) in seen.into_iter().zip(shares(plan)) {
         replayed.extend(seen.received.split_off(share.subscribers));
         live.append(&mut seen.received);
         cells.add(&seen.cells);
         scheduled += seen.scheduled;
+        unsent += seen.unsent;
         last_ack_ns = last_ack_ns.max(seen.last_ack_ns);
         refusal = refusal.or(seen.refusal);
         error = error.or(seen.error);
@@ -464,6 +468,7 @@ fn settle(
     }
     let mut balance = ledger::balance(&sent, &live);
     let of_replayed = ledger::balance(&everything, &replayed);
+    balance.unsent = unsent;
     balance.received += of_replayed.received;
     balance.lost += of_replayed.lost;
     balance.duplicated += of_replayed.duplicated;

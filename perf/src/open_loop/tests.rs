@@ -29,6 +29,10 @@ enum Fault {
     Stalls(Duration),
     /// The connection ends.
     Dies,
+    /// Each answer and each delivery takes a while.
+    Lags,
+    /// Nothing is answered or delivered from one batch on.
+    FallsSilent,
 }
 
 /// The record, or batch, that is treated wrongly.
@@ -38,6 +42,7 @@ struct Queue {
     fault: Fault,
     log: Mutex<Vec<(u32, Vec<u8>)>>,
     batches: Mutex<usize>,
+    /// When it began to.
     stalled: Mutex<Option<Instant>>,
     /// Batches that may be in flight.
     in_flight: usize,
@@ -69,13 +74,17 @@ impl Queue {
 
     /// Whether it stands still now.
     fn stands(&self) -> bool {
-        let Fault::Stalls(pause) = self.fault else {
-            return false;
-        };
-        // When the warm-up is over.
-        if *self.batches.lock().expect("whole") < 2 * VICTIM {
-            return false;
+        if self.fault == Fault::Lags {
+            let sent = self.stalled.lock().expect("whole");
+            return sent.is_some_and(|at| at.elapsed() < Duration::from_millis(20));
         }
+        let batches = *self.batches.lock().expect("whole");
+        let pause = match self.fault {
+            Fault::FallsSilent => return batches >= VICTIM,
+            // When the warm-up is over.
+            Fault::Stalls(pause) if batches >= 2 * VICTIM => pause,
+            _ => return false,
+        };
         let mut stalled = self.stalled.lock().expect("whole");
         stalled.get_or_insert_with(Instant::now).elapsed() < pause
     }
@@ -121,6 +130,9 @@ impl PublishSide for Publishers<'_> {
         self.1.push_back(token);
         let mut most = self.0.most_in_flight.lock().expect("whole");
         *most = self.1.len().max(*most);
+        if self.0.fault == Fault::Lags {
+            *self.0.stalled.lock().expect("whole") = Some(Instant::now());
+        }
         let mut sent = self.0.sent.lock().expect("whole");
         sent.push((partition, batch.keys.len()));
         Ok(())
@@ -200,6 +212,18 @@ impl Watch for Nobody {
     }
 }
 
+/// Asks for the end once a run does this.
+struct Impatient(&'static str);
+
+impl Watch for Impatient {
+    fn progress(&mut self, progress: Progress) -> ControlFlow<()> {
+        match progress.phase == self.0 {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+}
+
 fn plan() -> Plan {
     Plan {
         rate_per_s: 4000.0,
@@ -264,8 +288,52 @@ fn what_is_far_too_much_ends_and_is_not_sent() {
         outcome.scheduled, 10_000_000,
         "due, whether or not it was sent"
     );
-    let sent = outcome.balance.sent;
-    assert!(sent > 0 && sent < outcome.scheduled, "{sent}");
+    let Balance { sent, unsent, .. } = outcome.balance;
+    assert!(sent > 0 && unsent > 0, "{sent} and {unsent}");
+    assert_eq!(sent + unsent, outcome.scheduled);
+    let faults = outcome.balance.faults(true).join(", ");
+    assert!(faults.contains("due and never sent"), "{faults}");
+}
+
+#[test]
+fn who_does_not_want_to_wait_for_what_is_given_up_need_not() {
+    let plan = Plan {
+        rate_per_s: 1e8,
+        duration: Duration::from_secs(1),
+        warm_up: Duration::ZERO,
+        drain: Duration::from_millis(1),
+        subscribers: 0,
+        ..plan()
+    };
+    let mut watch = Impatient("waiting for the rest");
+    let outcome = run(&plan, None, &Queue::new(Fault::None), &mut watch).expect("it began");
+    assert!(matches!(outcome.error, Some(BenchError::Interrupted)));
+    assert!(outcome.scheduled < 100_000_000, "{}", outcome.scheduled);
+}
+
+#[test]
+fn what_waits_for_a_broker_that_answers_no_more_is_counted_as_unsent() {
+    let queue = Queue {
+        in_flight: 10,
+        ..Queue::new(Fault::FallsSilent)
+    };
+    let outcome = run(&plan(), None, &queue, &mut Nobody).expect("it began");
+    let Balance { sent, unsent, .. } = outcome.balance;
+    assert!(unsent > 1000, "{unsent}");
+    assert_eq!(sent + unsent, 2000, "each is accounted for");
+}
+
+#[test]
+fn silence_of_the_schedule_is_not_taken_for_the_broker_s() {
+    let plan = Plan {
+        rate_per_s: 1.0,
+        duration: Duration::from_millis(1500),
+        warm_up: Duration::ZERO,
+        ..plan()
+    };
+    let outcome = run_with(Fault::Lags, &plan);
+    assert_eq!(outcome.balance.faults(true), [""; 0]);
+    assert_eq!(outcome.balance.received, 2);
 }
 
 #[test]
@@ -448,6 +516,13 @@ fn plans_that_cannot_be_are_refused_with_what_would_do() {
                 ..good()
             },
             "publishers",
+        ),
+        (
+            Plan {
+                drain: Duration::ZERO,
+                ..good()
+            },
+            "drain",
         ),
     ] {
         let error = plan.check(None).expect_err(words).to_string();

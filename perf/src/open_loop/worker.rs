@@ -25,6 +25,8 @@ use crate::open_loop::timing::{Cells, Times};
 const TAKEN_IN_A_TURN: usize = 64;
 /// Batches sent before sockets are looked at.
 const SENT_IN_A_TURN: usize = 64;
+/// Records that are given up before sockets are looked at.
+const GIVEN_UP_IN_A_TURN: usize = 1 << 16;
 /// How often a worker that has nothing else to do looks whether all is there.
 const LOOK_EVERY_NS: u64 = 5_000_000;
 
@@ -67,6 +69,8 @@ pub(crate) struct Seen {
     pub(crate) scheduled: u64,
     /// When the last of those was acknowledged, in ns since measuring began.
     pub(crate) last_ack_ns: u64,
+    /// Due and never sent, warm-up included.
+    pub(crate) unsent: u64,
     pub(crate) refusal: Option<String>,
     /// What ended it before its time.
     pub(crate) error: Option<BenchError>,
@@ -118,6 +122,8 @@ struct Worker<'a> {
     publishers: Vec<Publisher>,
     /// Those with something to send.
     listed: VecDeque<usize>,
+    /// Records that they have.
+    waiting: u64,
     in_flight: Vec<InFlight>,
     free: Vec<u32>,
     /// Bytes of a value and its filling.
@@ -128,12 +134,14 @@ struct Worker<'a> {
     seen: Seen,
     times: Times,
     second: u64,
-    /// When a verdict or a record arrived last.
-    heard_ns: u64,
+    /// When something was due, was sent or arrived last.
+    moved_ns: u64,
     measured: Range<u64>,
     /// Subscribers that are there from the beginning.
     live: usize,
     is_publishing: bool,
+    /// What has not left by now does not leave any more.
+    is_too_late: bool,
 }
 
 /// Runs a worker's share to its end.
@@ -150,7 +158,7 @@ pub(crate) fn run(
         shared.stop.store(true, Ordering::Relaxed);
         worker.seen.error = Some(error);
     }
-    worker.publishing_done();
+    worker.end_publishing();
     // Whoever adds up takes what is left of the last second.
     let _ = post.full.send((
         post.worker,
@@ -178,6 +186,7 @@ impl<'a> Worker<'a> {
             shared,
             publishers: share.publishers.iter().map(publisher).collect(),
             listed: VecDeque::new(),
+            waiting: 0,
             in_flight: Vec::new(),
             free: Vec::new(),
             filling: (0..bytes).map(|i| (i % 251) as u8).collect(),
@@ -192,15 +201,17 @@ impl<'a> Worker<'a> {
                 cells: Cells::new(plan.duration.as_nanos() as u64),
                 scheduled: 0,
                 last_ack_ns: 0,
+                unsent: 0,
                 refusal: None,
                 error: None,
             },
             times: Times::default(),
             second: 0,
-            heard_ns: 0,
+            moved_ns: 0,
             measured: 0..0,
             live: share.subscribers,
             is_publishing: !share.publishers.is_empty(),
+            is_too_late: false,
         }
     }
 
@@ -224,14 +235,17 @@ impl<'a> Worker<'a> {
         let start_ns = shared.start_ns.load(Ordering::Acquire);
         let measured_ns = start_ns + shared.plan.warm_up.as_nanos() as u64;
         self.measured = measured_ns..measured_ns + shared.plan.duration.as_nanos() as u64;
-        self.heard_ns = start_ns;
+        self.moved_ns = start_ns;
         let shape = shared.plan.shape();
         let mut arrivals = Arrivals::new(shape, shared.feed).peekable();
         let mut replay: Option<Box<dyn SubscribeSide + '_>> = None;
         let mut next_look_ns = 0;
         loop {
-            let mut busy = self.take_due(start_ns, &mut arrivals);
-            busy |= self.pump(&mut *publish)?;
+            let mut busy = false;
+            if self.is_publishing {
+                busy |= self.take_due(start_ns, &mut arrivals);
+                busy |= self.pump(&mut *publish)?;
+            }
             busy |= publish.turn(&mut |token, verdict| self.verdict(token, verdict.err()))?;
             busy |= live.turn(&mut |n, partition, value| self.arrived(n, partition, value))?;
             if let Some(replay) = &mut replay {
@@ -258,9 +272,10 @@ impl<'a> Worker<'a> {
             if now_ns >= next_look_ns {
                 next_look_ns = now_ns + LOOK_EVERY_NS;
                 if now_ns > self.measured.end + shared.plan.drain.as_nanos() as u64 {
-                    self.give_up_the_rest(start_ns, &mut arrivals);
+                    self.is_too_late = true;
+                    self.give_up_waiting();
                 }
-                if arrivals.peek().is_none() && self.is_over(now_ns) {
+                if self.is_over(now_ns, arrivals.peek().is_none()) {
                     return Ok(());
                 }
             }
@@ -276,19 +291,16 @@ impl<'a> Worker<'a> {
         self.second = second;
     }
 
-    /// Too much was due: what has not left by now does not leave any more, and counts as due.
-    fn give_up_the_rest(
-        &mut self,
-        start_ns: u64,
-        arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
-    ) {
-        for due in arrivals {
-            let is_measured = self.measured.contains(&(start_ns + due.at_ns));
-            self.seen.scheduled += u64::from(is_measured && self.publisher_of(&due).is_some());
-        }
+    /// What waits to be sent is not sent any more.
+    fn give_up_waiting(&mut self) {
+        self.seen.unsent += std::mem::take(&mut self.waiting);
         for n in self.listed.drain(..) {
-            self.publishers[n].backlog.clear();
-            self.publishers[n].is_listed = false;
+            let publisher = &mut self.publishers[n];
+            publisher.is_listed = false;
+            publisher.backlog.clear();
+            for partition in publisher.begun.drain(..) {
+                publisher.filling[partition as usize] = None;
+            }
         }
     }
 
@@ -308,22 +320,32 @@ impl<'a> Worker<'a> {
         arrivals: &mut std::iter::Peekable<Arrivals<'_>>,
     ) -> bool {
         let (now_ns, group) = (self.shared.now_ns(), self.shared.plan.group());
+        let most = match self.is_too_late {
+            true => GIVEN_UP_IN_A_TURN,
+            false => TAKEN_IN_A_TURN,
+        };
         let mut taken = 0;
         while let Some(mut due) = arrivals.next_if(|due| {
             let is_begun = !due.index.is_multiple_of(group);
-            start_ns + due.at_ns <= now_ns && (taken < TAKEN_IN_A_TURN || is_begun)
+            start_ns + due.at_ns <= now_ns && (taken < most || is_begun)
         }) {
             taken += 1;
             due.at_ns += start_ns;
             let Some(n) = self.publisher_of(&due) else {
                 continue;
             };
-            if self.measured.contains(&due.at_ns) {
-                self.seen.scheduled += 1;
-                self.times
-                    .lag
-                    .record(Duration::from_nanos(now_ns - due.at_ns));
+            let is_measured = self.measured.contains(&due.at_ns);
+            self.seen.scheduled += u64::from(is_measured);
+            if self.is_too_late {
+                self.seen.unsent += 1;
+                continue;
             }
+            if is_measured {
+                let lag = Duration::from_nanos(now_ns - due.at_ns);
+                self.times.lag.record(lag);
+            }
+            self.moved_ns = self.moved_ns.max(due.at_ns);
+            self.waiting += 1;
             let publisher = &mut self.publishers[n];
             publisher.backlog.push_back(due);
             if !std::mem::replace(&mut publisher.is_listed, true) {
@@ -457,6 +479,8 @@ impl<'a> Worker<'a> {
         entry.dues.clear();
         entry.dues.append(&mut lent.dues);
         entry.sent_ns = self.shared.now_ns();
+        self.moved_ns = entry.sent_ns;
+        self.waiting -= lent.keys.len() as u64;
         let lane = (self.publishers[n].id, partition);
         self.lanes.entry(lane).or_default().sent += lent.keys.len() as u64;
         let outgoing = Outgoing {
@@ -473,7 +497,7 @@ impl<'a> Worker<'a> {
 
     fn verdict(&mut self, token: u64, refusal: Option<&str>) {
         let now_ns = self.shared.now_ns();
-        self.heard_ns = now_ns;
+        self.moved_ns = now_ns;
         let Some(entry) = self.in_flight.get_mut(token as usize) else {
             return;
         };
@@ -510,7 +534,7 @@ impl<'a> Worker<'a> {
 
     fn arrived(&mut self, n: usize, partition: u32, value: &[u8]) {
         let now_ns = self.shared.now_ns();
-        self.heard_ns = now_ns;
+        self.moved_ns = now_ns;
         let Some(stamp) = self.seen.received[n].take(partition, value) else {
             return;
         };
@@ -524,31 +548,48 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether everything has an outcome, or nothing has been heard for too long.
-    fn is_over(&mut self, now_ns: u64) -> bool {
-        let drain_ns = self.shared.plan.drain.as_nanos() as u64;
-        let given_up = now_ns.saturating_sub(self.heard_ns) > drain_ns;
-        let waits = !self.listed.is_empty() || self.free.len() < self.in_flight.len();
-        if waits && !given_up {
-            return false;
+    /// Whether this worker has nothing more to publish and nothing more to read.
+    fn is_over(&mut self, now_ns: u64, is_all_due: bool) -> bool {
+        if self.is_publishing {
+            if !(is_all_due && (self.is_settled() || self.is_silent(now_ns))) {
+                return false;
+            }
+            self.end_publishing();
         }
-        self.publishing_done();
         if self.shared.publishing.load(Ordering::Acquire) > 0 {
+            // Silence counts from when the last has published.
+            self.moved_ns = now_ns;
             return false;
         }
-        let sent = self.shared.sent.lock();
-        let Ok(sent) = sent else { return true };
+        self.is_silent(now_ns) || self.has_read_all()
+    }
+
+    /// Whether all that was due is sent and has an outcome.
+    fn is_settled(&self) -> bool {
+        self.waiting == 0 && self.free.len() == self.in_flight.len()
+    }
+
+    /// Whether it is too long ago that anything was due, sent or heard.
+    fn is_silent(&self, now_ns: u64) -> bool {
+        let drain_ns = self.shared.plan.drain.as_nanos() as u64;
+        now_ns.saturating_sub(self.moved_ns) > drain_ns
+    }
+
+    fn has_read_all(&self) -> bool {
+        let Ok(sent) = self.shared.sent.lock() else {
+            return true;
+        };
         let (live, replayed) = self.seen.received.split_at(self.live);
-        given_up
-            || live.iter().chain(replayed).all(|r| r.has_all(&sent))
-                && replayed.iter().all(|r| r.has_all(&self.shared.preloaded))
+        live.iter().chain(replayed).all(|r| r.has_all(&sent))
+            && replayed.iter().all(|r| r.has_all(&self.shared.preloaded))
     }
 
     /// Tells everybody what was sent. Once.
-    fn publishing_done(&mut self) {
+    fn end_publishing(&mut self) {
         if !std::mem::take(&mut self.is_publishing) {
             return;
         }
+        self.give_up_waiting();
         let lanes = std::mem::take(&mut self.lanes);
         if let Ok(mut sent) = self.shared.sent.lock() {
             sent.extend(lanes);
