@@ -1,7 +1,7 @@
 //! A Ringtide broker as what is measured: each publisher and each subscriber has a connection of its
 //! own to every shard that it needs. Batches carry no producer identity and are never sent again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,7 +49,7 @@ impl Target for RingtideTopic {
             builder: BatchBuilder::new(self.codec),
             batch: Vec::new(),
             key: Vec::new(),
-            left: Vec::new(),
+            leaving: Vec::new(),
         }))
     }
 
@@ -73,6 +73,8 @@ struct Link {
     pipe: Pipe,
     in_flight: usize,
     is_dirty: bool,
+    /// Without acknowledgements: where in the stream each batch ends, and its token.
+    leaving: VecDeque<(u64, u64)>,
 }
 
 /// Connections of publishers or subscribers.
@@ -106,6 +108,7 @@ impl Links {
                     pipe,
                     in_flight: 0,
                     is_dirty: false,
+                    leaving: VecDeque::new(),
                 });
             }
             let at = |owner: &str| owners.partition_point(|o| *o < owner);
@@ -199,8 +202,8 @@ struct Publishers<'a> {
     builder: BatchBuilder,
     batch: Vec<u8>,
     key: Vec<u8>,
-    /// Without acknowledgements: what was sent since the last turn.
-    left: Vec<u64>,
+    /// Without acknowledgements: the links that batches have not left yet.
+    leaving: Vec<usize>,
 }
 
 impl PublishSide for Publishers<'_> {
@@ -240,7 +243,10 @@ impl PublishSide for Publishers<'_> {
         link.pipe
             .publish_as(token, id, &self.batch, self.topic.acks)?;
         if self.topic.acks == Acks::None {
-            self.left.push(token);
+            if link.leaving.is_empty() {
+                self.leaving.push(at);
+            }
+            link.leaving.push_back((link.pipe.end(), token));
         } else {
             link.in_flight += 1;
         }
@@ -249,8 +255,7 @@ impl PublishSide for Publishers<'_> {
     }
 
     fn turn(&mut self, done: &mut dyn FnMut(u64, Verdict<'_>)) -> Result<bool, BenchError> {
-        let sent = !self.left.is_empty();
-        let arrived = self.links.turn(|_, in_flight, frame| {
+        let mut any = self.links.turn(|_, in_flight, frame| {
             let token = frame.header.correlation;
             if frame.header.flags & FLAG_ERROR != 0 {
                 *in_flight = in_flight.saturating_sub(1);
@@ -263,10 +268,19 @@ impl PublishSide for Publishers<'_> {
                 }
             }
         })?;
-        for token in self.left.drain(..) {
-            done(token, Ok(()));
-        }
-        Ok(arrived || sent)
+        let links = &mut self.links.links;
+        self.leaving.retain(|&at| {
+            let Link { pipe, leaving, .. } = &mut links[at];
+            while let Some(&(end, token)) = leaving.front()
+                && end <= pipe.taken()
+            {
+                leaving.pop_front();
+                any = true;
+                done(token, Ok(()));
+            }
+            !leaving.is_empty()
+        });
+        Ok(any)
     }
 }
 
@@ -374,5 +388,90 @@ impl SubscribeSide for Subscribers {
             links.mark(at);
         }
         wrong.map_or(Ok(arrived), |why| Err(BenchError::Wrong(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::mpsc;
+
+    use ringtide_client::TopicId;
+    use ringtide_schema::frame::{FrameHeader, HEADER_BYTES};
+    use ringtide_session::Encoder;
+
+    use super::*;
+
+    /// A topic at a broker that greets everyone and then does this.
+    fn topic(acks: Acks, meet: impl Fn(TcpStream) + Send + 'static) -> RingtideTopic {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let server = listener.local_addr().expect("an address").to_string();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                greet(&mut stream);
+                meet(stream);
+            }
+        });
+        let topic = TopicId { hi: 1, lo: 2 };
+        let id = PartitionId {
+            topic,
+            partition: 0,
+        };
+        RingtideTopic {
+            partitions: vec![(id, server)],
+            acks,
+            codec: Codec::None,
+            in_flight: usize::MAX,
+        }
+    }
+
+    fn greet(stream: &mut TcpStream) {
+        let mut head = [0; HEADER_BYTES];
+        stream.read_exact(&mut head).expect("a hello");
+        let header = FrameHeader::decode(&head).expect("a header");
+        let header = header.expect("whole");
+        let mut body = vec![0; header.frame_bytes() - HEADER_BYTES];
+        stream.read_exact(&mut body).expect("the rest");
+        let mut answer = Vec::new();
+        Encoder::new().frame(&mut answer, Op::Hello, 0, header.correlation, 0, |b| {
+            let args = wire::HelloResponseArgs {
+                max_in_flight_requests: 100,
+                ..wire::HelloResponseArgs::default()
+            };
+            wire::HelloResponse::create(b, &args)
+        });
+        stream.write_all(&answer).expect("sent");
+    }
+
+    #[test]
+    fn without_acknowledgements_a_batch_is_done_when_its_last_byte_has_left() {
+        let (read, may_read) = mpsc::channel::<()>();
+        let topic = topic(Acks::None, move |mut stream| {
+            let _ = may_read.recv();
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        let mut side = topic.publishers(1).expect("connected");
+        let value = vec![0; 100_000];
+        let batch = Outgoing {
+            keys: &[None],
+            values: &value,
+            value_bytes: value.len(),
+        };
+        let (mut sent, mut done) = (0, 0);
+        while side.may_send(0, 0) {
+            side.send(sent, 0, 0, batch).expect("sent");
+            sent += 1;
+            side.turn(&mut |token, verdict| {
+                assert_eq!((token, verdict), (done, Ok(())));
+                done += 1;
+            })
+            .expect("connected");
+        }
+        assert!(done + 40 < sent, "{done} of {sent}, with 4 MiB unsent");
+        read.send(()).expect("it listens");
+        while done < sent {
+            side.turn(&mut |_, _| done += 1).expect("connected");
+        }
     }
 }

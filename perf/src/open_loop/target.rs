@@ -40,7 +40,7 @@ pub trait PublishSide {
     fn may_send(&self, publisher: usize, partition: u32) -> bool;
 
     /// Sends a batch. Its verdict comes under this token; without acknowledgements it comes when the
-    /// batch has left.
+    /// system has taken the last byte of the batch.
     ///
     /// # Errors
     /// When the broker is lost.
