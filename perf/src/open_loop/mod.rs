@@ -5,6 +5,7 @@
 //! [`Plan`] says what, [`run`] does it to a [`target::Target`], [`Outcome`] is what came of it. Each
 //! record is accounted for ([`ledger`]). What makes a measurement count is judged in [`crate::report`].
 
+mod around;
 pub mod ledger;
 pub mod ringtide;
 pub mod schedule;
@@ -27,17 +28,14 @@ use ringtide_schema::limits::{MAX_BATCH_BYTES, MAX_PARTITIONS};
 use crate::cpu;
 use crate::error::BenchError;
 use crate::feed::{Feed, RECORD_BYTES};
-use ledger::{Balance, Lane, Received, Sent};
+use around::{preload, read_back};
+use ledger::Balance;
 use schedule::{Keys, Schedule, Shape};
-use stamp::{NOT_TIMED, STAMP_BYTES, Stamp};
-use target::{From, Outgoing, Target};
+use stamp::STAMP_BYTES;
+use target::Target;
 use timing::{Cells, Second, Times};
 use worker::{Post, Seen, Share, Shared};
 
-/// The publisher of what is there before the run.
-const PRELOADER: u32 = u32::MAX;
-/// Bytes of its batches, at the most.
-const PRELOAD_BATCH_BYTES: usize = 64 << 10;
 /// From the moment that all are connected to the beginning of the schedule.
 const LEAD: Duration = Duration::from_millis(20);
 /// How often [`Progress`] is reported, and an interruption noticed.
@@ -486,122 +484,4 @@ fn settle(
         refusal,
         error,
     }
-}
-
-/// Publishes what is to be there before the run, as fast as it goes.
-fn preload(
-    plan: &Plan,
-    run: u32,
-    target: &dyn Target,
-    watch: &mut dyn Watch,
-) -> Result<HashMap<Lane, Sent>, BenchError> {
-    let mut lanes: HashMap<Lane, Sent> = HashMap::new();
-    let bytes = plan.value_bytes();
-    let (began, mut left) = (Instant::now(), plan.preload_bytes / bytes as u64);
-    if left == 0 {
-        return Ok(lanes);
-    }
-    let mut side = target.publishers(1)?;
-    let per_batch = (PRELOAD_BATCH_BYTES / bytes).max(1);
-    let (mut in_flight, mut refused, mut batches) = (HashMap::new(), None, 0_u64);
-    let mut next_progress = began;
-    while left > 0 || !in_flight.is_empty() {
-        let partition = (batches % u64::from(plan.partitions)) as u32;
-        let may_send = left > 0 && side.may_send(0, partition);
-        if may_send {
-            let records = per_batch.min(left as usize);
-            let lane = lanes.entry((PRELOADER, partition)).or_default();
-            let mut values = vec![0; records * bytes];
-            for value in values.chunks_exact_mut(bytes) {
-                Stamp {
-                    run,
-                    publisher: PRELOADER,
-                    partition,
-                    sequence: lane.sent,
-                    due_ns: NOT_TIMED,
-                }
-                .write(value);
-                lane.sent += 1;
-            }
-            let batch = Outgoing {
-                keys: &vec![None; records],
-                values: &values,
-                value_bytes: bytes,
-            };
-            side.send(batches, 0, partition, batch)?;
-            in_flight.insert(batches, (partition, records as u64));
-            batches += 1;
-            left -= records as u64;
-        }
-        let heard = side.turn(&mut |token, verdict| {
-            let Some((partition, records)) = in_flight.remove(&token) else {
-                return;
-            };
-            match verdict {
-                Ok(()) => lanes.entry((PRELOADER, partition)).or_default().acked += records,
-                Err(why) => refused = Some(why.to_owned()),
-            }
-        })?;
-        if let Some(why) = refused {
-            return Err(BenchError::Wrong(format!(
-                "what is to be there before the run was {why}"
-            )));
-        }
-        if !heard && !may_send {
-            std::thread::yield_now();
-        }
-        if Instant::now() >= next_progress {
-            next_progress = Instant::now() + PROGRESS_EVERY;
-            let progress = Progress {
-                phase: "preloading",
-                elapsed: began.elapsed(),
-                total: began.elapsed(),
-                acked: lanes.values().map(|lane| lane.acked).sum(),
-            };
-            if watch.progress(progress).is_break() {
-                return Err(BenchError::Interrupted);
-            }
-        }
-    }
-    Ok(lanes)
-}
-
-/// Reads all there is, until everything was seen or nothing comes any more.
-fn read_back(
-    plan: &Plan,
-    run: u32,
-    sent: &HashMap<Lane, Sent>,
-    target: &dyn Target,
-    watch: &mut dyn Watch,
-) -> Result<Received, BenchError> {
-    let mut received = Received::new(run);
-    let mut side = target.subscribers(1, From::Earliest)?;
-    let (began, mut heard) = (Instant::now(), Instant::now());
-    let mut next_progress = began;
-    while !received.has_all(sent) && heard.elapsed() < plan.drain {
-        let before = Instant::now();
-        // Between two looks at the whole balance as much is read as there is.
-        while side.turn(&mut |_, partition, value| {
-            received.take(partition, value);
-        })? {
-            heard = Instant::now();
-            if heard - before > PROGRESS_EVERY {
-                break;
-            }
-        }
-        if Instant::now() >= next_progress {
-            next_progress = Instant::now() + PROGRESS_EVERY;
-            let progress = Progress {
-                phase: "reading back",
-                elapsed: began.elapsed(),
-                total: began.elapsed(),
-                acked: received.count(),
-            };
-            if watch.progress(progress).is_break() {
-                return Err(BenchError::Interrupted);
-            }
-        }
-        std::thread::yield_now();
-    }
-    Ok(received)
 }

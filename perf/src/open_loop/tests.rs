@@ -31,6 +31,8 @@ enum Fault {
     Dies,
     /// Each answer and each delivery takes a while.
     Lags,
+    /// What was answered last is visible later.
+    ShowsLate,
     /// Nothing is answered or delivered from one batch on.
     FallsSilent,
 }
@@ -196,9 +198,11 @@ impl Target for Queue {
         count: usize,
         from: From,
     ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let at = match from {
-            From::Earliest => 0,
-            From::Latest => self.log.lock().expect("whole").len(),
+        let end = self.log.lock().expect("whole").len();
+        let at = match (from, self.fault) {
+            (From::Earliest, _) => 0,
+            (From::Latest, Fault::ShowsLate) => end.saturating_sub(10),
+            (From::Latest, _) => end,
         };
         Ok(Box::new(Subscribers(self, vec![at; count])))
     }
@@ -462,6 +466,17 @@ fn replayers_are_given_what_was_there_before_and_what_comes() {
     assert_eq!(outcome.replayed, 2 * 3000 * 128);
     let lost = run_with(Fault::Loses, &plan);
     assert_eq!(lost.balance.lost, 2, "of what was there before");
+}
+
+#[test]
+fn what_was_there_before_and_is_visible_late_does_not_count_for_live_subscribers() {
+    let plan = Plan {
+        preload_bytes: 128 * 1000,
+        ..plan()
+    };
+    let balance = run_with(Fault::ShowsLate, &plan).balance;
+    assert_eq!(balance.faults(true), [""; 0]);
+    assert_eq!(balance.received, 2000);
 }
 
 #[test]

@@ -181,7 +181,8 @@ impl<'a> Worker<'a> {
             begun: Vec::new(),
         };
         let bytes = plan.value_bytes();
-        let received = Received::new(shared.run);
+        let live = std::iter::repeat_n(Received::beginning_late(shared.run), share.subscribers);
+        let replayed = std::iter::repeat_n(Received::new(shared.run), share.replayers);
         Self {
             shared,
             publishers: share.publishers.iter().map(publisher).collect(),
@@ -197,7 +198,7 @@ impl<'a> Worker<'a> {
                 .map(|(n, &id)| (id, n))
                 .collect(),
             seen: Seen {
-                received: vec![received; share.subscribers + share.replayers],
+                received: live.chain(replayed).collect(),
                 cells: Cells::new(plan.duration.as_nanos() as u64),
                 scheduled: 0,
                 last_ack_ns: 0,
