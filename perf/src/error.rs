@@ -1,5 +1,5 @@
-//! Why there are no figures. A measurement that ended early gives an error and nothing else: figures
-//! of a part of it are not those of the whole.
+//! Why there are no figures, or why those that there are do not count: figures of a part of a measurement
+//! are not those of the whole.
 
 use std::io;
 
@@ -77,6 +77,14 @@ impl BenchError {
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |cause| Self::Io { what, cause }
+    }
+
+    /// Says in the message how much was acknowledged before.
+    pub(crate) fn after(mut self, records: u64) -> Self {
+        if let Self::Lost { acknowledged, .. } = &mut self {
+            *acknowledged = records;
+        }
+        self
     }
 
     /// Says in the message that the topic may still be there.

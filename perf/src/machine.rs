@@ -25,8 +25,8 @@ pub struct Counters {
     at: Instant,
     busy_s: f64,
     steal_s: f64,
-    /// This process and the broker's.
-    own_s: f64,
+    /// This process and the broker's; nothing once that is gone.
+    own_s: Option<f64>,
     yields: Option<Vec<u64>>,
     writes_and_flushes: Option<(u64, u64)>,
 }
@@ -38,8 +38,9 @@ pub struct Between {
     pub elapsed_s: f64,
     /// Of one CPU's time: what the machine's host gave to others.
     pub steal_share: f64,
-    /// Of one CPU's time: what other processes took.
-    pub others_share: f64,
+    /// Of one CPU's time: what other processes took, unless the broker went away meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub others_share: Option<f64>,
     /// sched_yield(2) calls a second on each CPU, if the kernel counts them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub yields_per_s: Option<Vec<f64>>,
@@ -59,8 +60,9 @@ impl Counters {
         let (busy_s, steal_s) = cpu_time(&stat);
         let this = std::process::id();
         let broker = parts.broker_pid.filter(|pid| *pid != this);
-        let own = process_time(this) + broker.map_or(Duration::ZERO, process_time);
-        let own_s = own.as_secs_f64();
+        let of_broker = broker.map_or(Some(Duration::ZERO), process_time);
+        let own = process_time(this).zip(of_broker);
+        let own_s = own.map(|(this, broker)| (this + broker).as_secs_f64());
         let schedstat = fs::read_to_string("/proc/schedstat").ok();
         let disk = parts.disk.as_ref();
         Self {
@@ -83,13 +85,14 @@ impl Counters {
     pub fn until(&self, later: &Self) -> Between {
         let elapsed_s = (later.at - self.at).as_secs_f64().max(1e-9);
         let share = |seconds: f64| (seconds / elapsed_s).max(0.0);
-        let (busy_s, own_s) = (later.busy_s - self.busy_s, later.own_s - self.own_s);
+        let busy_s = later.busy_s - self.busy_s;
+        let own = self.own_s.zip(later.own_s);
         let yields = self.yields.as_ref().zip(later.yields.as_ref());
         let disk = self.writes_and_flushes.zip(later.writes_and_flushes);
         Between {
             elapsed_s,
             steal_share: share(later.steal_s - self.steal_s),
-            others_share: share(busy_s - own_s),
+            others_share: own.map(|(before, after)| share(busy_s - (after - before))),
             yields_per_s: yields.map(|(before, after)| {
                 let each = before.iter().zip(after);
                 each.map(|(b, a)| a.saturating_sub(*b) as f64 / elapsed_s)
@@ -114,16 +117,18 @@ fn cpu_time(stat: &str) -> (f64, f64) {
     (at(0) + at(1) + at(2), at(7))
 }
 
-/// Time on a CPU of all threads of a process.
-fn process_time(pid: u32) -> Duration {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+/// Time on a CPU of all threads of a process, if there is one.
+fn process_time(pid: u32) -> Option<Duration> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name of the program, in brackets, may hold anything.
     let rest = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
     let ticks = |n: usize| -> f64 {
         let field = rest.split_whitespace().nth(n);
         field.and_then(|f| f.parse().ok()).unwrap_or(0.0)
     };
-    Duration::from_secs_f64((ticks(11) + ticks(12)) / TICKS_PER_S)
+    Some(Duration::from_secs_f64(
+        (ticks(11) + ticks(12)) / TICKS_PER_S,
+    ))
 }
 
 /// sched_yield calls of each CPU since the machine started.
@@ -212,14 +217,27 @@ mod tests {
     fn work_of_this_process_is_not_that_of_others() {
         let parts = Parts::default();
         let before = Counters::read(&parts);
-        let began = process_time(std::process::id());
+        let own = || process_time(std::process::id()).expect("this process");
+        let began = own();
         // Until the kernel has counted a good deal of it.
-        while process_time(std::process::id()) < began + Duration::from_millis(300) {
+        while own() < began + Duration::from_millis(300) {
             std::hint::spin_loop();
         }
         let after = Counters::read(&parts);
-        assert!(after.own_s - before.own_s > 0.29);
+        assert!(after.own_s > before.own_s.map(|s| s + 0.29));
         let between = before.until(&after);
         assert!(between.elapsed_s > 0.0 && between.steal_share >= 0.0);
+    }
+
+    #[test]
+    fn what_a_broker_took_that_is_gone_is_not_taken_for_that_of_others() {
+        // No process has this number.
+        let gone = Parts {
+            broker_pid: Some(u32::MAX),
+            ..Parts::default()
+        };
+        let before = Counters::read(&Parts::default());
+        let between = before.until(&Counters::read(&gone));
+        assert_eq!(between.others_share, None);
     }
 }

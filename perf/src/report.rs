@@ -396,7 +396,12 @@ impl Report {
     pub fn new(plan: &Plan, outcome: &Outcome, facts: Facts) -> Self {
         let times = &outcome.times;
         let elapsed_s = outcome.elapsed.as_secs_f64();
-        let rate = |count: u64| count as f64 / elapsed_s;
+        // Of what was cut short before measuring began there is no rate.
+        let per_s = |count: u64, seconds: f64| match seconds > 0.0 {
+            true => count as f64 / seconds,
+            false => 0.0,
+        };
+        let rate = |count: u64| per_s(count, elapsed_s);
         let count = times.latency.count();
         let produce = Produce {
             count,
@@ -410,7 +415,7 @@ impl Report {
                 .collect(),
         };
         let schedule = Kept {
-            target_rate_per_s: outcome.scheduled as f64 / plan.duration.as_secs_f64(),
+            target_rate_per_s: per_s(outcome.scheduled, outcome.measured.as_secs_f64()),
             achieved_rate_per_s: rate(count),
             lag_ns: times.lag.summary(),
         };
@@ -476,8 +481,9 @@ impl Report {
     #[must_use]
     pub fn was_disturbed(&self) -> bool {
         let meanwhile = self.environment.meanwhile.as_ref();
-        meanwhile
-            .is_some_and(|m| m.steal_share > MAX_STEAL_SHARE || m.others_share > MAX_OTHERS_SHARE)
+        meanwhile.is_some_and(|m| {
+            m.steal_share > MAX_STEAL_SHARE || m.others_share > Some(MAX_OTHERS_SHARE)
+        })
     }
 }
 
@@ -556,10 +562,10 @@ fn disturbances(facts: &Facts) -> Vec<String> {
             percent(between.steal_share)
         ));
     }
-    if between.others_share > MAX_OTHERS_SHARE {
+    if let Some(share) = between.others_share.filter(|&s| s > MAX_OTHERS_SHARE) {
         reasons.push(format!(
             "other processes took {:.0} % of a CPU's time",
-            percent(between.others_share)
+            percent(share)
         ));
     }
     let cpus = facts.environment.host.cpus;
@@ -620,7 +626,7 @@ mod tests {
         Between {
             elapsed_s: 10.0,
             steal_share: 0.0,
-            others_share: 0.01,
+            others_share: Some(0.01),
             yields_per_s: Some(vec![50_000.0, 50_000.0]),
             disk_writes: Some(10),
             disk_flushes: Some(10),
@@ -680,6 +686,7 @@ mod tests {
             seconds: Vec::new(),
             cells: Cells::new(0),
             scheduled: 1000,
+            measured: Duration::from_secs(10),
             elapsed: Duration::from_secs(10),
             balance: Balance {
                 sent: 1000,
@@ -733,6 +740,20 @@ mod tests {
     }
 
     #[test]
+    fn figures_of_a_run_that_was_cut_short_are_of_the_time_it_had() {
+        let cut_after = |s: u64| {
+            judged(|o, _| {
+                o.error = Some(BenchError::Interrupted);
+                (o.measured, o.elapsed) = (Duration::from_secs(s), Duration::from_secs(s));
+            })
+        };
+        let schedule = cut_after(2).schedule;
+        assert_eq!(schedule.target_rate_per_s, 500.0);
+        assert_eq!(schedule.achieved_rate_per_s, 500.0);
+        assert_eq!(cut_after(0).produce.rate_per_s, 0.0);
+    }
+
+    #[test]
     fn each_fault_makes_a_run_invalid_and_is_named() {
         type Plant = fn(&mut Outcome, &mut Facts);
         let plants: [(&str, Plant); 13] = [
@@ -751,7 +772,7 @@ mod tests {
                     .meanwhile
                     .as_mut()
                     .expect("there")
-                    .others_share = 0.5;
+                    .others_share = Some(0.5);
             }),
             ("3 threads never sleep", |_, f| f.spinning = 3),
             ("yields only 5 times", |_, f| {

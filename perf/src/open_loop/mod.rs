@@ -238,6 +238,8 @@ pub struct Outcome {
     pub cells: Cells,
     /// Records due while it was measured.
     pub scheduled: u64,
+    /// How long it was measured: less than planned if it was cut short.
+    pub measured: Duration,
     /// How long those took to be acknowledged, from the beginning of measuring to the last; at least
     /// as long as was measured.
     pub elapsed: Duration,
@@ -256,7 +258,8 @@ pub struct Outcome {
 /// Does what the plan says.
 ///
 /// # Errors
-/// When it could not begin. What ends it later is in the outcome.
+/// When the plan cannot be, or what is to be there before could not be published, or a thread of the
+/// generator could not be placed or panicked. What else ends it is in the outcome.
 pub fn run(
     plan: &Plan,
     feed: Option<&Feed>,
@@ -441,6 +444,11 @@ fn settle(
         Ok(mut sent) => std::mem::take(&mut *sent),
         Err(_) => HashMap::new(),
     };
+    let start = Duration::from_nanos(shared.start_ns.load(Ordering::Acquire));
+    let passed = match start.is_zero() {
+        true => Duration::ZERO,
+        false => shared.epoch.elapsed().saturating_sub(start + plan.warm_up),
+    };
     let mut cells = Cells::new(plan.duration.as_nanos() as u64);
     let (mut live, mut replayed) = (Vec::new(), Vec::new());
     let (mut refusal, mut error) = (None, interrupted.then_some(BenchError::Interrupted));
@@ -455,6 +463,11 @@ fn settle(
         refusal = refusal.or(seen.refusal);
         error = error.or(seen.error);
     }
+    let measured = match &error {
+        Some(_) => plan.duration.min(passed),
+        None => plan.duration,
+    };
+    cells.truncate(measured.as_nanos() as u64);
     let is_read = !live.is_empty() || !replayed.is_empty();
     let mut everything = sent.clone();
     everything.extend(&shared.preloaded);
@@ -472,16 +485,18 @@ fn settle(
     balance.duplicated += of_replayed.duplicated;
     balance.reordered += of_replayed.reordered;
     balance.corrupt += of_replayed.corrupt;
+    let acked = balance.acked;
     Outcome {
         times: adder.total,
         seconds: adder.closed,
         cells,
         scheduled,
-        elapsed: plan.duration.max(Duration::from_nanos(last_ack_ns)),
+        measured,
+        elapsed: measured.max(Duration::from_nanos(last_ack_ns)),
         balance,
         replayed: of_replayed.received * plan.value_bytes() as u64,
         is_verified: is_read || plan.verify,
         refusal,
-        error,
+        error: error.map(|error| error.after(acked)),
     }
 }

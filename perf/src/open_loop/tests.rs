@@ -154,7 +154,17 @@ impl PublishSide for Publishers<'_> {
             match self.0.fault {
                 Fault::ForgetsToAnswer if is_victim => {}
                 Fault::Refuses if is_victim => done(token, Err("too much")),
-                Fault::Dies if is_victim => return Err(BenchError::Wrong("it died".into())),
+                Fault::Dies if is_victim => {
+                    let cause = ringtide_client::Error::Disconnected {
+                        server: "fake".into(),
+                        why: "it died".into(),
+                    };
+                    return Err(BenchError::Lost {
+                        cause,
+                        acknowledged: 0,
+                        topic: None,
+                    });
+                }
                 _ => done(token, Ok(())),
             }
         }
@@ -359,10 +369,20 @@ fn a_loss_is_found_without_subscribers_by_reading_back() {
 
 #[test]
 fn a_broker_that_dies_leaves_what_was_measured_and_the_reason() {
-    let outcome = run_with(Fault::Dies, &plan());
+    let plan = Plan {
+        duration: Duration::from_secs(600),
+        warm_up: Duration::ZERO,
+        ..plan()
+    };
+    let outcome = run_with(Fault::Dies, &plan);
     let error = outcome.error.expect("it died").to_string();
-    assert!(error.contains("it died"), "{error}");
+    let told = format!("it died (after {} acknowledged records)", VICTIM - 1);
+    assert!(error.contains(&told), "{error}");
     assert!(outcome.balance.sent >= VICTIM as u64 - 1);
+    assert!(outcome.elapsed < plan.duration, "{:?}", outcome.elapsed);
+    let cells = outcome.cells.as_slice().len() as u64;
+    let measured = outcome.measured.as_nanos() as u64;
+    assert_eq!(cells, measured.div_ceil(timing::CELL_NS));
 }
 
 #[test]

@@ -322,9 +322,19 @@ fn a_broker_that_dies_leaves_what_was_measured_marked_as_invalid() {
     assert_eq!(done.code(), 3, "{done:?}");
     let report = json(&file);
     assert_eq!(report["valid"], false);
-    assert!(number(&report, "/produce/count") > 500, "{report}");
+    let count = number(&report, "/produce/count");
+    assert!(count > 500, "{report}");
+    let rate = report
+        .pointer("/produce/rate_per_s")
+        .and_then(Value::as_f64);
+    assert!(
+        rate > Some(count as f64 / 30.0),
+        "of the time it had: {report}"
+    );
     let reasons = report["reasons"].to_string();
     assert!(reasons.contains("was lost"), "{reasons}");
+    assert!(!reasons.contains("(after 0 "), "{reasons}");
+    assert!(!reasons.contains("other processes"), "{reasons}");
     assert!(
         !reasons.contains("not delivered"),
         "of a broker that is gone nobody knows: {reasons}"
