@@ -36,6 +36,8 @@ use target::Target;
 use timing::{Cells, Second, Times};
 use worker::{Post, Seen, Share, Shared};
 
+/// No schedule has more.
+const MAX_RATE_PER_S: f64 = 1e8;
 /// From the moment that all are connected to the beginning of the schedule.
 const LEAD: Duration = Duration::from_millis(20);
 /// How often [`Progress`] is reported, and an interruption noticed.
@@ -179,7 +181,9 @@ impl Plan {
         if wants_feed && feed.is_none() {
             return refuse("a feed's times, keys or sizes need a feed: give --feed".into());
         }
-        if self.schedule != Schedule::Feed && !(self.rate_per_s > 0.0 && self.rate_per_s <= 1e8) {
+        if self.schedule != Schedule::Feed
+            && !(self.rate_per_s > 0.0 && self.rate_per_s <= MAX_RATE_PER_S)
+        {
             return refuse(format!(
                 "a rate of {} records a second is impossible: give more than 0 and at most 100 million",
                 self.rate_per_s
@@ -187,6 +191,23 @@ impl Plan {
         }
         if !(self.speed > 0.0 && self.speed.is_finite()) {
             return refuse(format!("a feed is not played at the speed {}", self.speed));
+        }
+        if let (Schedule::Feed, Some(feed)) = (self.schedule, feed)
+            && self.shape().rate_of(feed) > MAX_RATE_PER_S
+        {
+            return refuse(
+                "the feed would be played at more than 100 million records a second: give a lower \
+                 --speed or a longer --max-silence"
+                    .into(),
+            );
+        }
+        if let Schedule::Bursts(burst) = self.schedule
+            && u64::from(self.batch) > burst
+        {
+            return refuse(format!(
+                "a batch of {} records does not fit into a burst of {burst}: give a smaller one",
+                self.batch
+            ));
         }
         if self.duration.is_zero() || self.publishers == 0 || self.batch == 0 {
             return refuse("duration, publishers and batch are more than 0".into());

@@ -554,6 +554,14 @@ fn plans_that_cannot_be_are_refused_with_what_would_do() {
         ),
         (
             Plan {
+                schedule: Schedule::Bursts(10),
+                batch: 11,
+                ..good()
+            },
+            "burst of 10",
+        ),
+        (
+            Plan {
                 drain: Duration::ZERO,
                 ..good()
             },
@@ -562,5 +570,28 @@ fn plans_that_cannot_be_are_refused_with_what_would_do() {
     ] {
         let error = plan.check(None).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_feed_that_would_be_played_in_no_time_is_refused() {
+    let feed = Feed::generated(1, 2000);
+    let good = Plan {
+        schedule: Schedule::Feed,
+        ..Plan::default()
+    };
+    assert!(good.check(Some(&feed)).is_ok());
+    for plan in [
+        Plan {
+            max_silence: Duration::ZERO,
+            ..good.clone()
+        },
+        Plan {
+            speed: 1e300,
+            ..good
+        },
+    ] {
+        let error = plan.check(Some(&feed)).expect_err("in no time").to_string();
+        assert!(error.contains("--max-silence"), "{error}");
     }
 }
