@@ -2,6 +2,7 @@
 //! are not those of the whole.
 
 use std::io;
+use std::time::Duration;
 
 use ringtide_client::Error;
 
@@ -42,7 +43,7 @@ pub enum BenchError {
     Wrong(String),
     /// Not one record was acknowledged in the time given.
     #[error("not one record was acknowledged within the {0:?} of the measurement; give it longer")]
-    Empty(std::time::Duration),
+    Empty(Duration),
     /// The caller asked for the end.
     #[error("the measurement was interrupted; its figures do not count")]
     Interrupted,
@@ -77,6 +78,15 @@ impl BenchError {
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |cause| Self::Io { what, cause }
+    }
+
+    /// Of a server that did not answer a subscription for so long.
+    pub(crate) fn unanswered(server: &str, after: Duration) -> Self {
+        Self::Setup(Error::Timeout {
+            what: format!("subscribing at {server}").into(),
+            after,
+            why: "it does not answer".into(),
+        })
     }
 
     /// Says in the message how much was acknowledged before.

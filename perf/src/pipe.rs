@@ -128,6 +128,12 @@ impl Pipe {
         self
     }
 
+    /// HOST:PORT of the other end.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
     /// Requests that the broker takes before it has answered the first of them.
     #[must_use]
     pub fn max_in_flight(&self) -> usize {

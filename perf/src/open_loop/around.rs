@@ -126,7 +126,8 @@ pub(crate) fn read_back(
     watch: &mut dyn Watch,
 ) -> Result<Received, BenchError> {
     let mut received = Received::new(run);
-    let mut side = target.subscribers(1, From::Earliest)?;
+    let mut side = target.subscribers(1)?;
+    side.subscribe(From::Earliest)?;
     let mut heard = Instant::now();
     let mut teller = Teller::new(watch, "reading back");
     while !received.has_all(sent) && heard.elapsed() < plan.drain {
@@ -143,5 +144,8 @@ pub(crate) fn read_back(
         teller.tell(|| received.count())?;
         std::thread::yield_now();
     }
-    Ok(received)
+    match side.unanswered() {
+        Some(server) => Err(BenchError::unanswered(server, plan.drain)),
+        None => Ok(received),
+    }
 }

@@ -38,8 +38,6 @@ use worker::{Post, Seen, Share, Shared};
 
 /// No schedule has more.
 const MAX_RATE_PER_S: f64 = 1e8;
-/// From the moment that all are connected to the beginning of the schedule.
-const LEAD: Duration = Duration::from_millis(20);
 /// How often [`Progress`] is reported, and an interruption noticed.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// A second is closed when the one after so many has come from somewhere.
@@ -297,6 +295,7 @@ pub fn run(
         run,
         epoch: Instant::now(),
         start_ns: AtomicU64::new(0),
+        connecting: AtomicUsize::new(shares.len()),
         stop: AtomicBool::new(false),
         publishing: AtomicUsize::new(shares.iter().filter(|s| !s.publishers.is_empty()).count()),
         sent: Mutex::new(HashMap::new()),
@@ -306,7 +305,6 @@ pub fn run(
     let (full, seconds) = mpsc::channel();
     let mut adder = Adder::default();
     let (mut seen, interrupted) = std::thread::scope(|scope| {
-        let (ready, is_ready) = mpsc::channel();
         let mut workers = Vec::new();
         for (n, share) in shares.iter().enumerate() {
             let (back, empty) = mpsc::channel();
@@ -316,26 +314,14 @@ pub fn run(
                 full: full.clone(),
                 empty,
             };
-            let (shared, ready) = (&shared, ready.clone());
+            let shared = &shared;
             let cpu = plan.cpus[n % plan.cpus.len()];
             workers.push(scope.spawn(move || {
                 let pinned = cpu.map_or(Ok(()), cpu::pin);
-                let is_ready = || {
-                    let _ = ready.send(());
-                };
-                let seen = worker::run(shared, share, target, &post, is_ready);
-                (seen, pinned)
+                (worker::run(shared, share, target, &post), pinned)
             }));
         }
-        drop((full, ready));
-        // All of them, or somebody failed.
-        let count = is_ready.iter().take(workers.len()).count();
-        if count == workers.len() {
-            let start = shared.epoch.elapsed() + LEAD;
-            shared
-                .start_ns
-                .store(start.as_nanos() as u64, Ordering::Release);
-        }
+        drop(full);
         let interrupted = watch_over(&shared, &seconds, &mut adder, watch);
         let seen: Vec<Result<Seen, BenchError>> = workers
             .into_iter()

@@ -1,7 +1,7 @@
 //! A Ringtide broker as what is measured: each publisher and each subscriber has a connection of its
 //! own to every shard that it needs. Batches carry no producer identity and are never sent again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -53,18 +53,15 @@ impl Target for RingtideTopic {
         }))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let mut side = Subscribers {
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+        Ok(Box::new(Subscribers {
             links: Links::connect(self, count)?,
+            topic: self,
+            count,
             of: HashMap::new(),
+            unanswered: HashSet::new(),
             scratch: Vec::new(),
-        };
-        side.subscribe(self, count, from)?;
-        Ok(Box::new(side))
+        }))
     }
 }
 
@@ -299,60 +296,50 @@ fn answer(frame: &Frame<'_>) -> Result<(), String> {
     }
 }
 
-struct Subscribers {
+struct Subscribers<'a> {
     links: Links,
+    topic: &'a RingtideTopic,
+    count: usize,
     /// By link and subscription: subscriber, partition, and bytes that were not given back.
     of: HashMap<(usize, u64), (usize, u32, u32)>,
+    /// Links and subscriptions.
+    unanswered: HashSet<(usize, u64)>,
     scratch: Vec<u8>,
 }
 
-impl Subscribers {
-    /// Asks for all partitions and waits until all is answered.
-    fn subscribe(
-        &mut self,
-        topic: &RingtideTopic,
-        count: usize,
-        from: From,
-    ) -> Result<(), BenchError> {
+impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
         let offset = match from {
             From::Latest => -1,
             From::Earliest => -2,
         };
-        for subscriber in 0..count {
-            for (partition, (id, _)) in topic.partitions.iter().enumerate() {
+        for subscriber in 0..self.count {
+            for (partition, (id, _)) in self.topic.partitions.iter().enumerate() {
                 let at = self.links.route(subscriber, partition as u32);
                 let pipe = &mut self.links.links[at].pipe;
                 let subscription = pipe.subscribe_from(*id, offset, CREDIT_BYTES)?;
                 let of = (subscriber, partition as u32, 0);
                 self.of.insert((at, subscription), of);
+                self.unanswered.insert((at, subscription));
+                self.links.mark(at);
             }
         }
-        if from == From::Earliest {
-            // What is there may arrive from now on; whether it was refused, the turns tell.
-            return Ok(());
-        }
-        let (mut open, mut why) = (self.of.len(), None);
-        while open > 0 && why.is_none() {
-            let arrived = self.links.turn(|_, _, frame| {
-                if frame.header.flags & FLAG_ERROR != 0 {
-                    why = Some(refusal(frame.envelope));
-                } else if frame.header.op == Op::Subscribe as u8 {
-                    open -= 1;
-                }
-            })?;
-            if !arrived {
-                std::thread::yield_now();
-            }
-        }
-        why.map_or(Ok(()), |why| {
-            Err(BenchError::Wrong(format!("a subscription was {why}")))
-        })
+        Ok(())
     }
-}
 
-impl SubscribeSide for Subscribers {
+    fn unanswered(&self) -> Option<&str> {
+        let (at, _) = self.unanswered.iter().next()?;
+        Some(self.links.links[*at].pipe.server())
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
-        let Self { links, of, scratch } = self;
+        let Self {
+            links,
+            of,
+            unanswered,
+            scratch,
+            ..
+        } = self;
         let (mut back, mut wrong) = (Vec::new(), None);
         let arrived = links.turn(|at, _, frame| {
             if frame.header.flags & FLAG_ERROR != 0 {
@@ -360,6 +347,9 @@ impl SubscribeSide for Subscribers {
                 return;
             }
             let key = (at, frame.header.correlation);
+            if frame.header.op == Op::Subscribe as u8 {
+                unanswered.remove(&key);
+            }
             let (Some(subscription), true) = (of.get_mut(&key), frame.header.op == Op::Push as u8)
             else {
                 return;
@@ -395,23 +385,31 @@ impl SubscribeSide for Subscribers {
 mod tests {
     use std::io::Read;
     use std::net::{TcpListener, TcpStream};
-    use std::sync::mpsc;
+    use std::ops::ControlFlow;
+    use std::sync::{Mutex, mpsc};
+    use std::time::Duration;
 
     use ringtide_client::TopicId;
     use ringtide_schema::frame::{FrameHeader, HEADER_BYTES};
     use ringtide_session::Encoder;
 
     use super::*;
+    use crate::open_loop::{Plan, Progress, Watch, run};
 
     /// A topic at a broker that greets everyone and then does this.
-    fn topic(acks: Acks, meet: impl Fn(TcpStream) + Send + 'static) -> RingtideTopic {
+    fn topic(acks: Acks, meet: impl Fn(TcpStream) + Send + Sync + 'static) -> RingtideTopic {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let server = listener.local_addr().expect("an address").to_string();
         std::thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                greet(&mut stream);
-                meet(stream);
-            }
+            std::thread::scope(|scope| {
+                for mut stream in listener.incoming().flatten() {
+                    let meet = &meet;
+                    scope.spawn(move || {
+                        greet(&mut stream);
+                        meet(stream);
+                    });
+                }
+            });
         });
         let topic = TopicId { hi: 1, lo: 2 };
         let id = PartitionId {
@@ -444,11 +442,49 @@ mod tests {
         stream.write_all(&answer).expect("sent");
     }
 
+    struct Impatient;
+
+    impl Watch for Impatient {
+        fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+    }
+
+    struct Patient;
+
+    impl Watch for Patient {
+        fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn a_broker_that_does_not_answer_a_subscription_is_named_and_waited_for_no_longer_than_is_wanted()
+     {
+        let topic = topic(Acks::Durable, |mut stream| {
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let plan = Plan {
+            drain: Duration::from_millis(300),
+            ..Plan::default()
+        };
+        let outcome = run(&plan, None, &topic, &mut Patient).expect("it connected");
+        let error = outcome.error.expect("no answer").to_string();
+        assert!(error.contains(&topic.partitions[0].1), "{error}");
+        let plan = Plan {
+            drain: Duration::from_secs(3600),
+            ..plan
+        };
+        let outcome = run(&plan, None, &topic, &mut Impatient).expect("it connected");
+        assert!(matches!(outcome.error, Some(BenchError::Interrupted)));
+    }
+
     #[test]
     fn without_acknowledgements_a_batch_is_done_when_its_last_byte_has_left() {
         let (read, may_read) = mpsc::channel::<()>();
+        let may_read = Mutex::new(may_read);
         let topic = topic(Acks::None, move |mut stream| {
-            let _ = may_read.recv();
+            let _ = may_read.lock().expect("whole").recv();
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
         });
         let mut side = topic.publishers(1).expect("connected");

@@ -52,6 +52,8 @@ struct Queue {
     most_in_flight: Mutex<usize>,
     /// Partition and records of each batch.
     sent: Mutex<Vec<(u32, usize)>>,
+    /// How many batches there were when subscribers connected.
+    connected_after: Mutex<Vec<usize>>,
 }
 
 impl Queue {
@@ -64,6 +66,7 @@ impl Queue {
             in_flight: usize::MAX,
             most_in_flight: Mutex::default(),
             sent: Mutex::default(),
+            connected_after: Mutex::default(),
         }
     }
 
@@ -94,6 +97,7 @@ impl Queue {
 
 /// With the batches that are not answered.
 struct Publishers<'a>(&'a Queue, VecDeque<u64>);
+/// With the place of each in the log.
 struct Subscribers<'a>(&'a Queue, Vec<usize>);
 
 impl PublishSide for Publishers<'_> {
@@ -173,6 +177,16 @@ impl PublishSide for Publishers<'_> {
 }
 
 impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
+        let end = self.0.log.lock().expect("whole").len();
+        self.1.fill(match (from, self.0.fault) {
+            (From::Earliest, _) => 0,
+            (From::Latest, Fault::ShowsLate) => end.saturating_sub(10),
+            (From::Latest, _) => end,
+        });
+        Ok(())
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
         if self.0.stands() {
             return Ok(false);
@@ -203,18 +217,10 @@ impl Target for Queue {
         Ok(Box::new(Publishers(self, VecDeque::new())))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let end = self.log.lock().expect("whole").len();
-        let at = match (from, self.fault) {
-            (From::Earliest, _) => 0,
-            (From::Latest, Fault::ShowsLate) => end.saturating_sub(10),
-            (From::Latest, _) => end,
-        };
-        Ok(Box::new(Subscribers(self, vec![at; count])))
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+        let sent = self.sent.lock().expect("whole").len();
+        self.connected_after.lock().expect("whole").push(sent);
+        Ok(Box::new(Subscribers(self, vec![usize::MAX; count])))
     }
 }
 
@@ -486,6 +492,17 @@ fn replayers_are_given_what_was_there_before_and_what_comes() {
     assert_eq!(outcome.replayed, 2 * 3000 * 128);
     let lost = run_with(Fault::Loses, &plan);
     assert_eq!(lost.balance.lost, 2, "of what was there before");
+}
+
+#[test]
+fn everybody_is_connected_before_the_schedule_begins() {
+    let plan = Plan {
+        replayers: 1,
+        ..plan()
+    };
+    let queue = Queue::new(Fault::None);
+    run(&plan, None, &queue, &mut Nobody).expect("it began");
+    assert_eq!(*queue.connected_after.lock().expect("whole"), [0, 0]);
 }
 
 #[test]

@@ -27,6 +27,8 @@ const TAKEN_IN_A_TURN: usize = 64;
 const SENT_IN_A_TURN: usize = 64;
 /// Records that are given up before sockets are looked at.
 const GIVEN_UP_IN_A_TURN: usize = 1 << 16;
+/// From the moment that all are connected to the beginning of the schedule.
+const LEAD: Duration = Duration::from_millis(20);
 /// How often a worker that has nothing else to do looks whether all is there.
 const LOOK_EVERY_NS: u64 = 5_000_000;
 
@@ -39,6 +41,8 @@ pub(crate) struct Shared<'a> {
     pub(crate) epoch: Instant,
     /// When the schedule begins, in ns since the epoch; set when all are connected.
     pub(crate) start_ns: AtomicU64,
+    /// Workers that are not connected yet.
+    pub(crate) connecting: AtomicUsize,
     /// Everybody ends as soon as they see it.
     pub(crate) stop: AtomicBool,
     /// Workers that still publish.
@@ -54,6 +58,15 @@ pub(crate) struct Shared<'a> {
 impl Shared<'_> {
     fn now_ns(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
+    }
+
+    /// The last one that is connected begins the schedule.
+    fn connected(&self) {
+        if self.connecting.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let start = self.epoch.elapsed() + LEAD;
+            let start_ns = start.as_nanos() as u64;
+            self.start_ns.store(start_ns, Ordering::Release);
+        }
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -145,15 +158,9 @@ struct Worker<'a> {
 }
 
 /// Runs a worker's share to its end.
-pub(crate) fn run(
-    shared: &Shared<'_>,
-    share: &Share,
-    target: &dyn Target,
-    post: &Post,
-    ready: impl FnOnce(),
-) -> Seen {
+pub(crate) fn run(shared: &Shared<'_>, share: &Share, target: &dyn Target, post: &Post) -> Seen {
     let mut worker = Worker::new(shared, share);
-    let result = worker.connect_and_run(share, target, post, ready);
+    let result = worker.connect_and_run(share, target, post);
     if let Err(error) = result {
         shared.stop.store(true, Ordering::Relaxed);
         worker.seen.error = Some(error);
@@ -221,12 +228,14 @@ impl<'a> Worker<'a> {
         share: &Share,
         target: &dyn Target,
         post: &Post,
-        ready: impl FnOnce(),
     ) -> Result<(), BenchError> {
         let shared = self.shared;
-        let mut live = target.subscribers(share.subscribers, From::Latest)?;
+        let mut live = target.subscribers(share.subscribers)?;
+        let mut replay = target.subscribers(share.replayers)?;
         let mut publish = target.publishers(share.publishers.len())?;
-        ready();
+        live.subscribe(From::Latest)?;
+        self.await_answers(&mut *live)?;
+        shared.connected();
         while shared.start_ns.load(Ordering::Acquire) == 0 {
             if shared.is_stopped() {
                 return Ok(());
@@ -239,7 +248,7 @@ impl<'a> Worker<'a> {
         self.moved_ns = start_ns;
         let shape = shared.plan.shape();
         let mut arrivals = Arrivals::new(shape, shared.feed).peekable();
-        let mut replay: Option<Box<dyn SubscribeSide + '_>> = None;
+        let mut is_replaying = false;
         let mut next_look_ns = 0;
         loop {
             let mut busy = false;
@@ -249,15 +258,16 @@ impl<'a> Worker<'a> {
             }
             busy |= publish.turn(&mut |token, verdict| self.verdict(token, verdict.err()))?;
             busy |= live.turn(&mut |n, partition, value| self.arrived(n, partition, value))?;
-            if let Some(replay) = &mut replay {
+            if is_replaying {
                 let first = share.subscribers;
                 busy |= replay
                     .turn(&mut |n, partition, value| self.arrived(first + n, partition, value))?;
             }
             let now_ns = shared.now_ns();
             if now_ns >= self.measured.start {
-                if share.replayers > 0 && replay.is_none() {
-                    replay = Some(target.subscribers(share.replayers, From::Earliest)?);
+                if share.replayers > 0 && !is_replaying {
+                    replay.subscribe(From::Earliest)?;
+                    is_replaying = true;
                 }
                 let second = (now_ns - self.measured.start) / 1_000_000_000;
                 if second > self.second {
@@ -281,6 +291,22 @@ impl<'a> Worker<'a> {
                 }
             }
         }
+    }
+
+    /// Waits until all are subscribed, or the end was asked for.
+    fn await_answers(&mut self, side: &mut dyn SubscribeSide) -> Result<(), BenchError> {
+        let (asked, patience) = (Instant::now(), self.shared.plan.drain);
+        while let Some(server) = side.unanswered()
+            && !self.shared.is_stopped()
+        {
+            if asked.elapsed() > patience {
+                return Err(BenchError::unanswered(server, patience));
+            }
+            if !side.turn(&mut |n, partition, value| self.arrived(n, partition, value))? {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
     }
 
     /// Hands the second's times over, and goes on with empty ones.
