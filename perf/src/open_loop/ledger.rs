@@ -54,7 +54,7 @@ pub struct Balance {
     pub acked: u64,
     /// Given to subscribers, all of them together.
     pub received: u64,
-    /// Due, and not sent in the end.
+    /// Due, and not sent in the end; of a run that was cut short what waited to be sent.
     pub unsent: u64,
     /// Sent, and neither acknowledged nor refused in the end.
     pub unacknowledged: u64,

@@ -90,6 +90,11 @@ pub struct Plan {
     pub cpus: Vec<Option<usize>>,
     /// Whether everything is read back when there are no subscribers.
     pub verify: bool,
+    /// Whether tenths of a second are told apart: for runs of hours they are many.
+    pub timeline: bool,
+    /// Records of a thread that are due and may not be sent yet, at the most; those beyond wait in the
+    /// schedule.
+    pub most_waiting: u64,
     /// Chooses among schedules of the same shape.
     pub seed: u64,
 }
@@ -114,6 +119,8 @@ impl Default for Plan {
             max_silence: Duration::from_secs(1),
             cpus: vec![None],
             verify: true,
+            timeline: true,
+            most_waiting: 1 << 20,
             seed: 1,
         }
     }
@@ -141,6 +148,13 @@ impl Plan {
         }
     }
 
+    fn cells(&self) -> Cells {
+        Cells::new(match self.timeline {
+            true => self.duration.as_nanos() as u64,
+            false => 0,
+        })
+    }
+
     fn shape(&self) -> Shape {
         Shape {
             schedule: self.schedule,
@@ -165,8 +179,11 @@ impl Plan {
                 "a record has at least {STAMP_BYTES} bytes: those that account for it"
             ));
         }
-        let batch_bytes = BatchBuilder::new(Codec::None).bytes_with(20, self.value_bytes(), &[]);
-        if batch_bytes.saturating_mul(self.batch as usize) > MAX_BATCH_BYTES {
+        let batch_bytes = match self.value_bytes() {
+            bytes if bytes > MAX_BATCH_BYTES => bytes,
+            bytes => BatchBuilder::new(Codec::None).bytes_with(20, bytes, &[]),
+        };
+        if batch_bytes.saturating_mul(self.batch.max(1) as usize) > MAX_BATCH_BYTES {
             return refuse(format!(
                 "{} records of {} bytes do not fit into a batch, of at most {MAX_BATCH_BYTES} bytes: \
                  give fewer or smaller ones",
@@ -255,7 +272,7 @@ pub struct Outcome {
     pub seconds: Vec<Second>,
     /// Tenth by tenth.
     pub cells: Cells,
-    /// Records due while it was measured.
+    /// Records due while it was measured; if it was cut short, those that the generator had turned to.
     pub scheduled: u64,
     /// How long it was measured: less than planned if it was cut short.
     pub measured: Duration,
@@ -456,7 +473,7 @@ fn settle(
         true => Duration::ZERO,
         false => shared.epoch.elapsed().saturating_sub(start + plan.warm_up),
     };
-    let mut cells = Cells::new(plan.duration.as_nanos() as u64);
+    let mut cells = plan.cells();
     let (mut live, mut replayed) = (Vec::new(), Vec::new());
     let (mut refusal, mut error) = (None, interrupted.then_some(BenchError::Interrupted));
     let (mut scheduled, mut unsent, mut last_ack_ns) = (0, 0, 0);

@@ -311,6 +311,8 @@ fn what_is_far_too_much_ends_and_is_not_sent() {
     let Balance { sent, unsent, .. } = outcome.balance;
     assert!(sent > 0 && unsent > 0, "{sent} and {unsent}");
     assert_eq!(sent + unsent, outcome.scheduled);
+    let lag = outcome.times.lag.summary().expect("records");
+    assert!(lag.p99 > 1_000_000, "its own lateness: {lag:?}");
     let faults = outcome.balance.faults(true).join(", ");
     assert!(faults.contains("due and never sent"), "{faults}");
 }
@@ -409,6 +411,42 @@ fn a_stall_counts_for_every_record_that_was_due_in_it() {
     assert!(slow >= 700, "{slow} slow records");
     let longest = outcome.cells.as_slice().iter().map(|c| c.max_latency_ns);
     assert!(longest.max() >= Some(180_000_000));
+}
+
+#[test]
+fn no_more_waits_in_memory_than_may() {
+    let plan = Plan {
+        most_waiting: 100,
+        drain: Duration::from_secs(3600),
+        ..plan()
+    };
+    let queue = Queue {
+        in_flight: 10,
+        ..Queue::new(Fault::FallsSilent)
+    };
+    let mut watch = Impatient("waiting for the rest");
+    let outcome = run(&plan, None, &queue, &mut watch).expect("it began");
+    assert_eq!(outcome.balance.unsent, 100);
+}
+
+#[test]
+fn what_has_to_wait_in_the_schedule_is_timed_from_when_it_was_due_and_does_not_count_as_lag() {
+    let plan = Plan {
+        most_waiting: 100,
+        ..plan()
+    };
+    let queue = Queue {
+        in_flight: 10,
+        ..Queue::new(Fault::Stalls(Duration::from_millis(200)))
+    };
+    let outcome = run(&plan, None, &queue, &mut Nobody).expect("it began");
+    assert_eq!(outcome.balance.faults(true), [""; 0]);
+    assert_eq!(outcome.balance.sent, 2000);
+    let latency = outcome.times.latency.summary().expect("records");
+    assert!(latency.max >= 190_000_000, "{latency:?}");
+    let lag = outcome.times.lag.summary().expect("records");
+    assert_eq!(lag.count, 1600);
+    assert!(lag.p90 < 50_000_000, "{lag:?}");
 }
 
 #[test]
@@ -526,6 +564,13 @@ fn plans_that_cannot_be_are_refused_with_what_would_do() {
                 ..good()
             },
             "at least 32",
+        ),
+        (
+            Plan {
+                size: Size::Bytes(usize::MAX),
+                ..good()
+            },
+            "do not fit",
         ),
         (
             Plan {

@@ -137,6 +137,10 @@ struct Worker<'a> {
     listed: VecDeque<usize>,
     /// Records that they have.
     waiting: u64,
+    /// Nothing of what waited after the last turn could be sent.
+    is_held: bool,
+    /// When no more could wait, and nothing of it be sent, last.
+    held_ns: u64,
     in_flight: Vec<InFlight>,
     free: Vec<u32>,
     /// Bytes of a value and its filling.
@@ -195,6 +199,8 @@ impl<'a> Worker<'a> {
             publishers: share.publishers.iter().map(publisher).collect(),
             listed: VecDeque::new(),
             waiting: 0,
+            is_held: false,
+            held_ns: 0,
             in_flight: Vec::new(),
             free: Vec::new(),
             filling: (0..bytes).map(|i| (i % 251) as u8).collect(),
@@ -206,7 +212,7 @@ impl<'a> Worker<'a> {
                 .collect(),
             seen: Seen {
                 received: live.chain(replayed).collect(),
-                cells: Cells::new(plan.duration.as_nanos() as u64),
+                cells: plan.cells(),
                 scheduled: 0,
                 last_ack_ns: 0,
                 unsent: 0,
@@ -340,7 +346,7 @@ impl<'a> Worker<'a> {
         self.local.get(&id).map(|&n| n as usize)
     }
 
-    /// Gives what is due to its publishers; whether anything was.
+    /// Gives what is due to its publishers, as far as there is room; whether anything was.
     fn take_due(
         &mut self,
         start_ns: u64,
@@ -351,10 +357,12 @@ impl<'a> Worker<'a> {
             true => GIVEN_UP_IN_A_TURN,
             false => TAKEN_IN_A_TURN,
         };
+        let room = self.shared.plan.most_waiting;
         let mut taken = 0;
         while let Some(mut due) = arrivals.next_if(|due| {
             let is_begun = !due.index.is_multiple_of(group);
-            start_ns + due.at_ns <= now_ns && (taken < most || is_begun)
+            let may_begin = taken < most && self.waiting < room;
+            start_ns + due.at_ns <= now_ns && (may_begin || is_begun)
         }) {
             taken += 1;
             due.at_ns += start_ns;
@@ -368,7 +376,8 @@ impl<'a> Worker<'a> {
                 continue;
             }
             if is_measured {
-                let lag = Duration::from_nanos(now_ns - due.at_ns);
+                let since_ns = due.at_ns.max(self.held_ns);
+                let lag = Duration::from_nanos(now_ns - since_ns);
                 self.times.lag.record(lag);
             }
             self.moved_ns = self.moved_ns.max(due.at_ns);
@@ -378,6 +387,10 @@ impl<'a> Worker<'a> {
             if !std::mem::replace(&mut publisher.is_listed, true) {
                 self.listed.push_back(n);
             }
+        }
+        if self.is_held && self.waiting >= room {
+            // What is due and has to stay in the schedule waits for the broker.
+            self.held_ns = now_ns;
         }
         taken > 0
     }
@@ -399,6 +412,7 @@ impl<'a> Worker<'a> {
                 self.listed.push_back(n);
             }
         }
+        self.is_held = sent < SENT_IN_A_TURN;
         Ok(sent > 0)
     }
 
