@@ -1,5 +1,5 @@
 //! What a broker must offer to be measured. One implementation is Ringtide's ([`crate::open_loop::ringtide`]);
-//! others may live elsewhere. Everything is driven by one thread and never blocks once it is made.
+//! others may live elsewhere. Everything is driven by one thread and never blocks once it is subscribed.
 
 use crate::error::BenchError;
 

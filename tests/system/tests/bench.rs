@@ -131,6 +131,7 @@ fn every_record_is_accounted_for_whatever_the_load_is_like() {
             "corrupt",
             "unacknowledged",
             "refused",
+            "unsent",
         ] {
             assert_eq!(verify[what], 0, "{what} with {more:?}: {verify}");
         }
