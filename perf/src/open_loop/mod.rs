@@ -5,8 +5,8 @@
 //! [`Plan`] says what, [`run`] does it to a [`target::Target`], [`Outcome`] is what came of it. Each
 //! record is accounted for ([`ledger`]). What makes a measurement count is judged in [`crate::report`].
 
-mod around;
 pub mod ledger;
+mod preload;
 pub mod ringtide;
 pub mod schedule;
 pub mod stamp;
@@ -28,7 +28,6 @@ use ringtide_schema::limits::{MAX_BATCH_BYTES, MAX_PARTITIONS};
 use crate::cpu;
 use crate::error::BenchError;
 use crate::feed::{Feed, RECORD_BYTES};
-use around::{preload, read_back};
 use ledger::Balance;
 use schedule::{Keys, Schedule, Shape};
 use stamp::STAMP_BYTES;
@@ -146,6 +145,11 @@ impl Plan {
             Schedule::Feed => 1,
             _ => self.batch.into(),
         }
+    }
+
+    /// Whether somebody begins to read when all is published, because nobody else reads.
+    fn reads_back(&self) -> bool {
+        self.verify && self.subscribers == 0 && self.replayers == 0
     }
 
     fn cells(&self) -> Cells {
@@ -304,7 +308,10 @@ pub fn run(
 ) -> Result<Outcome, BenchError> {
     plan.check(feed)?;
     let run = fastrand::u32(1..);
-    let preloaded = preload(plan, run, target, watch)?;
+    // Without acknowledgements what has left may still be on its way: no connection ends before all is
+    // read.
+    let mut preloading = target.publishers(usize::from(plan.preload_bytes > 0))?;
+    let preloaded = preload::preload(plan, run, &mut *preloading, watch)?;
     let shares = shares(plan);
     let shared = Shared {
         plan,
@@ -315,6 +322,7 @@ pub fn run(
         connecting: AtomicUsize::new(shares.len()),
         stop: AtomicBool::new(false),
         publishing: AtomicUsize::new(shares.iter().filter(|s| !s.publishers.is_empty()).count()),
+        reading: AtomicUsize::new(shares.len()),
         sent: Mutex::new(HashMap::new()),
         preloaded,
         acked: AtomicU64::new(0),
@@ -354,10 +362,10 @@ pub fn run(
     });
     let seen = seen.drain(..).collect::<Result<Vec<Seen>, _>>()?;
     adder.close(u64::MAX, watch);
-    Ok(settle(&shared, adder, seen, interrupted, target, watch))
+    Ok(settle(&shared, adder, seen, interrupted))
 }
 
-/// Who does what: publishers and subscribers in turn.
+/// Who does what: publishers and subscribers in turn. Who reads back is a late replayer.
 fn shares(plan: &Plan) -> Vec<Share> {
     let threads = plan.cpus.len();
     let part = |whole: u32, n: usize| {
@@ -368,7 +376,10 @@ fn shares(plan: &Plan) -> Vec<Share> {
         .map(|n| Share {
             publishers: (n as u32..plan.publishers).step_by(threads).collect(),
             subscribers: part(plan.subscribers, n),
-            replayers: part(plan.replayers, n),
+            replayers: match plan.reads_back() {
+                true => usize::from(n == 0),
+                false => part(plan.replayers, n),
+            },
         })
         .collect()
 }
@@ -431,6 +442,7 @@ fn watch_over(
             () if start.is_zero() => "connecting",
             () if elapsed < plan.warm_up => "warming up",
             () if elapsed < total => "measuring",
+            () if plan.reads_back() && !shared.is_publishing() => "reading back",
             () => "waiting for the rest",
         };
         if now != phase && (now == "measuring" || phase == "measuring") {
@@ -454,15 +466,8 @@ fn watch_over(
     interrupted
 }
 
-/// Draws the balance, reading everything back if nobody has read it.
-fn settle(
-    shared: &Shared<'_>,
-    adder: Adder,
-    seen: Vec<Seen>,
-    interrupted: bool,
-    target: &dyn Target,
-    watch: &mut dyn Watch,
-) -> Outcome {
+/// Draws the balance.
+fn settle(shared: &Shared<'_>, adder: Adder, seen: Vec<Seen>, interrupted: bool) -> Outcome {
     let plan = shared.plan;
     let sent = match shared.sent.lock() {
         Ok(mut sent) => std::mem::take(&mut *sent),
@@ -492,15 +497,13 @@ fn settle(
         None => plan.duration,
     };
     cells.truncate(measured.as_nanos() as u64);
-    let is_read = !live.is_empty() || !replayed.is_empty();
+    let is_verified = !live.is_empty() || !replayed.is_empty();
+    if plan.reads_back() && error.is_some() {
+        // Nobody knows what would have been read.
+        replayed.clear();
+    }
     let mut everything = sent.clone();
     everything.extend(&shared.preloaded);
-    if !is_read && plan.verify && error.is_none() {
-        match read_back(plan, shared.run, &everything, target, watch) {
-            Ok(received) => replayed.push(received),
-            Err(cause) => error = Some(cause),
-        }
-    }
     let mut balance = ledger::balance(&sent, &live);
     let of_replayed = ledger::balance(&everything, &replayed);
     balance.unsent = unsent;
@@ -519,7 +522,7 @@ fn settle(
         elapsed: measured.max(Duration::from_nanos(last_ack_ns)),
         balance,
         replayed: of_replayed.received * plan.value_bytes() as u64,
-        is_verified: is_read || plan.verify,
+        is_verified,
         refusal,
         error: error.map(|error| error.after(acked)),
     }

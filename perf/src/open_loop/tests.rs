@@ -33,6 +33,8 @@ enum Fault {
     Lags,
     /// What was answered last is visible later.
     ShowsLate,
+    /// It answers before it takes what was sent, and takes none of it once a connection has ended.
+    TakesLate,
     /// Nothing is answered or delivered from one batch on.
     FallsSilent,
 }
@@ -44,8 +46,10 @@ struct Queue {
     fault: Fault,
     log: Mutex<Vec<(u32, Vec<u8>)>>,
     batches: Mutex<usize>,
-    /// When it began to.
     stalled: Mutex<Option<Instant>>,
+    last_sent: Mutex<Option<Instant>>,
+    /// What was answered and is not in the log yet.
+    untaken: Mutex<VecDeque<(u32, Vec<u8>)>>,
     /// Batches that may be in flight.
     in_flight: usize,
     /// Most that were.
@@ -63,6 +67,8 @@ impl Queue {
             log: Mutex::default(),
             batches: Mutex::default(),
             stalled: Mutex::default(),
+            last_sent: Mutex::default(),
+            untaken: Mutex::default(),
             in_flight: usize::MAX,
             most_in_flight: Mutex::default(),
             sent: Mutex::default(),
@@ -77,11 +83,15 @@ impl Queue {
         (0..partitions).map(of).collect()
     }
 
+    fn was_just_sent(&self) -> bool {
+        let sent = self.last_sent.lock().expect("whole");
+        sent.is_some_and(|at| at.elapsed() < Duration::from_millis(20))
+    }
+
     /// Whether it stands still now.
     fn stands(&self) -> bool {
         if self.fault == Fault::Lags {
-            let sent = self.stalled.lock().expect("whole");
-            return sent.is_some_and(|at| at.elapsed() < Duration::from_millis(20));
+            return self.was_just_sent();
         }
         let batches = *self.batches.lock().expect("whole");
         let pause = match self.fault {
@@ -100,6 +110,12 @@ struct Publishers<'a>(&'a Queue, VecDeque<u64>);
 /// With the place of each in the log.
 struct Subscribers<'a>(&'a Queue, Vec<usize>);
 
+impl Drop for Publishers<'_> {
+    fn drop(&mut self) {
+        self.0.untaken.lock().expect("whole").clear();
+    }
+}
+
 impl PublishSide for Publishers<'_> {
     fn may_send(&self, _publisher: usize, _partition: u32) -> bool {
         self.1.len() < self.0.in_flight
@@ -115,6 +131,11 @@ impl PublishSide for Publishers<'_> {
         let mut log = self.0.log.lock().expect("whole");
         for (_, value) in batch.records() {
             let mut value = value.to_vec();
+            if self.0.fault == Fault::TakesLate {
+                let mut untaken = self.0.untaken.lock().expect("whole");
+                untaken.push_back((partition, value));
+                continue;
+            }
             let at = log.len();
             if at == VICTIM && self.0.fault == Fault::Changes {
                 value[40] ^= 1;
@@ -136,9 +157,7 @@ impl PublishSide for Publishers<'_> {
         self.1.push_back(token);
         let mut most = self.0.most_in_flight.lock().expect("whole");
         *most = self.1.len().max(*most);
-        if self.0.fault == Fault::Lags {
-            *self.0.stalled.lock().expect("whole") = Some(Instant::now());
-        }
+        *self.0.last_sent.lock().expect("whole") = Some(Instant::now());
         let mut sent = self.0.sent.lock().expect("whole");
         sent.push((partition, batch.keys.len()));
         Ok(())
@@ -191,7 +210,10 @@ impl SubscribeSide for Subscribers<'_> {
         if self.0.stands() {
             return Ok(false);
         }
-        let log = self.0.log.lock().expect("whole");
+        let mut log = self.0.log.lock().expect("whole");
+        if !self.0.was_just_sent() {
+            log.extend(self.0.untaken.lock().expect("whole").pop_front());
+        }
         let mut any = false;
         // What may still be swapped is not given out yet.
         let ready = match self.0.fault {
@@ -373,6 +395,29 @@ fn a_loss_is_found_without_subscribers_by_reading_back() {
     let outcome = run_with(Fault::Loses, &unverified);
     assert!(!outcome.is_verified);
     assert_eq!(outcome.balance.lost, 0);
+}
+
+#[test]
+fn what_has_left_may_still_be_on_its_way_until_all_is_read() {
+    let live = Plan {
+        publishers: 2,
+        cpus: vec![None; 2],
+        ..plan()
+    };
+    let read_back = Plan {
+        subscribers: 0,
+        ..live.clone()
+    };
+    let preloaded = Plan {
+        preload_bytes: 128 * 1000,
+        rate_per_s: 1.0,
+        replayers: 1,
+        ..live.clone()
+    };
+    for plan in [live, read_back, preloaded] {
+        let balance = run_with(Fault::TakesLate, &plan).balance;
+        assert_eq!(balance.faults(true), [""; 0], "{plan:?}");
+    }
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub(crate) struct Shared<'a> {
     pub(crate) stop: AtomicBool,
     /// Workers that still publish.
     pub(crate) publishing: AtomicUsize,
+    /// Workers that still read. Until there are none all keep their connections: without
+    /// acknowledgements what has left may still be on its way.
+    pub(crate) reading: AtomicUsize,
     /// What all publishers sent, once they are done.
     pub(crate) sent: Mutex<HashMap<Lane, Sent>>,
     /// What was there before them.
@@ -67,6 +70,10 @@ impl Shared<'_> {
             let start_ns = start.as_nanos() as u64;
             self.start_ns.store(start_ns, Ordering::Release);
         }
+    }
+
+    pub(crate) fn is_publishing(&self) -> bool {
+        self.publishing.load(Ordering::Acquire) > 0
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -157,6 +164,7 @@ struct Worker<'a> {
     /// Subscribers that are there from the beginning.
     live: usize,
     is_publishing: bool,
+    is_reading: bool,
     /// What has not left by now does not leave any more.
     is_too_late: bool,
 }
@@ -225,6 +233,7 @@ impl<'a> Worker<'a> {
             measured: 0..0,
             live: share.subscribers,
             is_publishing: !share.publishers.is_empty(),
+            is_reading: true,
             is_too_late: false,
         }
     }
@@ -270,11 +279,11 @@ impl<'a> Worker<'a> {
                     .turn(&mut |n, partition, value| self.arrived(first + n, partition, value))?;
             }
             let now_ns = shared.now_ns();
-            if now_ns >= self.measured.start {
-                if share.replayers > 0 && !is_replaying {
-                    replay.subscribe(From::Earliest)?;
-                    is_replaying = true;
-                }
+            if share.replayers > 0 && !is_replaying && self.may_replay(now_ns) {
+                replay.subscribe(From::Earliest)?;
+                is_replaying = true;
+            }
+            if now_ns >= self.measured.start && !(shared.plan.reads_back() && is_replaying) {
                 let second = (now_ns - self.measured.start) / 1_000_000_000;
                 if second > self.second {
                     self.post_second(second, post);
@@ -293,9 +302,21 @@ impl<'a> Worker<'a> {
                     self.give_up_waiting();
                 }
                 if self.is_over(now_ns, arrivals.peek().is_none()) {
-                    return Ok(());
+                    let unanswered = replay.unanswered().map(|server| {
+                        let patience = shared.plan.drain;
+                        BenchError::unanswered(server, patience)
+                    });
+                    return unanswered.map_or(Ok(()), Err);
                 }
             }
+        }
+    }
+
+    /// Replayers begin when measuring does, who reads back when all is published.
+    fn may_replay(&self, now_ns: u64) -> bool {
+        match self.shared.plan.reads_back() {
+            true => !self.shared.is_publishing(),
+            false => now_ns >= self.measured.start,
         }
     }
 
@@ -589,20 +610,25 @@ impl<'a> Worker<'a> {
         }
     }
 
-    /// Whether this worker has nothing more to publish and nothing more to read.
+    /// Whether nobody has anything more to publish or to read.
     fn is_over(&mut self, now_ns: u64, is_all_due: bool) -> bool {
-        if self.is_publishing {
-            if !(is_all_due && (self.is_settled() || self.is_silent(now_ns))) {
-                return false;
-            }
+        if self.is_publishing && is_all_due && (self.is_settled() || self.is_silent(now_ns)) {
             self.end_publishing();
+            self.moved_ns = now_ns;
         }
-        if self.shared.publishing.load(Ordering::Acquire) > 0 {
+        if self.is_publishing {
+            return false;
+        }
+        if self.shared.is_publishing() {
             // Silence counts from when the last has published.
             self.moved_ns = now_ns;
             return false;
         }
-        self.is_silent(now_ns) || self.has_read_all()
+        if self.is_reading && (self.is_silent(now_ns) || self.has_read_all()) {
+            self.is_reading = false;
+            self.shared.reading.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.shared.reading.load(Ordering::Acquire) == 0
     }
 
     /// Whether all that was due is sent and has an outcome.
