@@ -296,15 +296,59 @@ fn answer(frame: &Frame<'_>) -> Result<(), String> {
     }
 }
 
+/// A subscriber's subscription to one partition.
+struct Subscription {
+    subscriber: usize,
+    partition: u32,
+    /// Bytes that were not given back.
+    owed: u32,
+    /// Where it goes on. A broker may begin earlier, with what lies before in its file.
+    next_offset: u64,
+}
+
 struct Subscribers<'a> {
     links: Links,
     topic: &'a RingtideTopic,
     count: usize,
-    /// By link and subscription: subscriber, partition, and bytes that were not given back.
-    of: HashMap<(usize, u64), (usize, u32, u32)>,
-    /// Links and subscriptions.
+    /// By link and number.
+    of: HashMap<(usize, u64), Subscription>,
+    /// Links and numbers.
     unanswered: HashSet<(usize, u64)>,
     scratch: Vec<u8>,
+}
+
+impl Subscription {
+    /// Takes the answer that says where it begins.
+    fn begin(&mut self, frame: &Frame<'_>) -> Result<(), String> {
+        let answer = envelope::<wire::SubscribeResponse<'_>>(frame.envelope);
+        let answer = answer.map_err(|e| format!("a subscription got what cannot be read: {e}"))?;
+        self.next_offset = answer.offset();
+        Ok(())
+    }
+
+    /// Hands out what was pushed.
+    fn take(
+        &mut self,
+        payload: &[u8],
+        scratch: &mut Vec<u8>,
+        each: &mut dyn FnMut(usize, u32, &[u8]),
+    ) -> Result<(), String> {
+        self.owed += payload.len() as u32;
+        let bad =
+            |partition, error| format!("partition {partition} delivered a bad batch: {error}");
+        for batch in Batches::new(payload) {
+            let (header, batch) = batch.map_err(|error| bad(self.partition, error))?;
+            let records = records(batch, scratch, MAX_INFLATED_BYTES);
+            for record in records.map_err(|error| bad(self.partition, error))? {
+                if record.offset >= self.next_offset {
+                    let value = record.value.unwrap_or_default();
+                    each(self.subscriber, self.partition, value);
+                }
+            }
+            self.next_offset = header.next_offset().max(self.next_offset);
+        }
+        Ok(())
+    }
 }
 
 impl SubscribeSide for Subscribers<'_> {
@@ -317,10 +361,15 @@ impl SubscribeSide for Subscribers<'_> {
             for (partition, (id, _)) in self.topic.partitions.iter().enumerate() {
                 let at = self.links.route(subscriber, partition as u32);
                 let pipe = &mut self.links.links[at].pipe;
-                let subscription = pipe.subscribe_from(*id, offset, CREDIT_BYTES)?;
-                let of = (subscriber, partition as u32, 0);
-                self.of.insert((at, subscription), of);
-                self.unanswered.insert((at, subscription));
+                let number = pipe.subscribe_from(*id, offset, CREDIT_BYTES)?;
+                let subscription = Subscription {
+                    subscriber,
+                    partition: partition as u32,
+                    owed: 0,
+                    next_offset: 0,
+                };
+                self.of.insert((at, number), subscription);
+                self.unanswered.insert((at, number));
                 self.links.mark(at);
             }
         }
@@ -347,30 +396,22 @@ impl SubscribeSide for Subscribers<'_> {
                 return;
             }
             let key = (at, frame.header.correlation);
-            if frame.header.op == Op::Subscribe as u8 {
-                unanswered.remove(&key);
-            }
-            let (Some(subscription), true) = (of.get_mut(&key), frame.header.op == Op::Push as u8)
-            else {
+            let Some(subscription) = of.get_mut(&key) else {
                 return;
             };
-            let (subscriber, partition, owed) = subscription;
-            for batch in Batches::new(frame.payload) {
-                let values = batch.and_then(|(_, batch)| {
-                    for record in records(batch, scratch, MAX_INFLATED_BYTES)? {
-                        each(*subscriber, *partition, record.value.unwrap_or_default());
-                    }
-                    Ok(())
-                });
-                if let Err(error) = values {
-                    wrong = Some(format!(
-                        "partition {partition} delivered a bad batch: {error}"
-                    ));
-                }
+            let done = if frame.header.op == Op::Subscribe as u8 {
+                unanswered.remove(&key);
+                subscription.begin(&frame)
+            } else if frame.header.op == Op::Push as u8 {
+                subscription.take(frame.payload, scratch, each)
+            } else {
+                Ok(())
+            };
+            if let Err(why) = done {
+                wrong = Some(why);
             }
-            *owed += frame.payload.len() as u32;
-            if *owed >= CREDIT_BYTES / 2 {
-                back.push((key, std::mem::take(owed)));
+            if subscription.owed >= CREDIT_BYTES / 2 {
+                back.push((key, std::mem::take(&mut subscription.owed)));
             }
         })?;
         for ((at, subscription), bytes) in back {
@@ -390,6 +431,7 @@ mod tests {
     use std::time::Duration;
 
     use ringtide_client::TopicId;
+    use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
     use ringtide_schema::frame::{FrameHeader, HEADER_BYTES};
     use ringtide_session::Encoder;
 
@@ -424,22 +466,26 @@ mod tests {
         }
     }
 
-    fn greet(stream: &mut TcpStream) {
+    /// Reads a request; its correlation.
+    fn read(stream: &mut TcpStream) -> u64 {
         let mut head = [0; HEADER_BYTES];
-        stream.read_exact(&mut head).expect("a hello");
+        stream.read_exact(&mut head).expect("a request");
         let header = FrameHeader::decode(&head).expect("a header");
         let header = header.expect("whole");
         let mut body = vec![0; header.frame_bytes() - HEADER_BYTES];
         stream.read_exact(&mut body).expect("the rest");
-        let mut answer = Vec::new();
-        Encoder::new().frame(&mut answer, Op::Hello, 0, header.correlation, 0, |b| {
+        header.correlation
+    }
+
+    fn greet(stream: &mut TcpStream) {
+        let asked = read(stream);
+        tell(stream, (Op::Hello, asked), &[], |b| {
             let args = wire::HelloResponseArgs {
                 max_in_flight_requests: 100,
                 ..wire::HelloResponseArgs::default()
             };
             wire::HelloResponse::create(b, &args)
         });
-        stream.write_all(&answer).expect("sent");
     }
 
     struct Impatient;
@@ -477,6 +523,55 @@ mod tests {
         };
         let outcome = run(&plan, None, &topic, &mut Impatient).expect("it connected");
         assert!(matches!(outcome.error, Some(BenchError::Interrupted)));
+    }
+
+    /// Writes what a broker sends.
+    fn tell<T>(
+        stream: &mut TcpStream,
+        (op, correlation): (Op, u64),
+        payload: &[u8],
+        build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<T>,
+    ) {
+        let mut frame = Vec::new();
+        Encoder::new().frame(&mut frame, op, 0, correlation, payload.len(), build);
+        frame.extend_from_slice(payload);
+        stream.write_all(&frame).expect("sent");
+    }
+
+    /// A batch of one record for each offset, whose value is its offset.
+    fn stored(offsets: std::ops::Range<u64>) -> Vec<u8> {
+        let (mut builder, mut batch) = (BatchBuilder::new(Codec::None), Vec::new());
+        for offset in offsets.clone() {
+            builder.push(0, None, Some(&offset.to_le_bytes()), &[]);
+        }
+        builder.finish(-1, -1, -1, &mut batch).expect("a batch");
+        ringtide_schema::batch::assign(&mut batch, offsets.start, 1);
+        batch
+    }
+
+    #[test]
+    fn records_before_where_a_subscription_goes_on_are_passed_over() {
+        let topic = topic(Acks::Durable, |mut stream| {
+            let asked = read(&mut stream);
+            tell(&mut stream, (Op::Subscribe, asked), &[], |b| {
+                let args = wire::SubscribeResponseArgs { offset: 2 };
+                wire::SubscribeResponse::create(b, &args)
+            });
+            for offsets in [0..3, 1..5, 4..6] {
+                tell(&mut stream, (Op::Push, asked), &stored(offsets), |b| {
+                    wire::Push::create(b, &wire::PushArgs { visible: 6 })
+                });
+            }
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let mut side = topic.subscribers(1).expect("connected");
+        side.subscribe(From::Earliest).expect("asked");
+        let mut seen = Vec::new();
+        while seen.last() != Some(&5_u64.to_le_bytes().to_vec()) {
+            side.turn(&mut |_, _, value| seen.push(value.to_vec()))
+                .expect("connected");
+        }
+        assert_eq!(seen, [2, 3, 4, 5_u64].map(|n| n.to_le_bytes().to_vec()));
     }
 
     #[test]
