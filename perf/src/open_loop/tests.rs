@@ -33,6 +33,8 @@ enum Fault {
     Lags,
     /// What was answered last is visible later.
     ShowsLate,
+    /// The generator's own thread panics.
+    Panics,
     /// It answers before it takes what was sent, and takes none of it once a connection has ended.
     TakesLate,
     /// Nothing is answered or delivered from one batch on.
@@ -176,6 +178,7 @@ impl PublishSide for Publishers<'_> {
             any = true;
             match self.0.fault {
                 Fault::ForgetsToAnswer if is_victim => {}
+                Fault::Panics if is_victim => panic!("as planted"),
                 Fault::Refuses if is_victim => done(token, Err("too much")),
                 Fault::Dies if is_victim => {
                     let cause = ringtide_client::Error::Disconnected {
@@ -436,6 +439,19 @@ fn a_broker_that_dies_leaves_what_was_measured_and_the_reason() {
     let cells = outcome.cells.as_slice().len() as u64;
     let measured = outcome.measured.as_nanos() as u64;
     assert_eq!(cells, measured.div_ceil(timing::CELL_NS));
+}
+
+#[test]
+fn a_thread_that_panics_is_waited_for_by_no_other() {
+    let plan = Plan {
+        publishers: 2,
+        subscribers: 2,
+        cpus: vec![None; 2],
+        ..plan()
+    };
+    let ended = run(&plan, None, &Queue::new(Fault::Panics), &mut Nobody);
+    let error = ended.expect_err("it panicked").to_string();
+    assert!(error.contains("panicked"), "{error}");
 }
 
 #[test]

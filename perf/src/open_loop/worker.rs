@@ -169,8 +169,20 @@ struct Worker<'a> {
     is_too_late: bool,
 }
 
+/// Ends all workers when one panics: they would wait for it.
+struct Alarm<'a>(&'a AtomicBool);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Runs a worker's share to its end.
 pub(crate) fn run(shared: &Shared<'_>, share: &Share, target: &dyn Target, post: &Post) -> Seen {
+    let _alarm = Alarm(&shared.stop);
     let mut worker = Worker::new(shared, share);
     let result = worker.connect_and_run(share, target, post);
     if let Err(error) = result {
