@@ -473,15 +473,10 @@ fn settle(shared: &Shared<'_>, adder: Adder, seen: Vec<Seen>, interrupted: bool)
         Ok(mut sent) => std::mem::take(&mut *sent),
         Err(_) => HashMap::new(),
     };
-    let start = Duration::from_nanos(shared.start_ns.load(Ordering::Acquire));
-    let passed = match start.is_zero() {
-        true => Duration::ZERO,
-        false => shared.epoch.elapsed().saturating_sub(start + plan.warm_up),
-    };
     let mut cells = plan.cells();
     let (mut live, mut replayed) = (Vec::new(), Vec::new());
     let (mut refusal, mut error) = (None, interrupted.then_some(BenchError::Interrupted));
-    let (mut scheduled, mut unsent, mut last_ack_ns) = (0, 0, 0);
+    let (mut scheduled, mut unsent, mut last_ack_ns, mut ended_ns) = (0, 0, 0, 0);
     for (mut seen, share) in seen.into_iter().zip(shares(plan)) {
         replayed.extend(seen.received.split_off(share.subscribers));
         live.append(&mut seen.received);
@@ -489,12 +484,17 @@ fn settle(shared: &Shared<'_>, adder: Adder, seen: Vec<Seen>, interrupted: bool)
         scheduled += seen.scheduled;
         unsent += seen.unsent;
         last_ack_ns = last_ack_ns.max(seen.last_ack_ns);
+        ended_ns = ended_ns.max(seen.ended_ns);
         refusal = refusal.or(seen.refusal);
         error = error.or(seen.error);
     }
-    let measured = match &error {
-        Some(_) => plan.duration.min(passed),
-        None => plan.duration,
+    let measured = match (&error, shared.start_ns.load(Ordering::Acquire)) {
+        (None, _) => plan.duration,
+        (Some(_), 0) => Duration::ZERO,
+        (Some(_), start_ns) => {
+            let passed = Duration::from_nanos(ended_ns.saturating_sub(start_ns));
+            plan.duration.min(passed.saturating_sub(plan.warm_up))
+        }
     };
     cells.truncate(measured.as_nanos() as u64);
     let is_verified = !live.is_empty() || !replayed.is_empty();

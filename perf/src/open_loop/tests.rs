@@ -269,6 +269,25 @@ impl Watch for Impatient {
     }
 }
 
+/// Takes its time when measuring has ended, as who asks a broker that is gone.
+struct Slow {
+    began: Instant,
+    measured: Duration,
+}
+
+impl Watch for Slow {
+    fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn measuring(&mut self, is_measuring: bool) {
+        if !is_measuring {
+            self.measured = self.began.elapsed();
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+}
+
 fn plan() -> Plan {
     Plan {
         rate_per_s: 4000.0,
@@ -439,6 +458,22 @@ fn a_broker_that_dies_leaves_what_was_measured_and_the_reason() {
     let cells = outcome.cells.as_slice().len() as u64;
     let measured = outcome.measured.as_nanos() as u64;
     assert_eq!(cells, measured.div_ceil(timing::CELL_NS));
+}
+
+#[test]
+fn what_is_asked_after_a_run_was_cut_short_is_not_of_the_time_that_it_had() {
+    let plan = Plan {
+        duration: Duration::from_secs(600),
+        warm_up: Duration::ZERO,
+        ..plan()
+    };
+    let mut watch = Slow {
+        began: Instant::now(),
+        measured: Duration::ZERO,
+    };
+    let outcome = run(&plan, None, &Queue::new(Fault::Dies), &mut watch).expect("it began");
+    assert!(outcome.measured <= watch.measured, "{:?}", outcome.measured);
+    assert!(!outcome.measured.is_zero());
 }
 
 #[test]

@@ -89,6 +89,8 @@ pub(crate) struct Seen {
     pub(crate) scheduled: u64,
     /// When the last of those was acknowledged, in ns since measuring began.
     pub(crate) last_ack_ns: u64,
+    /// When this worker ended, in ns since the epoch.
+    pub(crate) ended_ns: u64,
     /// Due and never sent, warm-up included.
     pub(crate) unsent: u64,
     pub(crate) refusal: Option<String>,
@@ -189,6 +191,7 @@ pub(crate) fn run(shared: &Shared<'_>, share: &Share, target: &dyn Target, post:
         shared.stop.store(true, Ordering::Relaxed);
         worker.seen.error = Some(error);
     }
+    worker.seen.ended_ns = shared.now_ns();
     worker.end_publishing();
     // Whoever adds up takes what is left of the last second.
     let _ = post.full.send((
@@ -235,6 +238,7 @@ impl<'a> Worker<'a> {
                 cells: plan.cells(),
                 scheduled: 0,
                 last_ack_ns: 0,
+                ended_ns: 0,
                 unsent: 0,
                 refusal: None,
                 error: None,

@@ -308,6 +308,9 @@ fn a_broker_that_dies_leaves_what_was_measured_marked_as_invalid() {
     let run = broker.cli().start(&[
         "bench",
         "--no-limits",
+        // So that it is not the disk that decides how many were acknowledged by then.
+        "--acks",
+        "accepted",
         "--rate",
         "2000",
         "--duration",
