@@ -1,7 +1,8 @@
-//! Why there are no figures. A measurement that ended early gives an error and nothing else: figures
-//! of a part of it are not those of the whole.
+//! Why there are no figures, or why those that there are do not count: figures of a part of a measurement
+//! are not those of the whole.
 
 use std::io;
+use std::time::Duration;
 
 use ringtide_client::Error;
 
@@ -42,7 +43,7 @@ pub enum BenchError {
     Wrong(String),
     /// Not one record was acknowledged in the time given.
     #[error("not one record was acknowledged within the {0:?} of the measurement; give it longer")]
-    Empty(std::time::Duration),
+    Empty(Duration),
     /// The caller asked for the end.
     #[error("the measurement was interrupted; its figures do not count")]
     Interrupted,
@@ -77,6 +78,23 @@ impl BenchError {
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |cause| Self::Io { what, cause }
+    }
+
+    /// Of a server that did not answer a subscription for so long.
+    pub(crate) fn unanswered(server: &str, after: Duration) -> Self {
+        Self::Setup(Error::Timeout {
+            what: format!("subscribing at {server}").into(),
+            after,
+            why: "it does not answer".into(),
+        })
+    }
+
+    /// Says in the message how much was acknowledged before.
+    pub(crate) fn after(mut self, records: u64) -> Self {
+        if let Self::Lost { acknowledged, .. } = &mut self {
+            *acknowledged = records;
+        }
+        self
     }
 
     /// Says in the message that the topic may still be there.

@@ -56,6 +56,10 @@ impl Feed {
     /// # Errors
     /// When it cannot be read, or is not a feed: what is wrong with it, and where.
     pub fn read(path: &Path) -> Result<Self, BenchError> {
+        Self::read_at_most(path, MAX_BYTES)
+    }
+
+    fn read_at_most(path: &Path, max_bytes: u64) -> Result<Self, BenchError> {
         let read = |error: io::Error| BenchError::io(format!("feed {}", path.display()))(error);
         let mut file = File::open(path).map_err(read)?;
         let mut head = Vec::new();
@@ -67,11 +71,18 @@ impl Feed {
         let mut bytes = Vec::new();
         if head == ZSTD_MAGIC {
             let inflated = zstd::Decoder::new(whole).map_err(read)?;
-            inflated.take(MAX_BYTES).read_to_end(&mut bytes)
+            inflated.take(max_bytes + 1).read_to_end(&mut bytes)
         } else {
-            whole.take(MAX_BYTES).read_to_end(&mut bytes)
+            whole.take(max_bytes + 1).read_to_end(&mut bytes)
         }
         .map_err(read)?;
+        if bytes.len() as u64 > max_bytes {
+            return Err(BenchError::Usage(format!(
+                "{} has more than {max_bytes} bytes, inflated if it is compressed, and a feed is held in \
+                 memory: give a part of it",
+                path.display()
+            )));
+        }
         let wrong = |why: String| {
             BenchError::Usage(format!(
                 "{} is no feed: {why}; give market-by-order records in Databento Binary Encoding, \
@@ -304,6 +315,21 @@ mod tests {
         for bytes in [plain, packed] {
             std::fs::write(&path, bytes).expect("written");
             assert_eq!(Feed::read(&path).expect("a feed"), Feed::generated(1, 100));
+        }
+    }
+
+    #[test]
+    fn a_feed_that_is_too_large_is_refused_as_that_and_not_cut() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("feed");
+        let plain = file(&generate(1, 100));
+        let packed = zstd::encode_all(&plain[..], 3).expect("packed");
+        let bytes = plain.len() as u64;
+        for file in [plain, packed] {
+            std::fs::write(&path, file).expect("written");
+            assert!(Feed::read_at_most(&path, bytes).is_ok());
+            let error = Feed::read_at_most(&path, bytes - 1).expect_err("too large");
+            assert!(error.to_string().contains("more than"), "{error}");
         }
     }
 

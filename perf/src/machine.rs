@@ -36,6 +36,8 @@ pub struct Counters {
     at: Instant,
     steal_s: f64,
     others: Others,
+    /// The broker's process was there, if it was to be.
+    is_whole: bool,
     yields: Option<Vec<u64>>,
     writes_and_flushes: Option<(u64, u64)>,
 }
@@ -71,8 +73,9 @@ pub struct Between {
     pub elapsed_s: f64,
     /// Of one CPU's time: what the machine's host gave to others.
     pub steal_share: f64,
-    /// Of one CPU's time: what other processes took.
-    pub others_share: f64,
+    /// Of one CPU's time: what other processes took, unless the broker went away meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub others_share: Option<f64>,
     /// Whether these are all that there are, and not those of a container.
     pub others_are_all: bool,
     /// sched_yield(2) calls a second on each CPU, if the kernel counts them.
@@ -97,6 +100,7 @@ impl Counters {
             at: Instant::now(),
             steal_s: stolen_s(&stat),
             others: others(parts),
+            is_whole: parts.broker_pid.is_none_or(is_there),
             yields: schedstat
                 .map(|text| yields(&text))
                 .filter(|y| !y.is_empty()),
@@ -109,12 +113,13 @@ impl Counters {
     pub fn until(&self, later: &Self) -> Between {
         let elapsed_s = (later.at - self.at).as_secs_f64().max(1e-9);
         let share = |seconds: f64| (seconds / elapsed_s).max(0.0);
+        let is_whole = self.is_whole && later.is_whole;
         let yields = self.yields.as_ref().zip(later.yields.as_ref());
         let disk = self.writes_and_flushes.zip(later.writes_and_flushes);
         Between {
             elapsed_s,
             steal_share: share(later.steal_s - self.steal_s),
-            others_share: share(spent_s(&self.others.spent, &later.others.spent)),
+            others_share: is_whole.then(|| share(spent_s(&self.others.spent, &later.others.spent))),
             others_are_all: self.others.are_all && later.others.are_all,
             yields_per_s: yields.map(|(before, after)| {
                 let each = before.iter().zip(after);
@@ -133,6 +138,10 @@ impl Between {
     pub fn tells_shares(&self) -> bool {
         self.elapsed_s >= LEAST_S
     }
+}
+
+fn is_there(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
 }
 
 /// Stolen seconds of all CPUs since the machine started.
@@ -396,7 +405,7 @@ mod tests {
         }
         let after = Counters::read(&Parts::default());
         assert!(spent_s(&before.others.spent, &after.others.spent) >= 0.3);
-        assert!(before.until(&after).others_share > 0.0);
+        assert!(before.until(&after).others_share > Some(0.0));
         let broker_pid = Some(pid);
         let parts = Parts {
             broker_pid,
@@ -443,5 +452,17 @@ mod tests {
         }
         fs::remove_file(devices.join("sdb/stat")).expect("removed");
         assert_eq!(of_disk(&devices, "dm-0"), None, "not all of it is known");
+    }
+
+    #[test]
+    fn what_a_broker_took_that_is_gone_is_not_taken_for_that_of_others() {
+        // No process has this number.
+        let gone = Parts {
+            broker_pid: Some(u32::MAX),
+            ..Parts::default()
+        };
+        let before = Counters::read(&Parts::default());
+        let between = before.until(&Counters::read(&gone));
+        assert_eq!(between.others_share, None);
     }
 }

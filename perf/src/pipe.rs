@@ -74,6 +74,8 @@ pub struct Pipe {
     /// What the socket has not taken, from `sent` on.
     out: Vec<u8>,
     sent: usize,
+    /// Bytes that the socket has taken in all.
+    taken: u64,
     buffer: Vec<u8>,
     read_bytes: usize,
     next_correlation: u64,
@@ -110,6 +112,7 @@ impl Pipe {
             assembler: Assembler::new(),
             out: Vec::new(),
             sent: 0,
+            taken: 0,
             buffer: Vec::new(),
             read_bytes: READ_BYTES,
             next_correlation: 1,
@@ -123,6 +126,12 @@ impl Pipe {
     pub fn reading(mut self, bytes: usize) -> Self {
         self.read_bytes = bytes;
         self
+    }
+
+    /// HOST:PORT of the other end.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
     }
 
     /// Requests that the broker takes before it has answered the first of them.
@@ -145,6 +154,7 @@ impl Pipe {
             self.flush()?;
             if self.out.is_empty() {
                 sent = self.write(bytes)?;
+                self.taken += sent as u64;
             }
         }
         self.out.extend_from_slice(&bytes[sent..]);
@@ -179,6 +189,7 @@ impl Pipe {
             self.flush()?;
             if self.out.is_empty() {
                 sent = self.write(batch)?;
+                self.taken += sent as u64;
             }
         }
         self.out.extend_from_slice(&batch[sent..]);
@@ -243,12 +254,27 @@ impl Pipe {
         self.out.len() - self.sent
     }
 
+    /// Bytes of the stream that the socket has taken.
+    #[must_use]
+    pub fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Bytes of the stream when the socket has taken what was gathered by now.
+    #[must_use]
+    pub fn end(&self) -> u64 {
+        self.taken + self.unsent_bytes() as u64
+    }
+
     /// Sends what was gathered, as far as the socket takes it.
     pub fn flush(&mut self) -> Result<(), BenchError> {
         while self.sent < self.out.len() {
             match self.write(&self.out[self.sent..])? {
                 0 => return Ok(()),
-                sent => self.sent += sent,
+                sent => {
+                    self.sent += sent;
+                    self.taken += sent as u64;
+                }
             }
         }
         self.out.clear();

@@ -433,7 +433,12 @@ impl Report {
     pub fn new(plan: &Plan, outcome: &Outcome, facts: Facts) -> Self {
         let times = &outcome.times;
         let elapsed_s = outcome.elapsed.as_secs_f64();
-        let rate = |count: u64| count as f64 / elapsed_s;
+        // Of what was cut short before measuring began there is no rate.
+        let per_s = |count: u64, seconds: f64| match seconds > 0.0 {
+            true => count as f64 / seconds,
+            false => 0.0,
+        };
+        let rate = |count: u64| per_s(count, elapsed_s);
         let count = times.latency.count();
         let produce = Produce {
             count,
@@ -447,7 +452,7 @@ impl Report {
                 .collect(),
         };
         let schedule = Kept {
-            target_rate_per_s: outcome.scheduled as f64 / plan.duration.as_secs_f64(),
+            target_rate_per_s: per_s(outcome.scheduled, outcome.measured.as_secs_f64()),
             achieved_rate_per_s: rate(count),
             lag_ns: times.lag.summary(),
         };
@@ -499,10 +504,11 @@ impl Report {
 }
 
 impl Report {
-    /// Whether the target was achieved.
+    /// Whether the target was achieved, and nothing that was due left out.
     #[must_use]
     pub fn is_achieved(&self) -> bool {
-        self.schedule.target_rate_per_s > 0.0 && self.schedule.is_achieved()
+        let is_whole = self.verify.balance.unsent == 0;
+        is_whole && self.schedule.target_rate_per_s > 0.0 && self.schedule.is_achieved()
     }
 
     /// Whether the generator kept its schedule.
@@ -592,7 +598,7 @@ fn took_too_much(between: &Between) -> [bool; 2] {
     let tells = between.tells_shares();
     [
         tells && between.steal_share > MAX_STEAL_SHARE,
-        tells && between.others_share > MAX_OTHERS_SHARE,
+        tells && between.others_share > Some(MAX_OTHERS_SHARE),
     ]
 }
 
@@ -614,10 +620,10 @@ fn disturbances(facts: &Facts) -> Vec<String> {
             percent(between.steal_share)
         ));
     }
-    if others {
+    if let Some(share) = between.others_share.filter(|_| others) {
         reasons.push(format!(
             "other processes took {:.0} % of a CPU's time",
-            percent(between.others_share)
+            percent(share)
         ));
     }
     for (cpu, yields) in spinning_cpus(facts)
@@ -738,7 +744,7 @@ fn beyond_disturbance(between: &Between) -> Option<String> {
             between.elapsed_s
         ));
     }
-    let taken = between.steal_share + between.others_share;
+    let taken = between.steal_share + between.others_share.unwrap_or(0.0);
     let (quantile, _) = BEYOND.iter().find(|(_, beyond)| taken > *beyond)?;
     Some(format!(
         "whether {quantile} and above are the broker's: the machine's host and other processes took {:.2} % \
@@ -785,7 +791,7 @@ mod tests {
         Between {
             elapsed_s: 10.0,
             steal_share: 0.0,
-            others_share: 0.0,
+            others_share: Some(0.0),
             others_are_all: true,
             yields_per_s: Some(vec![50_000.0, 50_000.0]),
             disk_writes: Some(10),
@@ -850,6 +856,7 @@ mod tests {
             seconds: Vec::new(),
             cells: Cells::new(0),
             scheduled: 1000,
+            measured: Duration::from_secs(10),
             elapsed: Duration::from_secs(10),
             balance: Balance {
                 sent: 1000,
@@ -914,6 +921,20 @@ mod tests {
     type Plant = fn(&mut Outcome, &mut Facts);
 
     #[test]
+    fn figures_of_a_run_that_was_cut_short_are_of_the_time_it_had() {
+        let cut_after = |s: u64| {
+            judged(|o, _| {
+                o.error = Some(BenchError::Interrupted);
+                (o.measured, o.elapsed) = (Duration::from_secs(s), Duration::from_secs(s));
+            })
+        };
+        let schedule = cut_after(2).schedule;
+        assert_eq!(schedule.target_rate_per_s, 500.0);
+        assert_eq!(schedule.achieved_rate_per_s, 500.0);
+        assert_eq!(cut_after(0).produce.rate_per_s, 0.0);
+    }
+
+    #[test]
     fn each_fault_makes_a_run_invalid_and_is_named() {
         let plants: [(&str, Plant); 18] = [
             ("98.0 %", |o, _| o.elapsed = Duration::from_millis(10_204)),
@@ -925,7 +946,7 @@ mod tests {
             }),
             ("gave 5 %", |_, f| meanwhile(f).steal_share = 0.05),
             ("other processes took 50 %", |_, f| {
-                meanwhile(f).others_share = 0.5;
+                meanwhile(f).others_share = Some(0.5);
             }),
             ("what else the machine did is not known", |_, f| {
                 f.environment.meanwhile = None;
@@ -987,14 +1008,14 @@ mod tests {
             }),
             ("0.40 s are too short", |_, f| {
                 let meanwhile = meanwhile(f);
-                (meanwhile.elapsed_s, meanwhile.others_share) = (0.4, 0.9);
+                (meanwhile.elapsed_s, meanwhile.others_share) = (0.4, Some(0.9));
             }),
             ("whether p99.9 and above", |_, f| {
                 meanwhile(f).steal_share = 0.009;
             }),
             ("whether p90 and above", |_, f| {
                 let meanwhile = meanwhile(f);
-                (meanwhile.steal_share, meanwhile.others_share) = (0.015, 0.09);
+                (meanwhile.steal_share, meanwhile.others_share) = (0.015, Some(0.09));
             }),
             ("up to 51 us late, of 101 us", |o, _| {
                 o.times.lag.clear();
@@ -1049,6 +1070,8 @@ mod tests {
         assert_eq!(told(judged(|_, _| ())), (true, true, false));
         let slow = judged(|o, _| o.elapsed = Duration::from_millis(10_204));
         assert_eq!(told(slow), (false, true, false));
+        let unsent = judged(|o, _| o.balance.unsent = 1);
+        assert_eq!(told(unsent), (false, true, false));
         let late = judged(|o, _| (0..20).for_each(|_| o.times.lag.record(Duration::from_secs(1))));
         assert_eq!(told(late), (true, false, false));
         let stolen = judged(|_, f| {

@@ -217,7 +217,8 @@ pub struct Workload {
     /// Of the topic [default: 1]
     #[arg(long, value_name = "N")]
     pub partitions: Option<u32>,
-    /// Records of a batch, at the most: so many come due at once and leave together [default: 1]
+    /// Records of a batch, at the most: so many come due at once and leave together; no more than a burst
+    /// has [default: 1]
     #[arg(long, value_name = "N")]
     pub batch: Option<u32>,
     /// How batches are compressed [default: none]

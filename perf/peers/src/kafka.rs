@@ -163,29 +163,29 @@ impl Target for KafkaTopic {
         }))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let consumers = (0..count).map(|_| self.consumer(from));
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+        let consumers = (0..count).map(|_| self.consumer());
         Ok(Box::new(Subscribers {
             consumers: consumers.collect::<Result<_, _>>()?,
+            topic: self,
         }))
     }
 }
 
 impl KafkaTopic {
-    fn consumer(&self, from: From) -> Result<BaseConsumer, BenchError> {
-        let what = "cannot make a consumer";
-        let consumer: BaseConsumer = self
-            .config()
+    fn consumer(&self) -> Result<BaseConsumer, BenchError> {
+        self.config()
             .set("group.id", &self.place.name)
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "false")
             .set("fetch.queue.backoff.ms", "10")
             .create()
-            .map_err(failed(what))?;
+            .map_err(failed("cannot make a consumer"))
+    }
+
+    /// Gives a consumer all partitions.
+    fn assign(&self, consumer: &BaseConsumer, from: From) -> Result<(), BenchError> {
+        let what = "cannot subscribe";
         let mut list = TopicPartitionList::new();
         for partition in 0..self.place.partitions {
             let partition = i32::try_from(partition).unwrap_or(i32::MAX);
@@ -200,8 +200,7 @@ impl KafkaTopic {
             list.add_partition_offset(&self.place.name, partition, offset)
                 .map_err(failed(what))?;
         }
-        consumer.assign(&list).map_err(failed(what))?;
-        Ok(consumer)
+        consumer.assign(&list).map_err(failed(what))
     }
 }
 
@@ -300,11 +299,17 @@ impl PublishSide for Publishers<'_> {
     }
 }
 
-struct Subscribers {
+struct Subscribers<'a> {
     consumers: Vec<BaseConsumer>,
+    topic: &'a KafkaTopic,
 }
 
-impl SubscribeSide for Subscribers {
+impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
+        let mut consumers = self.consumers.iter();
+        consumers.try_for_each(|consumer| self.topic.assign(consumer, from))
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
         let mut any = false;
         for (subscriber, consumer) in self.consumers.iter().enumerate() {

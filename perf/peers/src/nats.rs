@@ -193,35 +193,29 @@ impl Target for JetStream {
         }))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
         let runtime = runtime()?;
         let (arrived, messages) = mpsc::channel();
-        let mut lost = Vec::new();
-        for subscriber in 0..count {
-            let is_lost = runtime.block_on(async {
-                let (consumer, is_lost) = self.consumer(from).await?;
-                tokio::spawn(forward(subscriber, consumer, arrived.clone()));
-                Ok::<_, BenchError>(is_lost)
-            })?;
+        let (mut clients, mut lost) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (client, is_lost) = runtime.block_on(connect(&self.place.server))?;
+            clients.push(client);
             lost.push(is_lost);
         }
         Ok(Box::new(Subscribers {
             runtime,
             topic: self,
+            clients,
             lost,
+            arrived,
             messages,
         }))
     }
 }
 
 impl JetStream {
-    /// An ordered consumer with a connection of its own; the server knows it when this returns.
-    async fn consumer(&self, from: From) -> Result<(Ordered, Arc<AtomicBool>), BenchError> {
-        let (client, is_lost) = connect(&self.place.server).await?;
+    /// An ordered consumer of a connection; the server knows it when this returns.
+    async fn consumer(&self, client: &Client, from: From) -> Result<Ordered, BenchError> {
         let config = OrderedConfig {
             deliver_subject: client.new_inbox(),
             deliver_policy: match from {
@@ -243,7 +237,7 @@ impl JetStream {
             .await
             .map_err(failed("cannot subscribe"))?;
         client.flush().await.map_err(failed("cannot subscribe"))?;
-        Ok((messages, is_lost))
+        Ok(messages)
     }
 }
 
@@ -359,11 +353,23 @@ impl PublishSide for Publishers<'_> {
 struct Subscribers<'a> {
     runtime: Runtime,
     topic: &'a JetStream,
+    clients: Vec<Client>,
     lost: Vec<Arc<AtomicBool>>,
+    arrived: Sender<Arrived>,
     messages: Receiver<Arrived>,
 }
 
 impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
+        self.runtime.block_on(async {
+            for (subscriber, client) in self.clients.iter().enumerate() {
+                let consumer = self.topic.consumer(client, from).await?;
+                tokio::spawn(forward(subscriber, consumer, self.arrived.clone()));
+            }
+            Ok::<_, BenchError>(())
+        })
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
         if self.lost.is_empty() {
             return Ok(false);

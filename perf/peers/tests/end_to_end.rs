@@ -182,6 +182,7 @@ fn assert_balanced(report: &Value, subscribers: u64) {
         "reordered",
         "corrupt",
         "refused",
+        "unsent",
         "unacknowledged",
     ] {
         assert_eq!(count(fault), 0, "{fault}: {verify} {}", report["reasons"]);

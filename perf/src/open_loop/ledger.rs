@@ -10,6 +10,9 @@ use crate::open_loop::stamp::Stamp;
 /// A publisher's records of one partition: they are in order.
 pub type Lane = (u32, u32);
 
+/// The publisher of what is there before the run.
+pub const PRELOADER: u32 = u32::MAX;
+
 /// What became of the records of one lane at its publisher.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
@@ -26,6 +29,7 @@ pub struct Sent {
 pub struct Received {
     lanes: HashMap<Lane, Arrived>,
     run: u32,
+    begins_late: bool,
     reordered: u64,
     duplicated: u64,
     corrupt: u64,
@@ -41,7 +45,7 @@ struct Arrived {
     missing_count: u64,
 }
 
-/// The balance of a measurement. Anything but 0 in the last five is a failure.
+/// The balance of a measurement. Anything but 0 after the first three is a failure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Balance {
     /// Records sent, warm-up included.
@@ -50,6 +54,8 @@ pub struct Balance {
     pub acked: u64,
     /// Given to subscribers, all of them together.
     pub received: u64,
+    /// Due, and not sent in the end; of a run that was cut short what waited to be sent.
+    pub unsent: u64,
     /// Sent, and neither acknowledged nor refused in the end.
     pub unacknowledged: u64,
     /// Refused by the broker.
@@ -80,6 +86,7 @@ impl Balance {
                 "not acknowledged in the end",
             ),
             (self.refused, "refused"),
+            (still_to_come(self.unsent), "due and never sent"),
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
@@ -98,13 +105,24 @@ impl Received {
         }
     }
 
+    /// Of a subscriber that begins with what comes. The last of what was there before may become
+    /// visible only then; none of it counts.
+    #[must_use]
+    pub fn beginning_late(run: u32) -> Self {
+        Self {
+            begins_late: true,
+            ..Self::new(run)
+        }
+    }
+
     /// Records given to the subscriber.
     #[must_use]
     pub fn count(&self) -> u64 {
         self.received
     }
 
-    /// Takes a value as it arrived, from the partition it arrived from; its stamp if it is sound.
+    /// Takes a value as it arrived, from the partition it arrived from; its stamp if it is sound
+    /// and counts.
     pub fn take(&mut self, partition: u32, value: &[u8]) -> Option<Stamp> {
         self.received += 1;
         let stamp = Stamp::read(value).filter(|s| s.run == self.run && s.partition == partition);
@@ -112,6 +130,10 @@ impl Received {
             self.corrupt += 1;
             return None;
         };
+        if self.begins_late && stamp.publisher == PRELOADER {
+            self.received -= 1;
+            return None;
+        }
         let lane = self.lanes.entry((stamp.publisher, partition)).or_default();
         match stamp.sequence {
             s if s == lane.next => lane.next += 1,

@@ -6,6 +6,7 @@
 //! record is accounted for ([`ledger`]). What makes a measurement count is judged in [`crate::report`].
 
 pub mod ledger;
+mod preload;
 pub mod ringtide;
 pub mod schedule;
 pub mod stamp;
@@ -27,19 +28,17 @@ use ringtide_schema::limits::{MAX_BATCH_BYTES, MAX_PARTITIONS};
 use crate::cpu;
 use crate::error::BenchError;
 use crate::feed::{Feed, RECORD_BYTES};
-use ledger::{Balance, Lane, Received, Sent};
+use ledger::Balance;
 use schedule::{Keys, Schedule, Shape};
-use stamp::{NOT_TIMED, STAMP_BYTES, Stamp};
-use target::{From, Outgoing, Target};
+use stamp::STAMP_BYTES;
+use target::Target;
 use timing::{Cells, Second, Times};
 use worker::{Post, Seen, Share, Shared};
 
-/// The publisher of what is there before the run.
-const PRELOADER: u32 = u32::MAX;
-/// Bytes of its batches, at the most.
-const PRELOAD_BATCH_BYTES: usize = 64 << 10;
-/// From the moment that all are connected to the beginning of the schedule.
-const LEAD: Duration = Duration::from_millis(20);
+/// No schedule has more.
+const MAX_RATE_PER_S: f64 = 1e8;
+/// How soon it is seen that everybody is connected: nothing is measured before that.
+const CONNECTING_LOOK: Duration = Duration::from_millis(1);
 /// How often [`Progress`] is reported, and an interruption noticed.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 /// A second is closed when the one after so many has come from somewhere.
@@ -92,6 +91,11 @@ pub struct Plan {
     pub cpus: Vec<Option<usize>>,
     /// Whether everything is read back when there are no subscribers.
     pub verify: bool,
+    /// Whether tenths of a second are told apart: for runs of hours they are many.
+    pub timeline: bool,
+    /// Records of a thread that are due and may not be sent yet, at the most; those beyond wait in the
+    /// schedule.
+    pub most_waiting: u64,
     /// Chooses among schedules of the same shape.
     pub seed: u64,
 }
@@ -116,6 +120,8 @@ impl Default for Plan {
             max_silence: Duration::from_secs(1),
             cpus: vec![None],
             verify: true,
+            timeline: true,
+            most_waiting: 1 << 20,
             seed: 1,
         }
     }
@@ -143,6 +149,18 @@ impl Plan {
         }
     }
 
+    /// Whether somebody begins to read when all is published, because nobody else reads.
+    fn reads_back(&self) -> bool {
+        self.verify && self.subscribers == 0 && self.replayers == 0
+    }
+
+    fn cells(&self) -> Cells {
+        Cells::new(match self.timeline {
+            true => self.duration.as_nanos() as u64,
+            false => 0,
+        })
+    }
+
     fn shape(&self) -> Shape {
         Shape {
             schedule: self.schedule,
@@ -167,8 +185,11 @@ impl Plan {
                 "a record has at least {STAMP_BYTES} bytes: those that account for it"
             ));
         }
-        let batch_bytes = BatchBuilder::new(Codec::None).bytes_with(20, self.value_bytes(), &[]);
-        if batch_bytes.saturating_mul(self.batch as usize) > MAX_BATCH_BYTES {
+        let batch_bytes = match self.value_bytes() {
+            bytes if bytes > MAX_BATCH_BYTES => bytes,
+            bytes => BatchBuilder::new(Codec::None).bytes_with(20, bytes, &[]),
+        };
+        if batch_bytes.saturating_mul(self.batch.max(1) as usize) > MAX_BATCH_BYTES {
             return refuse(format!(
                 "{} records of {} bytes do not fit into a batch, of at most {MAX_BATCH_BYTES} bytes: \
                  give fewer or smaller ones",
@@ -181,7 +202,9 @@ impl Plan {
         if wants_feed && feed.is_none() {
             return refuse("a feed's times, keys or sizes need a feed: give --feed".into());
         }
-        if self.schedule != Schedule::Feed && !(self.rate_per_s > 0.0 && self.rate_per_s <= 1e8) {
+        if self.schedule != Schedule::Feed
+            && !(self.rate_per_s > 0.0 && self.rate_per_s <= MAX_RATE_PER_S)
+        {
             return refuse(format!(
                 "a rate of {} records a second is impossible: give more than 0 and at most 100 million",
                 self.rate_per_s
@@ -190,8 +213,28 @@ impl Plan {
         if !(self.speed > 0.0 && self.speed.is_finite()) {
             return refuse(format!("a feed is not played at the speed {}", self.speed));
         }
+        if let (Schedule::Feed, Some(feed)) = (self.schedule, feed)
+            && self.shape().rate_of(feed) > MAX_RATE_PER_S
+        {
+            return refuse(
+                "the feed would be played at more than 100 million records a second: give a lower \
+                 --speed or a longer --max-silence"
+                    .into(),
+            );
+        }
+        if let Schedule::Bursts(burst) = self.schedule
+            && u64::from(self.batch) > burst
+        {
+            return refuse(format!(
+                "a batch of {} records does not fit into a burst of {burst}: give a smaller one",
+                self.batch
+            ));
+        }
         if self.duration.is_zero() || self.publishers == 0 || self.batch == 0 {
             return refuse("duration, publishers and batch are more than 0".into());
+        }
+        if self.drain.is_zero() {
+            return refuse("a drain of 0 s waits for no answer: give more".into());
         }
         if !(1..=MAX_PARTITIONS).contains(&self.partitions) {
             return refuse(format!("a topic has 1 to {MAX_PARTITIONS} partitions"));
@@ -235,8 +278,10 @@ pub struct Outcome {
     pub seconds: Vec<Second>,
     /// Tenth by tenth.
     pub cells: Cells,
-    /// Records due while it was measured.
+    /// Records due while it was measured; if it was cut short, those that the generator had turned to.
     pub scheduled: u64,
+    /// How long it was measured: less than planned if it was cut short.
+    pub measured: Duration,
     /// How long those took to be acknowledged, from the beginning of measuring to the last; at least
     /// as long as was measured.
     pub elapsed: Duration,
@@ -255,7 +300,8 @@ pub struct Outcome {
 /// Does what the plan says.
 ///
 /// # Errors
-/// When it could not begin. What ends it later is in the outcome.
+/// When the plan cannot be, or what is to be there before could not be published, or a thread of the
+/// generator could not be placed or panicked. What else ends it is in the outcome.
 pub fn run(
     plan: &Plan,
     feed: Option<&Feed>,
@@ -264,7 +310,10 @@ pub fn run(
 ) -> Result<Outcome, BenchError> {
     plan.check(feed)?;
     let run = fastrand::u32(1..);
-    let preloaded = preload(plan, run, target, watch)?;
+    // Without acknowledgements what has left may still be on its way: no connection ends before all is
+    // read.
+    let mut preloading = target.publishers(usize::from(plan.preload_bytes > 0))?;
+    let preloaded = preload::preload(plan, run, &mut *preloading, watch)?;
     let shares = shares(plan);
     let shared = Shared {
         plan,
@@ -272,8 +321,10 @@ pub fn run(
         run,
         epoch: Instant::now(),
         start_ns: AtomicU64::new(0),
+        connecting: AtomicUsize::new(shares.len()),
         stop: AtomicBool::new(false),
         publishing: AtomicUsize::new(shares.iter().filter(|s| !s.publishers.is_empty()).count()),
+        reading: AtomicUsize::new(shares.len()),
         sent: Mutex::new(HashMap::new()),
         preloaded,
         acked: AtomicU64::new(0),
@@ -281,7 +332,6 @@ pub fn run(
     let (full, seconds) = mpsc::channel();
     let mut adder = Adder::default();
     let (mut seen, interrupted) = std::thread::scope(|scope| {
-        let (ready, is_ready) = mpsc::channel();
         let mut workers = Vec::new();
         for (n, share) in shares.iter().enumerate() {
             let (back, empty) = mpsc::channel();
@@ -291,26 +341,14 @@ pub fn run(
                 full: full.clone(),
                 empty,
             };
-            let (shared, ready) = (&shared, ready.clone());
+            let shared = &shared;
             let cpu = plan.cpus[n % plan.cpus.len()];
             workers.push(scope.spawn(move || {
                 let pinned = cpu.map_or(Ok(()), cpu::pin);
-                let is_ready = || {
-                    let _ = ready.send(());
-                };
-                let seen = worker::run(shared, share, target, &post, is_ready);
-                (seen, pinned)
+                (worker::run(shared, share, target, &post), pinned)
             }));
         }
-        drop((full, ready));
-        // All of them, or somebody failed.
-        let count = is_ready.iter().take(workers.len()).count();
-        if count == workers.len() {
-            let start = shared.epoch.elapsed() + LEAD;
-            shared
-                .start_ns
-                .store(start.as_nanos() as u64, Ordering::Release);
-        }
+        drop(full);
         let interrupted = watch_over(&shared, &seconds, &mut adder, watch);
         let seen: Vec<Result<Seen, BenchError>> = workers
             .into_iter()
@@ -326,10 +364,10 @@ pub fn run(
     });
     let seen = seen.drain(..).collect::<Result<Vec<Seen>, _>>()?;
     adder.close(u64::MAX, watch);
-    Ok(settle(&shared, adder, seen, interrupted, target, watch))
+    Ok(settle(&shared, adder, seen, interrupted))
 }
 
-/// Who does what: publishers and subscribers in turn.
+/// Who does what: publishers and subscribers in turn. Who reads back is a late replayer.
 fn shares(plan: &Plan) -> Vec<Share> {
     let threads = plan.cpus.len();
     let part = |whole: u32, n: usize| {
@@ -340,7 +378,10 @@ fn shares(plan: &Plan) -> Vec<Share> {
         .map(|n| Share {
             publishers: (n as u32..plan.publishers).step_by(threads).collect(),
             subscribers: part(plan.subscribers, n),
-            replayers: part(plan.replayers, n),
+            replayers: match plan.reads_back() {
+                true => usize::from(n == 0),
+                false => part(plan.replayers, n),
+            },
         })
         .collect()
 }
@@ -395,7 +436,10 @@ fn watch_over(
         let start = Duration::from_nanos(shared.start_ns.load(Ordering::Acquire));
         let until = |at: Duration| at.checked_sub(shared.epoch.elapsed());
         let ends = [start + plan.warm_up, start + total];
-        let next = ends.into_iter().filter_map(until).min();
+        let next = match start.is_zero() {
+            true => Some(CONNECTING_LOOK),
+            false => ends.into_iter().filter_map(until).min(),
+        };
         match seconds.recv_timeout(PROGRESS_EVERY.min(next.unwrap_or(PROGRESS_EVERY))) {
             Ok((worker, second, times)) => adder.take(worker, second, times, watch),
             Err(mpsc::RecvTimeoutError::Timeout) => {}
@@ -406,6 +450,7 @@ fn watch_over(
             () if start.is_zero() => "connecting",
             () if elapsed < plan.warm_up => "warming up",
             () if elapsed < total => "measuring",
+            () if plan.reads_back() && !shared.is_publishing() => "reading back",
             () => "waiting for the rest",
         };
         let progress = Progress {
@@ -429,177 +474,64 @@ fn watch_over(
     interrupted
 }
 
-/// Draws the balance, reading everything back if nobody has read it.
-fn settle(
-    shared: &Shared<'_>,
-    adder: Adder,
-    seen: Vec<Seen>,
-    interrupted: bool,
-    target: &dyn Target,
-    watch: &mut dyn Watch,
-) -> Outcome {
+/// Draws the balance.
+fn settle(shared: &Shared<'_>, adder: Adder, seen: Vec<Seen>, interrupted: bool) -> Outcome {
     let plan = shared.plan;
     let sent = match shared.sent.lock() {
         Ok(mut sent) => std::mem::take(&mut *sent),
         Err(_) => HashMap::new(),
     };
-    let mut cells = Cells::new(plan.duration.as_nanos() as u64);
+    let mut cells = plan.cells();
     let (mut live, mut replayed) = (Vec::new(), Vec::new());
     let (mut refusal, mut error) = (None, interrupted.then_some(BenchError::Interrupted));
-    let (mut scheduled, mut last_ack_ns) = (0, 0);
+    let (mut scheduled, mut unsent, mut last_ack_ns, mut ended_ns) = (0, 0, 0, 0);
     for (mut seen, share) in seen.into_iter().zip(shares(plan)) {
         replayed.extend(seen.received.split_off(share.subscribers));
         live.append(&mut seen.received);
         cells.add(&seen.cells);
         scheduled += seen.scheduled;
+        unsent += seen.unsent;
         last_ack_ns = last_ack_ns.max(seen.last_ack_ns);
+        ended_ns = ended_ns.max(seen.ended_ns);
         refusal = refusal.or(seen.refusal);
         error = error.or(seen.error);
     }
-    let is_read = !live.is_empty() || !replayed.is_empty();
+    let measured = match (&error, shared.start_ns.load(Ordering::Acquire)) {
+        (None, _) => plan.duration,
+        (Some(_), 0) => Duration::ZERO,
+        (Some(_), start_ns) => {
+            let passed = Duration::from_nanos(ended_ns.saturating_sub(start_ns));
+            plan.duration.min(passed.saturating_sub(plan.warm_up))
+        }
+    };
+    cells.truncate(measured.as_nanos() as u64);
+    let is_verified = !live.is_empty() || !replayed.is_empty();
+    if plan.reads_back() && error.is_some() {
+        // Nobody knows what would have been read.
+        replayed.clear();
+    }
     let mut everything = sent.clone();
     everything.extend(&shared.preloaded);
-    if !is_read && plan.verify && error.is_none() {
-        match read_back(plan, shared.run, &everything, target, watch) {
-            Ok(received) => replayed.push(received),
-            Err(cause) => error = Some(cause),
-        }
-    }
     let mut balance = ledger::balance(&sent, &live);
     let of_replayed = ledger::balance(&everything, &replayed);
+    balance.unsent = unsent;
     balance.received += of_replayed.received;
     balance.lost += of_replayed.lost;
     balance.duplicated += of_replayed.duplicated;
     balance.reordered += of_replayed.reordered;
     balance.corrupt += of_replayed.corrupt;
+    let acked = balance.acked;
     Outcome {
         times: adder.total,
         seconds: adder.closed,
         cells,
         scheduled,
-        elapsed: plan.duration.max(Duration::from_nanos(last_ack_ns)),
+        measured,
+        elapsed: measured.max(Duration::from_nanos(last_ack_ns)),
         balance,
         replayed: of_replayed.received * plan.value_bytes() as u64,
-        is_verified: is_read || plan.verify,
+        is_verified,
         refusal,
-        error,
+        error: error.map(|error| error.after(acked)),
     }
-}
-
-/// Publishes what is to be there before the run, as fast as it goes.
-fn preload(
-    plan: &Plan,
-    run: u32,
-    target: &dyn Target,
-    watch: &mut dyn Watch,
-) -> Result<HashMap<Lane, Sent>, BenchError> {
-    let mut lanes: HashMap<Lane, Sent> = HashMap::new();
-    let bytes = plan.value_bytes();
-    let (began, mut left) = (Instant::now(), plan.preload_bytes / bytes as u64);
-    if left == 0 {
-        return Ok(lanes);
-    }
-    let mut side = target.publishers(1)?;
-    let per_batch = (PRELOAD_BATCH_BYTES / bytes).max(1);
-    let (mut in_flight, mut refused, mut batches) = (HashMap::new(), None, 0_u64);
-    let mut next_progress = began;
-    while left > 0 || !in_flight.is_empty() {
-        let partition = (batches % u64::from(plan.partitions)) as u32;
-        let may_send = left > 0 && side.may_send(0, partition);
-        if may_send {
-            let records = per_batch.min(left as usize);
-            let lane = lanes.entry((PRELOADER, partition)).or_default();
-            let mut values = vec![0; records * bytes];
-            for value in values.chunks_exact_mut(bytes) {
-                Stamp {
-                    run,
-                    publisher: PRELOADER,
-                    partition,
-                    sequence: lane.sent,
-                    due_ns: NOT_TIMED,
-                }
-                .write(value);
-                lane.sent += 1;
-            }
-            let batch = Outgoing {
-                keys: &vec![None; records],
-                values: &values,
-                value_bytes: bytes,
-            };
-            side.send(batches, 0, partition, batch)?;
-            in_flight.insert(batches, (partition, records as u64));
-            batches += 1;
-            left -= records as u64;
-        }
-        let heard = side.turn(&mut |token, verdict| {
-            let Some((partition, records)) = in_flight.remove(&token) else {
-                return;
-            };
-            match verdict {
-                Ok(()) => lanes.entry((PRELOADER, partition)).or_default().acked += records,
-                Err(why) => refused = Some(why.to_owned()),
-            }
-        })?;
-        if let Some(why) = refused {
-            return Err(BenchError::Wrong(format!(
-                "what is to be there before the run was {why}"
-            )));
-        }
-        if !heard && !may_send {
-            std::thread::yield_now();
-        }
-        if Instant::now() >= next_progress {
-            next_progress = Instant::now() + PROGRESS_EVERY;
-            let progress = Progress {
-                phase: "preloading",
-                elapsed: began.elapsed(),
-                total: began.elapsed(),
-                acked: lanes.values().map(|lane| lane.acked).sum(),
-            };
-            if watch.progress(progress).is_break() {
-                return Err(BenchError::Interrupted);
-            }
-        }
-    }
-    Ok(lanes)
-}
-
-/// Reads all there is, until everything was seen or nothing comes any more.
-fn read_back(
-    plan: &Plan,
-    run: u32,
-    sent: &HashMap<Lane, Sent>,
-    target: &dyn Target,
-    watch: &mut dyn Watch,
-) -> Result<Received, BenchError> {
-    let mut received = Received::new(run);
-    let mut side = target.subscribers(1, From::Earliest)?;
-    let (began, mut heard) = (Instant::now(), Instant::now());
-    let mut next_progress = began;
-    while !received.has_all(sent) && heard.elapsed() < plan.drain {
-        let before = Instant::now();
-        // Between two looks at the whole balance as much is read as there is.
-        while side.turn(&mut |_, partition, value| {
-            received.take(partition, value);
-        })? {
-            heard = Instant::now();
-            if heard - before > PROGRESS_EVERY {
-                break;
-            }
-        }
-        if Instant::now() >= next_progress {
-            next_progress = Instant::now() + PROGRESS_EVERY;
-            let progress = Progress {
-                phase: "reading back",
-                elapsed: began.elapsed(),
-                total: began.elapsed(),
-                acked: received.count(),
-            };
-            if watch.progress(progress).is_break() {
-                return Err(BenchError::Interrupted);
-            }
-        }
-        std::thread::yield_now();
-    }
-    Ok(received)
 }

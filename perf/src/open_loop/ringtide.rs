@@ -1,7 +1,7 @@
 //! A Ringtide broker as what is measured: each publisher and each subscriber has a connection of its
 //! own to every shard that it needs. Batches carry no producer identity and are never sent again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -49,22 +49,19 @@ impl Target for RingtideTopic {
             builder: BatchBuilder::new(self.codec),
             batch: Vec::new(),
             key: Vec::new(),
-            left: Vec::new(),
+            leaving: Vec::new(),
         }))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let mut side = Subscribers {
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+        Ok(Box::new(Subscribers {
             links: Links::connect(self, count)?,
+            topic: self,
+            count,
             of: HashMap::new(),
+            unanswered: HashSet::new(),
             scratch: Vec::new(),
-        };
-        side.subscribe(self, count, from)?;
-        Ok(Box::new(side))
+        }))
     }
 }
 
@@ -73,6 +70,8 @@ struct Link {
     pipe: Pipe,
     in_flight: usize,
     is_dirty: bool,
+    /// Without acknowledgements: where in the stream each batch ends, and its token.
+    leaving: VecDeque<(u64, u64)>,
 }
 
 /// Connections of publishers or subscribers.
@@ -106,6 +105,7 @@ impl Links {
                     pipe,
                     in_flight: 0,
                     is_dirty: false,
+                    leaving: VecDeque::new(),
                 });
             }
             let at = |owner: &str| owners.partition_point(|o| *o < owner);
@@ -199,8 +199,8 @@ struct Publishers<'a> {
     builder: BatchBuilder,
     batch: Vec<u8>,
     key: Vec<u8>,
-    /// Without acknowledgements: what was sent since the last turn.
-    left: Vec<u64>,
+    /// Without acknowledgements: the links that batches have not left yet.
+    leaving: Vec<usize>,
 }
 
 impl PublishSide for Publishers<'_> {
@@ -240,7 +240,10 @@ impl PublishSide for Publishers<'_> {
         link.pipe
             .publish_as(token, id, &self.batch, self.topic.acks)?;
         if self.topic.acks == Acks::None {
-            self.left.push(token);
+            if link.leaving.is_empty() {
+                self.leaving.push(at);
+            }
+            link.leaving.push_back((link.pipe.end(), token));
         } else {
             link.in_flight += 1;
         }
@@ -249,8 +252,7 @@ impl PublishSide for Publishers<'_> {
     }
 
     fn turn(&mut self, done: &mut dyn FnMut(u64, Verdict<'_>)) -> Result<bool, BenchError> {
-        let sent = !self.left.is_empty();
-        let arrived = self.links.turn(|_, in_flight, frame| {
+        let mut any = self.links.turn(|_, in_flight, frame| {
             let token = frame.header.correlation;
             if frame.header.flags & FLAG_ERROR != 0 {
                 *in_flight = in_flight.saturating_sub(1);
@@ -263,10 +265,19 @@ impl PublishSide for Publishers<'_> {
                 }
             }
         })?;
-        for token in self.left.drain(..) {
-            done(token, Ok(()));
-        }
-        Ok(arrived || sent)
+        let links = &mut self.links.links;
+        self.leaving.retain(|&at| {
+            let Link { pipe, leaving, .. } = &mut links[at];
+            while let Some(&(end, token)) = leaving.front()
+                && end <= pipe.taken()
+            {
+                leaving.pop_front();
+                any = true;
+                done(token, Ok(()));
+            }
+            !leaving.is_empty()
+        });
+        Ok(any)
     }
 }
 
@@ -285,60 +296,99 @@ fn answer(frame: &Frame<'_>) -> Result<(), String> {
     }
 }
 
-struct Subscribers {
+/// A subscriber's subscription to one partition.
+struct Subscription {
+    subscriber: usize,
+    partition: u32,
+    /// Bytes that were not given back.
+    owed: u32,
+    /// Where it goes on. A broker may begin earlier, with what lies before in its file.
+    next_offset: u64,
+}
+
+struct Subscribers<'a> {
     links: Links,
-    /// By link and subscription: subscriber, partition, and bytes that were not given back.
-    of: HashMap<(usize, u64), (usize, u32, u32)>,
+    topic: &'a RingtideTopic,
+    count: usize,
+    /// By link and number.
+    of: HashMap<(usize, u64), Subscription>,
+    /// Links and numbers.
+    unanswered: HashSet<(usize, u64)>,
     scratch: Vec<u8>,
 }
 
-impl Subscribers {
-    /// Asks for all partitions and waits until all is answered.
-    fn subscribe(
+impl Subscription {
+    /// Takes the answer that says where it begins.
+    fn begin(&mut self, frame: &Frame<'_>) -> Result<(), String> {
+        let answer = envelope::<wire::SubscribeResponse<'_>>(frame.envelope);
+        let answer = answer.map_err(|e| format!("a subscription got what cannot be read: {e}"))?;
+        self.next_offset = answer.offset();
+        Ok(())
+    }
+
+    /// Hands out what was pushed.
+    fn take(
         &mut self,
-        topic: &RingtideTopic,
-        count: usize,
-        from: From,
-    ) -> Result<(), BenchError> {
+        payload: &[u8],
+        scratch: &mut Vec<u8>,
+        each: &mut dyn FnMut(usize, u32, &[u8]),
+    ) -> Result<(), String> {
+        self.owed += payload.len() as u32;
+        let bad =
+            |partition, error| format!("partition {partition} delivered a bad batch: {error}");
+        for batch in Batches::new(payload) {
+            let (header, batch) = batch.map_err(|error| bad(self.partition, error))?;
+            let records = records(batch, scratch, MAX_INFLATED_BYTES);
+            for record in records.map_err(|error| bad(self.partition, error))? {
+                if record.offset >= self.next_offset {
+                    let value = record.value.unwrap_or_default();
+                    each(self.subscriber, self.partition, value);
+                }
+            }
+            self.next_offset = header.next_offset().max(self.next_offset);
+        }
+        Ok(())
+    }
+}
+
+impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
         let offset = match from {
             From::Latest => -1,
             From::Earliest => -2,
         };
-        for subscriber in 0..count {
-            for (partition, (id, _)) in topic.partitions.iter().enumerate() {
+        for subscriber in 0..self.count {
+            for (partition, (id, _)) in self.topic.partitions.iter().enumerate() {
                 let at = self.links.route(subscriber, partition as u32);
                 let pipe = &mut self.links.links[at].pipe;
-                let subscription = pipe.subscribe_from(*id, offset, CREDIT_BYTES)?;
-                let of = (subscriber, partition as u32, 0);
-                self.of.insert((at, subscription), of);
+                let number = pipe.subscribe_from(*id, offset, CREDIT_BYTES)?;
+                let subscription = Subscription {
+                    subscriber,
+                    partition: partition as u32,
+                    owed: 0,
+                    next_offset: 0,
+                };
+                self.of.insert((at, number), subscription);
+                self.unanswered.insert((at, number));
+                self.links.mark(at);
             }
         }
-        if from == From::Earliest {
-            // What is there may arrive from now on; whether it was refused, the turns tell.
-            return Ok(());
-        }
-        let (mut open, mut why) = (self.of.len(), None);
-        while open > 0 && why.is_none() {
-            let arrived = self.links.turn(|_, _, frame| {
-                if frame.header.flags & FLAG_ERROR != 0 {
-                    why = Some(refusal(frame.envelope));
-                } else if frame.header.op == Op::Subscribe as u8 {
-                    open -= 1;
-                }
-            })?;
-            if !arrived {
-                std::thread::yield_now();
-            }
-        }
-        why.map_or(Ok(()), |why| {
-            Err(BenchError::Wrong(format!("a subscription was {why}")))
-        })
+        Ok(())
     }
-}
 
-impl SubscribeSide for Subscribers {
+    fn unanswered(&self) -> Option<&str> {
+        let (at, _) = self.unanswered.iter().next()?;
+        Some(self.links.links[*at].pipe.server())
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
-        let Self { links, of, scratch } = self;
+        let Self {
+            links,
+            of,
+            unanswered,
+            scratch,
+            ..
+        } = self;
         let (mut back, mut wrong) = (Vec::new(), None);
         let arrived = links.turn(|at, _, frame| {
             if frame.header.flags & FLAG_ERROR != 0 {
@@ -346,27 +396,22 @@ impl SubscribeSide for Subscribers {
                 return;
             }
             let key = (at, frame.header.correlation);
-            let (Some(subscription), true) = (of.get_mut(&key), frame.header.op == Op::Push as u8)
-            else {
+            let Some(subscription) = of.get_mut(&key) else {
                 return;
             };
-            let (subscriber, partition, owed) = subscription;
-            for batch in Batches::new(frame.payload) {
-                let values = batch.and_then(|(_, batch)| {
-                    for record in records(batch, scratch, MAX_INFLATED_BYTES)? {
-                        each(*subscriber, *partition, record.value.unwrap_or_default());
-                    }
-                    Ok(())
-                });
-                if let Err(error) = values {
-                    wrong = Some(format!(
-                        "partition {partition} delivered a bad batch: {error}"
-                    ));
-                }
+            let done = if frame.header.op == Op::Subscribe as u8 {
+                unanswered.remove(&key);
+                subscription.begin(&frame)
+            } else if frame.header.op == Op::Push as u8 {
+                subscription.take(frame.payload, scratch, each)
+            } else {
+                Ok(())
+            };
+            if let Err(why) = done {
+                wrong = Some(why);
             }
-            *owed += frame.payload.len() as u32;
-            if *owed >= CREDIT_BYTES / 2 {
-                back.push((key, std::mem::take(owed)));
+            if subscription.owed >= CREDIT_BYTES / 2 {
+                back.push((key, std::mem::take(&mut subscription.owed)));
             }
         })?;
         for ((at, subscription), bytes) in back {
@@ -374,5 +419,190 @@ impl SubscribeSide for Subscribers {
             links.mark(at);
         }
         wrong.map_or(Ok(arrived), |why| Err(BenchError::Wrong(why)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::ops::ControlFlow;
+    use std::sync::{Mutex, mpsc};
+    use std::time::Duration;
+
+    use ringtide_client::TopicId;
+    use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
+    use ringtide_schema::frame::{FrameHeader, HEADER_BYTES};
+    use ringtide_session::Encoder;
+
+    use super::*;
+    use crate::open_loop::{Plan, Progress, Watch, run};
+
+    /// A topic at a broker that greets everyone and then does this.
+    fn topic(acks: Acks, meet: impl Fn(TcpStream) + Send + Sync + 'static) -> RingtideTopic {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let server = listener.local_addr().expect("an address").to_string();
+        std::thread::spawn(move || {
+            std::thread::scope(|scope| {
+                for mut stream in listener.incoming().flatten() {
+                    let meet = &meet;
+                    scope.spawn(move || {
+                        greet(&mut stream);
+                        meet(stream);
+                    });
+                }
+            });
+        });
+        let topic = TopicId { hi: 1, lo: 2 };
+        let id = PartitionId {
+            topic,
+            partition: 0,
+        };
+        RingtideTopic {
+            partitions: vec![(id, server)],
+            acks,
+            codec: Codec::None,
+            in_flight: usize::MAX,
+        }
+    }
+
+    /// Reads a request; its correlation.
+    fn read(stream: &mut TcpStream) -> u64 {
+        let mut head = [0; HEADER_BYTES];
+        stream.read_exact(&mut head).expect("a request");
+        let header = FrameHeader::decode(&head).expect("a header");
+        let header = header.expect("whole");
+        let mut body = vec![0; header.frame_bytes() - HEADER_BYTES];
+        stream.read_exact(&mut body).expect("the rest");
+        header.correlation
+    }
+
+    fn greet(stream: &mut TcpStream) {
+        let asked = read(stream);
+        tell(stream, (Op::Hello, asked), &[], |b| {
+            let args = wire::HelloResponseArgs {
+                max_in_flight_requests: 100,
+                ..wire::HelloResponseArgs::default()
+            };
+            wire::HelloResponse::create(b, &args)
+        });
+    }
+
+    struct Impatient;
+
+    impl Watch for Impatient {
+        fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
+            ControlFlow::Break(())
+        }
+    }
+
+    struct Patient;
+
+    impl Watch for Patient {
+        fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
+            ControlFlow::Continue(())
+        }
+    }
+
+    #[test]
+    fn a_broker_that_does_not_answer_a_subscription_is_named_and_waited_for_no_longer_than_is_wanted()
+     {
+        let topic = topic(Acks::Durable, |mut stream| {
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let plan = Plan {
+            drain: Duration::from_millis(300),
+            ..Plan::default()
+        };
+        let outcome = run(&plan, None, &topic, &mut Patient).expect("it connected");
+        let error = outcome.error.expect("no answer").to_string();
+        assert!(error.contains(&topic.partitions[0].1), "{error}");
+        let plan = Plan {
+            drain: Duration::from_secs(3600),
+            ..plan
+        };
+        let outcome = run(&plan, None, &topic, &mut Impatient).expect("it connected");
+        assert!(matches!(outcome.error, Some(BenchError::Interrupted)));
+    }
+
+    /// Writes what a broker sends.
+    fn tell<T>(
+        stream: &mut TcpStream,
+        (op, correlation): (Op, u64),
+        payload: &[u8],
+        build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<T>,
+    ) {
+        let mut frame = Vec::new();
+        Encoder::new().frame(&mut frame, op, 0, correlation, payload.len(), build);
+        frame.extend_from_slice(payload);
+        stream.write_all(&frame).expect("sent");
+    }
+
+    /// A batch of one record for each offset, whose value is its offset.
+    fn stored(offsets: std::ops::Range<u64>) -> Vec<u8> {
+        let (mut builder, mut batch) = (BatchBuilder::new(Codec::None), Vec::new());
+        for offset in offsets.clone() {
+            builder.push(0, None, Some(&offset.to_le_bytes()), &[]);
+        }
+        builder.finish(-1, -1, -1, &mut batch).expect("a batch");
+        ringtide_schema::batch::assign(&mut batch, offsets.start, 1);
+        batch
+    }
+
+    #[test]
+    fn records_before_where_a_subscription_goes_on_are_passed_over() {
+        let topic = topic(Acks::Durable, |mut stream| {
+            let asked = read(&mut stream);
+            tell(&mut stream, (Op::Subscribe, asked), &[], |b| {
+                let args = wire::SubscribeResponseArgs { offset: 2 };
+                wire::SubscribeResponse::create(b, &args)
+            });
+            for offsets in [0..3, 1..5, 4..6] {
+                tell(&mut stream, (Op::Push, asked), &stored(offsets), |b| {
+                    wire::Push::create(b, &wire::PushArgs { visible: 6 })
+                });
+            }
+            let _ = stream.read_to_end(&mut Vec::new());
+        });
+        let mut side = topic.subscribers(1).expect("connected");
+        side.subscribe(From::Earliest).expect("asked");
+        let mut seen = Vec::new();
+        while seen.last() != Some(&5_u64.to_le_bytes().to_vec()) {
+            side.turn(&mut |_, _, value| seen.push(value.to_vec()))
+                .expect("connected");
+        }
+        assert_eq!(seen, [2, 3, 4, 5_u64].map(|n| n.to_le_bytes().to_vec()));
+    }
+
+    #[test]
+    fn without_acknowledgements_a_batch_is_done_when_its_last_byte_has_left() {
+        let (read, may_read) = mpsc::channel::<()>();
+        let may_read = Mutex::new(may_read);
+        let topic = topic(Acks::None, move |mut stream| {
+            let _ = may_read.lock().expect("whole").recv();
+            let _ = std::io::copy(&mut stream, &mut std::io::sink());
+        });
+        let mut side = topic.publishers(1).expect("connected");
+        let value = vec![0; 100_000];
+        let batch = Outgoing {
+            keys: &[None],
+            values: &value,
+            value_bytes: value.len(),
+        };
+        let (mut sent, mut done) = (0, 0);
+        while side.may_send(0, 0) {
+            side.send(sent, 0, 0, batch).expect("sent");
+            sent += 1;
+            side.turn(&mut |token, verdict| {
+                assert_eq!((token, verdict), (done, Ok(())));
+                done += 1;
+            })
+            .expect("connected");
+        }
+        assert!(done + 40 < sent, "{done} of {sent}, with 4 MiB unsent");
+        read.send(()).expect("it listens");
+        while done < sent {
+            side.turn(&mut |_, _| done += 1).expect("connected");
+        }
     }
 }

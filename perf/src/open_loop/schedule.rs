@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::feed::Feed;
+use crate::feed::{Feed, Message};
 
 /// The most keys that are told apart.
 const MAX_KEYS: u32 = 1 << 20;
@@ -147,6 +147,20 @@ pub struct Shape {
     pub seed: u64,
 }
 
+impl Shape {
+    /// How long a message of a feed comes after the one before it, in ns as played.
+    fn played_ns(&self, message: &Message) -> f64 {
+        let gap = message.gap_ns as f64 / self.speed;
+        gap.min(self.max_silence_ns as f64)
+    }
+
+    /// Messages a second of a feed as played; infinite if all of them are due at once.
+    pub fn rate_of(&self, feed: &Feed) -> f64 {
+        let cycle_ns: f64 = feed.messages().iter().map(|m| self.played_ns(m)).sum();
+        feed.messages().len() as f64 * 1e9 / cycle_ns
+    }
+}
+
 /// All records of a schedule, in the order of their times.
 pub struct Arrivals<'a> {
     shape: Shape,
@@ -191,32 +205,38 @@ impl<'a> Arrivals<'a> {
     /// Records that come due at once.
     fn group(&self) -> u64 {
         match self.shape.schedule {
-            Schedule::Bursts(n) => n.max(self.shape.group),
+            Schedule::Bursts(n) => n,
             Schedule::Feed => 1,
             _ => self.shape.group,
         }
     }
 
-    /// From one group to the next, in ns.
-    fn gap_ns(&mut self) -> f64 {
+    /// When the next group is due, in ns.
+    fn next_group_ns(&mut self) -> f64 {
         let even = self.group() as f64 * 1e9 / self.shape.rate_per_s;
-        match self.shape.schedule {
+        let gap = match self.shape.schedule {
             Schedule::Constant | Schedule::Bursts(_) => even,
             // 1 - f64() is never 0.
             Schedule::Poisson => -(1.0 - self.random.f64()).ln() * even,
-            Schedule::Ramp(from) => {
-                let done = (self.group_ns / self.shape.end_ns as f64).min(1.0);
-                let rate = from + (self.shape.rate_per_s - from) * done;
-                // A ramp from nothing begins with its first record.
-                self.group() as f64 * 1e9 / rate.max(1.0)
-            }
+            Schedule::Ramp(from) => return self.on_ramp_ns(from),
             Schedule::Feed => {
-                let Some(message) = self.feed.and_then(|f| f.messages().get(self.position)) else {
-                    return 0.0;
-                };
-                let gap = message.gap_ns as f64 / self.shape.speed;
-                gap.min(self.shape.max_silence_ns as f64)
+                let message = self.feed.and_then(|f| f.messages().get(self.position));
+                message.map_or(0.0, |message| self.shape.played_ns(message))
             }
+        };
+        self.group_ns + gap
+    }
+
+    /// When as many records are due as were handed out. By the time t they are `from * t + growth * t² / 2`,
+    /// which is solved for t so that neither an even ramp nor one from nothing divides by 0.
+    fn on_ramp_ns(&self, from: f64) -> f64 {
+        let count = self.index as f64;
+        let growth = (self.shape.rate_per_s - from) / (self.shape.end_ns as f64 / 1e9);
+        let last_rate = (from * from + 2.0 * growth * count).sqrt();
+        match last_rate.is_nan() {
+            // A ramp that falls has no more by its end.
+            true => f64::INFINITY,
+            false => 2e9 * count / (from + last_rate),
         }
     }
 
@@ -256,7 +276,7 @@ impl Iterator for Arrivals<'_> {
         self.left -= 1;
         if self.left == 0 {
             self.left = self.group();
-            self.group_ns += self.gap_ns();
+            self.group_ns = self.next_group_ns();
         }
         Some(due)
     }
@@ -323,6 +343,33 @@ mod tests {
         assert!((120..180).contains(&within(0, 1)), "{}", within(0, 1));
         assert!((920..=1000).contains(&within(9, 10)), "{}", within(9, 10));
         assert!((5_400..5_600).contains(&times.len()), "{}", times.len());
+    }
+
+    #[test]
+    fn a_ramp_has_as_many_due_by_each_moment_as_its_rates_add_up_to() {
+        for (from, rate_per_s, group) in [
+            (0.0, 1000.0, 100),
+            (0.1, 0.5, 1),
+            (1000.0, 10.0, 1),
+            (5.0, 5.0, 1),
+        ] {
+            let shape = Shape {
+                rate_per_s,
+                group,
+                end_ns: 100_000_000_000,
+                ..shape(Schedule::Ramp(from))
+            };
+            let times = times(shape);
+            for second in 1..=100 {
+                let t = f64::from(second);
+                let wanted = from * t + (rate_per_s - from) / 100.0 * t * t / 2.0;
+                let due = times
+                    .iter()
+                    .filter(|&&at| at < second as u64 * 1_000_000_000);
+                let off = due.count() as f64 - wanted;
+                assert!((0.0..=group as f64).contains(&off), "{from}: {off} at {t}");
+            }
+        }
     }
 
     #[test]

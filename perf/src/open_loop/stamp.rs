@@ -11,7 +11,8 @@
 
 /// Bytes of the smallest record.
 pub const STAMP_BYTES: usize = 32;
-/// The time of records that are not timed: those that were there before the run.
+/// The time of records that are not timed: those that were there before the run, and those due in the
+/// warm-up.
 pub const NOT_TIMED: u64 = u64::MAX;
 
 /// Who sent a record, which of its records it is, and when it was due.

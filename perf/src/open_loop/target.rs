@@ -1,5 +1,5 @@
 //! What a broker must offer to be measured. One implementation is Ringtide's ([`crate::open_loop::ringtide`]);
-//! others may live elsewhere. Everything is driven by one thread and never blocks once it is made.
+//! others may live elsewhere. Everything is driven by one thread and never blocks once it is subscribed.
 
 use crate::error::BenchError;
 
@@ -40,7 +40,7 @@ pub trait PublishSide {
     fn may_send(&self, publisher: usize, partition: u32) -> bool;
 
     /// Sends a batch. Its verdict comes under this token; without acknowledgements it comes when the
-    /// batch has left.
+    /// system has taken the last byte of the batch.
     ///
     /// # Errors
     /// When the broker is lost.
@@ -61,6 +61,18 @@ pub trait PublishSide {
 
 /// Some subscribers of a measurement, each to all partitions.
 pub trait SubscribeSide {
+    /// Asks for everything, from there on. All are subscribed once [`Self::unanswered`] has nothing to
+    /// say. Once.
+    ///
+    /// # Errors
+    /// When the broker is lost.
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError>;
+
+    /// A server that has not said yet that it gives what was asked for.
+    fn unanswered(&self) -> Option<&str> {
+        None
+    }
+
     /// Moves what can be moved and hands out subscriber, partition and value of what arrived; whether
     /// anything happened.
     ///
@@ -77,13 +89,9 @@ pub trait Target: Sync {
     /// When the broker cannot be reached.
     fn publishers(&self, count: usize) -> Result<Box<dyn PublishSide + '_>, BenchError>;
 
-    /// Connects so many subscribers; they are subscribed when this returns.
+    /// Connects so many subscribers, which have subscribed to nothing yet.
     ///
     /// # Errors
     /// When the broker cannot be reached.
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError>;
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError>;
 }

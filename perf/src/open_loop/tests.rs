@@ -31,6 +31,16 @@ enum Fault {
     Blocks(Duration),
     /// The connection ends.
     Dies,
+    /// Each answer and each delivery takes a while.
+    Lags,
+    /// What was answered last is visible later.
+    ShowsLate,
+    /// The generator's own thread panics.
+    Panics,
+    /// It answers before it takes what was sent, and takes none of it once a connection has ended.
+    TakesLate,
+    /// Nothing is answered or delivered from one batch on.
+    FallsSilent,
 }
 
 /// The record, or batch, that is treated wrongly.
@@ -41,6 +51,17 @@ struct Queue {
     log: Mutex<Vec<(u32, Vec<u8>)>>,
     batches: Mutex<usize>,
     stalled: Mutex<Option<Instant>>,
+    last_sent: Mutex<Option<Instant>>,
+    /// What was answered and is not in the log yet.
+    untaken: Mutex<VecDeque<(u32, Vec<u8>)>>,
+    /// Batches that may be in flight.
+    in_flight: usize,
+    /// Most that were.
+    most_in_flight: Mutex<usize>,
+    /// Partition and records of each batch.
+    sent: Mutex<Vec<(u32, usize)>>,
+    /// How many batches there were when subscribers connected.
+    connected_after: Mutex<Vec<usize>>,
 }
 
 impl Queue {
@@ -50,18 +71,39 @@ impl Queue {
             log: Mutex::default(),
             batches: Mutex::default(),
             stalled: Mutex::default(),
+            last_sent: Mutex::default(),
+            untaken: Mutex::default(),
+            in_flight: usize::MAX,
+            most_in_flight: Mutex::default(),
+            sent: Mutex::default(),
+            connected_after: Mutex::default(),
         }
+    }
+
+    /// How many batches each partition was sent.
+    fn batches_of(&self, partitions: u32) -> Vec<usize> {
+        let sent = self.sent.lock().expect("whole");
+        let of = |partition| sent.iter().filter(|(p, _)| *p == partition).count();
+        (0..partitions).map(of).collect()
+    }
+
+    fn was_just_sent(&self) -> bool {
+        let sent = self.last_sent.lock().expect("whole");
+        sent.is_some_and(|at| at.elapsed() < Duration::from_millis(20))
     }
 
     /// Whether it stands still now.
     fn stands(&self) -> bool {
-        let Fault::Stalls(pause) = self.fault else {
-            return false;
-        };
-        // When the warm-up is over.
-        if *self.batches.lock().expect("whole") < 2 * VICTIM {
-            return false;
+        if self.fault == Fault::Lags {
+            return self.was_just_sent();
         }
+        let batches = *self.batches.lock().expect("whole");
+        let pause = match self.fault {
+            Fault::FallsSilent => return batches >= VICTIM,
+            // When the warm-up is over.
+            Fault::Stalls(pause) if batches >= 2 * VICTIM => pause,
+            _ => return false,
+        };
         let mut stalled = self.stalled.lock().expect("whole");
         stalled.get_or_insert_with(Instant::now).elapsed() < pause
     }
@@ -69,11 +111,18 @@ impl Queue {
 
 /// With the batches that are not answered.
 struct Publishers<'a>(&'a Queue, VecDeque<u64>);
+/// With the place of each in the log.
 struct Subscribers<'a>(&'a Queue, Vec<usize>);
+
+impl Drop for Publishers<'_> {
+    fn drop(&mut self) {
+        self.0.untaken.lock().expect("whole").clear();
+    }
+}
 
 impl PublishSide for Publishers<'_> {
     fn may_send(&self, _publisher: usize, _partition: u32) -> bool {
-        true
+        self.1.len() < self.0.in_flight
     }
 
     fn send(
@@ -86,6 +135,11 @@ impl PublishSide for Publishers<'_> {
         let mut log = self.0.log.lock().expect("whole");
         for (_, value) in batch.records() {
             let mut value = value.to_vec();
+            if self.0.fault == Fault::TakesLate {
+                let mut untaken = self.0.untaken.lock().expect("whole");
+                untaken.push_back((partition, value));
+                continue;
+            }
             let at = log.len();
             if at == VICTIM && self.0.fault == Fault::Changes {
                 value[40] ^= 1;
@@ -105,6 +159,11 @@ impl PublishSide for Publishers<'_> {
             }
         }
         self.1.push_back(token);
+        let mut most = self.0.most_in_flight.lock().expect("whole");
+        *most = self.1.len().max(*most);
+        *self.0.last_sent.lock().expect("whole") = Some(Instant::now());
+        let mut sent = self.0.sent.lock().expect("whole");
+        sent.push((partition, batch.keys.len()));
         Ok(())
     }
 
@@ -134,8 +193,19 @@ impl PublishSide for Publishers<'_> {
             any = true;
             match self.0.fault {
                 Fault::ForgetsToAnswer if is_victim => {}
+                Fault::Panics if is_victim => panic!("as planted"),
                 Fault::Refuses if is_victim => done(token, Err("too much")),
-                Fault::Dies if is_victim => return Err(BenchError::Wrong("it died".into())),
+                Fault::Dies if is_victim => {
+                    let cause = ringtide_client::Error::Disconnected {
+                        server: "fake".into(),
+                        why: "it died".into(),
+                    };
+                    return Err(BenchError::Lost {
+                        cause,
+                        acknowledged: 0,
+                        topic: None,
+                    });
+                }
                 _ => done(token, Ok(())),
             }
         }
@@ -144,11 +214,24 @@ impl PublishSide for Publishers<'_> {
 }
 
 impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
+        let end = self.0.log.lock().expect("whole").len();
+        self.1.fill(match (from, self.0.fault) {
+            (From::Earliest, _) => 0,
+            (From::Latest, Fault::ShowsLate) => end.saturating_sub(10),
+            (From::Latest, _) => end,
+        });
+        Ok(())
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
         if self.0.stands() {
             return Ok(false);
         }
-        let log = self.0.log.lock().expect("whole");
+        let mut log = self.0.log.lock().expect("whole");
+        if !self.0.was_just_sent() {
+            log.extend(self.0.untaken.lock().expect("whole").pop_front());
+        }
         let mut any = false;
         // What may still be swapped is not given out yet.
         let ready = match self.0.fault {
@@ -174,16 +257,10 @@ impl Target for Queue {
         Ok(Box::new(Publishers(self, VecDeque::new())))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let at = match from {
-            From::Earliest => 0,
-            From::Latest => self.log.lock().expect("whole").len(),
-        };
-        Ok(Box::new(Subscribers(self, vec![at; count])))
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
+        let sent = self.sent.lock().expect("whole").len();
+        self.connected_after.lock().expect("whole").push(sent);
+        Ok(Box::new(Subscribers(self, vec![usize::MAX; count])))
     }
 }
 
@@ -192,6 +269,37 @@ struct Nobody;
 impl Watch for Nobody {
     fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
         ControlFlow::Continue(())
+    }
+}
+
+/// Asks for the end once a run does this.
+struct Impatient(&'static str);
+
+impl Watch for Impatient {
+    fn progress(&mut self, progress: Progress) -> ControlFlow<()> {
+        match progress.phase == self.0 {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    }
+}
+
+/// Takes its time when measuring has ended, as who asks a broker that is gone.
+struct Slow {
+    began: Instant,
+    measured: Duration,
+}
+
+impl Watch for Slow {
+    fn progress(&mut self, _progress: Progress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn measuring(&mut self, is_measuring: bool) {
+        if !is_measuring {
+            self.measured = self.began.elapsed();
+            std::thread::sleep(Duration::from_millis(500));
+        }
     }
 }
 
@@ -259,8 +367,54 @@ fn what_is_far_too_much_ends_and_is_not_sent() {
         outcome.scheduled, 10_000_000,
         "due, whether or not it was sent"
     );
-    let sent = outcome.balance.sent;
-    assert!(sent > 0 && sent < outcome.scheduled, "{sent}");
+    let Balance { sent, unsent, .. } = outcome.balance;
+    assert!(sent > 0 && unsent > 0, "{sent} and {unsent}");
+    assert_eq!(sent + unsent, outcome.scheduled);
+    let lag = outcome.times.lag.summary().expect("records");
+    assert!(lag.p99 > 1_000_000, "its own lateness: {lag:?}");
+    let faults = outcome.balance.faults(true).join(", ");
+    assert!(faults.contains("due and never sent"), "{faults}");
+}
+
+#[test]
+fn who_does_not_want_to_wait_for_what_is_given_up_need_not() {
+    let plan = Plan {
+        rate_per_s: 1e8,
+        duration: Duration::from_secs(1),
+        warm_up: Duration::ZERO,
+        drain: Duration::from_millis(1),
+        subscribers: 0,
+        ..plan()
+    };
+    let mut watch = Impatient("waiting for the rest");
+    let outcome = run(&plan, None, &Queue::new(Fault::None), &mut watch).expect("it began");
+    assert!(matches!(outcome.error, Some(BenchError::Interrupted)));
+    assert!(outcome.scheduled < 100_000_000, "{}", outcome.scheduled);
+}
+
+#[test]
+fn what_waits_for_a_broker_that_answers_no_more_is_counted_as_unsent() {
+    let queue = Queue {
+        in_flight: 10,
+        ..Queue::new(Fault::FallsSilent)
+    };
+    let outcome = run(&plan(), None, &queue, &mut Nobody).expect("it began");
+    let Balance { sent, unsent, .. } = outcome.balance;
+    assert!(unsent > 1000, "{unsent}");
+    assert_eq!(sent + unsent, 2000, "each is accounted for");
+}
+
+#[test]
+fn silence_of_the_schedule_is_not_taken_for_the_broker_s() {
+    let plan = Plan {
+        rate_per_s: 1.0,
+        duration: Duration::from_millis(1500),
+        warm_up: Duration::ZERO,
+        ..plan()
+    };
+    let outcome = run_with(Fault::Lags, &plan);
+    assert_eq!(outcome.balance.faults(true), [""; 0]);
+    assert_eq!(outcome.balance.received, 2);
 }
 
 #[test]
@@ -306,11 +460,73 @@ fn what_is_told_when_measuring_begins_and_ends_is_of_that_moment() {
 }
 
 #[test]
+fn what_has_left_may_still_be_on_its_way_until_all_is_read() {
+    let live = Plan {
+        publishers: 2,
+        cpus: vec![None; 2],
+        ..plan()
+    };
+    let read_back = Plan {
+        subscribers: 0,
+        ..live.clone()
+    };
+    let preloaded = Plan {
+        preload_bytes: 128 * 1000,
+        rate_per_s: 1.0,
+        replayers: 1,
+        ..live.clone()
+    };
+    for plan in [live, read_back, preloaded] {
+        let balance = run_with(Fault::TakesLate, &plan).balance;
+        assert_eq!(balance.faults(true), [""; 0], "{plan:?}");
+    }
+}
+
+#[test]
 fn a_broker_that_dies_leaves_what_was_measured_and_the_reason() {
-    let outcome = run_with(Fault::Dies, &plan());
+    let plan = Plan {
+        duration: Duration::from_secs(600),
+        warm_up: Duration::ZERO,
+        ..plan()
+    };
+    let outcome = run_with(Fault::Dies, &plan);
     let error = outcome.error.expect("it died").to_string();
-    assert!(error.contains("it died"), "{error}");
+    let told = format!("it died (after {} acknowledged records)", VICTIM - 1);
+    assert!(error.contains(&told), "{error}");
     assert!(outcome.balance.sent >= VICTIM as u64 - 1);
+    assert!(outcome.elapsed < plan.duration, "{:?}", outcome.elapsed);
+    let cells = outcome.cells.as_slice().len() as u64;
+    let measured = outcome.measured.as_nanos() as u64;
+    assert_eq!(cells, measured.div_ceil(timing::CELL_NS));
+}
+
+#[test]
+fn what_is_asked_after_a_run_was_cut_short_is_not_of_the_time_that_it_had() {
+    let plan = Plan {
+        duration: Duration::from_secs(600),
+        warm_up: Duration::ZERO,
+        ..plan()
+    };
+    let mut watch = Slow {
+        began: Instant::now(),
+        measured: Duration::ZERO,
+    };
+    let outcome = run(&plan, None, &Queue::new(Fault::Dies), &mut watch).expect("it began");
+    assert!(outcome.measured <= watch.measured, "{:?}", outcome.measured);
+    assert!(!outcome.measured.is_zero());
+}
+
+#[test]
+fn a_thread_that_panics_is_waited_for_by_no_other() {
+    let plan = Plan {
+        publishers: 2,
+        subscribers: 2,
+        cpus: vec![None; 2],
+        ..plan()
+    };
+    let ended = run(&plan, None, &Queue::new(Fault::Panics), &mut Nobody);
+    let error = ended.expect_err("it panicked").to_string();
+    assert!(error.contains("panicked"), "{error}");
 }
 
 #[test]
@@ -349,6 +565,42 @@ fn what_comes_in_the_turn_that_crosses_a_second_counts_in_the_later_one() {
 }
 
 #[test]
+fn no_more_waits_in_memory_than_may() {
+    let plan = Plan {
+        most_waiting: 100,
+        drain: Duration::from_secs(3600),
+        ..plan()
+    };
+    let queue = Queue {
+        in_flight: 10,
+        ..Queue::new(Fault::FallsSilent)
+    };
+    let mut watch = Impatient("waiting for the rest");
+    let outcome = run(&plan, None, &queue, &mut watch).expect("it began");
+    assert_eq!(outcome.balance.unsent, 100);
+}
+
+#[test]
+fn what_has_to_wait_in_the_schedule_is_timed_from_when_it_was_due_and_does_not_count_as_lag() {
+    let plan = Plan {
+        most_waiting: 100,
+        ..plan()
+    };
+    let queue = Queue {
+        in_flight: 10,
+        ..Queue::new(Fault::Stalls(Duration::from_millis(200)))
+    };
+    let outcome = run(&plan, None, &queue, &mut Nobody).expect("it began");
+    assert_eq!(outcome.balance.faults(true), [""; 0]);
+    assert_eq!(outcome.balance.sent, 2000);
+    let latency = outcome.times.latency.summary().expect("records");
+    assert!(latency.max >= 190_000_000, "{latency:?}");
+    let lag = outcome.times.lag.summary().expect("records");
+    assert_eq!(lag.count, 1600);
+    assert!(lag.p90 < 50_000_000, "{lag:?}");
+}
+
+#[test]
 fn several_threads_share_publishers_and_subscribers_and_lose_nothing() {
     let plan = Plan {
         publishers: 5,
@@ -367,6 +619,56 @@ fn several_threads_share_publishers_and_subscribers_and_lose_nothing() {
 }
 
 #[test]
+fn a_batch_leaves_as_one_however_large_it_is_and_partitions_take_turns() {
+    let plan = Plan {
+        batch: 100,
+        partitions: 4,
+        ..plan()
+    };
+    let queue = Queue::new(Fault::None);
+    run(&plan, None, &queue, &mut Nobody).expect("it began");
+    let sent = queue.sent.lock().expect("whole");
+    let sizes: Vec<usize> = sent.iter().map(|(_, records)| *records).collect();
+    drop(sent);
+    assert_eq!(sizes, [100; 20]);
+    assert_eq!(queue.batches_of(4), [5; 4]);
+}
+
+#[test]
+fn partitions_take_turns_when_too_little_is_due_to_fill_a_batch() {
+    let feed = Feed::generated(1, 2000);
+    let plan = Plan {
+        schedule: Schedule::Feed,
+        speed: 1000.0,
+        batch: 8,
+        partitions: 4,
+        ..plan()
+    };
+    let queue = Queue::new(Fault::None);
+    run(&plan, Some(&feed), &queue, &mut Nobody).expect("it began");
+    let batches = queue.batches_of(4);
+    let (least, most) = (batches.iter().min(), batches.iter().max());
+    assert!(most.copied() <= least.map(|n| n + 1), "{batches:?}");
+}
+
+#[test]
+fn no_more_is_in_flight_than_may_be_over_all_partitions() {
+    let plan = Plan {
+        batch: 8,
+        partitions: 4,
+        keys: Keys::Uniform(100),
+        ..plan()
+    };
+    let queue = Queue {
+        in_flight: 2,
+        ..Queue::new(Fault::None)
+    };
+    let outcome = run(&plan, None, &queue, &mut Nobody).expect("it began");
+    assert_eq!(outcome.balance.faults(true), [""; 0]);
+    assert_eq!(*queue.most_in_flight.lock().expect("whole"), 2);
+}
+
+#[test]
 fn replayers_are_given_what_was_there_before_and_what_comes() {
     let plan = Plan {
         replayers: 2,
@@ -382,6 +684,28 @@ fn replayers_are_given_what_was_there_before_and_what_comes() {
 }
 
 #[test]
+fn everybody_is_connected_before_the_schedule_begins() {
+    let plan = Plan {
+        replayers: 1,
+        ..plan()
+    };
+    let queue = Queue::new(Fault::None);
+    run(&plan, None, &queue, &mut Nobody).expect("it began");
+    assert_eq!(*queue.connected_after.lock().expect("whole"), [0, 0]);
+}
+
+#[test]
+fn what_was_there_before_and_is_visible_late_does_not_count_for_live_subscribers() {
+    let plan = Plan {
+        preload_bytes: 128 * 1000,
+        ..plan()
+    };
+    let balance = run_with(Fault::ShowsLate, &plan).balance;
+    assert_eq!(balance.faults(true), [""; 0]);
+    assert_eq!(balance.received, 2000);
+}
+
+#[test]
 fn plans_that_cannot_be_are_refused_with_what_would_do() {
     let good = Plan::default;
     for (plan, words) in [
@@ -391,6 +715,13 @@ fn plans_that_cannot_be_are_refused_with_what_would_do() {
                 ..good()
             },
             "at least 32",
+        ),
+        (
+            Plan {
+                size: Size::Bytes(usize::MAX),
+                ..good()
+            },
+            "do not fit",
         ),
         (
             Plan {
@@ -434,8 +765,46 @@ fn plans_that_cannot_be_are_refused_with_what_would_do() {
             },
             "publishers",
         ),
+        (
+            Plan {
+                schedule: Schedule::Bursts(10),
+                batch: 11,
+                ..good()
+            },
+            "burst of 10",
+        ),
+        (
+            Plan {
+                drain: Duration::ZERO,
+                ..good()
+            },
+            "drain",
+        ),
     ] {
         let error = plan.check(None).expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn a_feed_that_would_be_played_in_no_time_is_refused() {
+    let feed = Feed::generated(1, 2000);
+    let good = Plan {
+        schedule: Schedule::Feed,
+        ..Plan::default()
+    };
+    assert!(good.check(Some(&feed)).is_ok());
+    for plan in [
+        Plan {
+            max_silence: Duration::ZERO,
+            ..good.clone()
+        },
+        Plan {
+            speed: 1e300,
+            ..good
+        },
+    ] {
+        let error = plan.check(Some(&feed)).expect_err("in no time").to_string();
+        assert!(error.contains("--max-silence"), "{error}");
     }
 }

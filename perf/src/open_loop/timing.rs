@@ -93,6 +93,11 @@ impl Cells {
         Self(vec![Cell::default(); length_ns.div_ceil(CELL_NS) as usize])
     }
 
+    /// Leaves out what is later than this.
+    pub fn truncate(&mut self, length_ns: u64) {
+        self.0.truncate(length_ns.div_ceil(CELL_NS) as usize);
+    }
+
     fn at(&mut self, ns: u64) -> Option<&mut Cell> {
         self.0.get_mut((ns / CELL_NS) as usize)
     }

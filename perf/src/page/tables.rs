@@ -232,6 +232,7 @@ pub(super) fn verification(report: &Report) -> String {
         Row::count("sent", "verify.sent", balance.sent),
         Row::count("acknowledged", "verify.acked", balance.acked),
         Row::count("delivered", "verify.received", balance.received),
+        Row::fault("not sent", "verify.unsent", balance.unsent),
         Row::fault(
             "not acknowledged",
             "verify.unacknowledged",

@@ -46,7 +46,7 @@ fn facts(plan: &Plan) -> Facts {
             meanwhile: Some(Between {
                 elapsed_s: 10.0,
                 steal_share: 0.0,
-                others_share: 0.01,
+                others_share: Some(0.01),
                 others_are_all: true,
                 yields_per_s: Some(vec![50_000.0; 64]),
                 disk_writes: Some(10),
@@ -92,6 +92,7 @@ fn outcome() -> Outcome {
         seconds,
         cells,
         scheduled: 1000,
+        measured: Duration::from_secs(10),
         elapsed: Duration::from_secs(10),
         balance: Balance {
             sent: 1000,

@@ -139,29 +139,12 @@ impl Target for Streams {
         }))
     }
 
-    fn subscribers(
-        &self,
-        count: usize,
-        from: From,
-    ) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
-        let mut links = self.links(count)?;
-        let mut admin = admin(&self.place.server)?;
-        let mut first = Vec::new();
-        for key in &self.keys {
-            first.push(match from {
-                From::Earliest => "0".to_owned(),
-                // What `$` would mean, and it stays so until the server has read the command.
-                From::Latest => last_id(&mut admin, key)?,
-            });
-        }
-        for at in 0..count {
-            links.gather(at, &read(&self.keys, &first));
-        }
-        links.flush()?;
+    fn subscribers(&self, count: usize) -> Result<Box<dyn SubscribeSide + '_>, BenchError> {
         let partition = |(n, key): (usize, &String)| (key.as_bytes().to_vec(), n);
         Ok(Box::new(Subscribers {
-            links,
-            last: vec![first; count],
+            links: self.links(count)?,
+            last: vec![Vec::new(); count],
+            server: &self.place.server,
             keys: &self.keys,
             partitions: self.keys.iter().enumerate().map(partition).collect(),
         }))
@@ -324,11 +307,29 @@ struct Subscribers<'a> {
     links: Links,
     /// The last entry that was read, by subscriber and partition.
     last: Vec<Vec<String>>,
+    server: &'a str,
     keys: &'a [String],
     partitions: HashMap<Vec<u8>, usize>,
 }
 
 impl SubscribeSide for Subscribers<'_> {
+    fn subscribe(&mut self, from: From) -> Result<(), BenchError> {
+        let first = match from {
+            From::Earliest => vec!["0".to_owned(); self.keys.len()],
+            // What `$` would mean, and it stays so until the server has read the command.
+            From::Latest => {
+                let mut admin = admin(self.server)?;
+                let ends = self.keys.iter().map(|key| last_id(&mut admin, key));
+                ends.collect::<Result<_, _>>()?
+            }
+        };
+        for (at, last) in self.last.iter_mut().enumerate() {
+            self.links.gather(at, &read(self.keys, &first));
+            last.clone_from(&first);
+        }
+        self.links.flush()
+    }
+
     fn turn(&mut self, each: &mut dyn FnMut(usize, u32, &[u8])) -> Result<bool, BenchError> {
         let (mut replies, mut wrong) = (Vec::new(), None);
         let arrived = self.links.turn(|at, reply| replies.push((at, reply)))?;

@@ -81,6 +81,8 @@ impl Prepared {
         let feed = workload.read_feed().map_err(failure)?;
         let mut plan = workload.plan();
         plan.cpus.clone_from(&placement.generator);
+        // Nothing that is said of many runs, or of hours, has it.
+        plan.timeline = false;
         plan.check(feed.as_ref()).map_err(failure)?;
         Ok(Self {
             workload,

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use ringtide_perf::Latency;
+use ringtide_perf::open_loop::ledger::Balance;
 use ringtide_perf::report::{BrokerProcess, Report};
 
 use crate::progress::grouped;
@@ -65,7 +66,6 @@ pub(crate) fn table(report: &Report) -> String {
         line("limit: write, before", around.before.durable_write_ns);
         line("  after", around.after.durable_write_ns);
     }
-    let balance = &report.verify.balance;
     let _ = writeln!(
         out,
         "\n{} records a second were due, {} were achieved ({:.1} MB/s)",
@@ -73,17 +73,7 @@ pub(crate) fn table(report: &Report) -> String {
         grouped(report.schedule.achieved_rate_per_s.round() as u64),
         produce.bytes_per_s / 1e6
     );
-    let _ = writeln!(
-        out,
-        "{} sent, {} acknowledged, {} delivered: {} lost, {} duplicated, {} reordered, {} corrupt",
-        grouped(balance.sent),
-        grouped(balance.acked),
-        grouped(balance.received),
-        balance.lost,
-        balance.duplicated,
-        balance.reordered,
-        balance.corrupt
-    );
+    out.push_str(&accounts(&report.verify.balance));
     if let Some(wal) = &report.wal {
         let _ = writeln!(
             out,
@@ -115,6 +105,22 @@ pub(crate) fn table(report: &Report) -> String {
         let _ = writeln!(out, "  {what}");
     }
     out
+}
+
+/// The line that says what became of all records.
+pub(crate) fn accounts(balance: &Balance) -> String {
+    format!(
+        "{} sent, {} acknowledged, {} delivered: {} unsent, {} lost, {} duplicated, {} reordered, \
+         {} corrupt\n",
+        grouped(balance.sent),
+        grouped(balance.acked),
+        grouped(balance.received),
+        balance.unsent,
+        balance.lost,
+        balance.duplicated,
+        balance.reordered,
+        balance.corrupt
+    )
 }
 
 fn counted(count: u32, what: &str) -> String {

@@ -15,13 +15,14 @@ use serde::Serialize;
 
 use crate::bench::growth::{Growth, Look};
 use crate::bench::load_args::{LoadArgs, Prepared, Run, SCHEMA_VERSION, SubjectArgs, Teller};
+use crate::bench::open_table::accounts;
 use crate::bench::own_broker::Start;
 use crate::bench::placement::Placement;
 use crate::bench::soak_lines::{Lengths, Line, Lines, heading};
 use crate::bench::subject::{Load, Subject};
 use crate::bench::{does_not_count, failure};
 use crate::exit::Failure;
-use crate::progress::{Progress, grouped};
+use crate::progress::Progress;
 use crate::setting::{parse_bytes, show_bytes};
 use crate::signals::stop_flag;
 
@@ -321,17 +322,7 @@ fn summary(soak: &Soak) -> String {
     {
         text.push_str("nothing was removed: run it longer, or give a smaller --retention-bytes\n");
     }
-    let balance = &soak.run.verify.balance;
-    text.push_str(&format!(
-        "{} sent, {} acknowledged, {} delivered: {} lost, {} duplicated, {} reordered, {} corrupt\n",
-        grouped(balance.sent),
-        grouped(balance.acked),
-        grouped(balance.received),
-        balance.lost,
-        balance.duplicated,
-        balance.reordered,
-        balance.corrupt
-    ));
+    text.push_str(&accounts(&soak.run.verify.balance));
     text
 }
 
