@@ -5,6 +5,8 @@
 //! [`Plan`] says what, [`run`] does it to a [`target::Target`], [`Outcome`] is what came of it. Each
 //! record is accounted for ([`ledger`]). What makes a measurement count is judged in [`crate::report`].
 
+#[cfg(test)]
+mod fake;
 pub mod ledger;
 mod preload;
 pub mod ringtide;
