@@ -74,21 +74,6 @@ fn a_directory_that_was_begun_but_not_finished_is_made() {
 }
 
 #[test]
-fn segments_that_nothing_names_are_removed_after_a_clean_stop_too() {
-    let (mut b, ids) = simple(1, 3, 3000);
-    b.store();
-    let recovered = b.recover().expect("nothing is wrong");
-    b.next_start(&recovered);
-    b.identity.clean = true;
-    b.store();
-    let folder = b.dir().join("partitions").join(ids[0].dir_name());
-    let stray = folder.join(format!("{:020}.log", 1));
-    fs::write(&stray, "given up by retention").expect("written");
-    b.recover().expect("nothing is wrong");
-    assert!(!stray.exists());
-}
-
-#[test]
 fn after_a_clean_stop_the_log_is_not_read() {
     let (mut b, ids) = simple(1, 3, 3000);
     b.store();

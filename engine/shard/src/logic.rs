@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use ringtide_io::{
     ConnId, Disconnect, DiskDone, DiskError, DiskOp, Egress, FatalReason, Logic, NetOp, Now, OpId,
 };
+use ringtide_log::partition::PartitionOp;
 use ringtide_log::wal::WAL_OP;
 
 use crate::mail::Mail;
@@ -251,6 +252,20 @@ impl Shard {
 
     /// The way to the end: the log is written, everything is in segments and snapshots, then the
     /// connections are closed.
+    /// Whether no file is left that retention gave up: no snapshot names them any more, and a start after a
+    /// clean stop does not look for them.
+    fn is_cleared(&mut self, fx: &mut Fx) -> bool {
+        let held_seq = self.wal.committed();
+        for i in 0..self.partitions.len() {
+            let closed = self.with_log(i, fx, |log, ops| log.remove_files(held_seq, ops));
+            for file in closed.unwrap_or_default() {
+                fx.disk.push((OpId(0), DiskOp::Close { file }));
+            }
+        }
+        let is_removal = |p: &Pending| matches!(p, Pending::Partition(_, PartitionOp::Remove));
+        !self.ops.values().any(is_removal)
+    }
+
     fn drain(&mut self, now: Now, fx: &mut Fx) {
         if self.wal.appended() > self.wal.committed() {
             self.wal.want(self.wal.appended());
@@ -266,7 +281,7 @@ impl Shard {
             .groups
             .values()
             .all(|g| g.snapshot_index == g.last_index);
-        if !is_quiet || !is_saved {
+        if !is_quiet || !is_saved || !self.is_cleared(fx) {
             return;
         }
         let give_up = *self.give_up_ns.get_or_insert(now.mono_ns + CLOSE_WITHIN_NS);

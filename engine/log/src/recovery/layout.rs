@@ -125,10 +125,12 @@ pub(super) struct Garbage {
     pub(super) directories: Vec<PathBuf>,
 }
 
-/// Finds what no snapshot names any more, after replay.
+/// Finds what no snapshot names any more, after replay. `every`: look into each partition's
+/// directory; otherwise only into those of partitions that nothing is known of.
 pub(super) fn garbage(
     directories: Vec<(PartitionId, PathBuf)>,
     replay: &Replay<'_>,
+    every: bool,
 ) -> Result<Garbage, RecoverError> {
     let mut garbage = Garbage::default();
     for (id, path) in directories {
@@ -146,7 +148,10 @@ pub(super) fn garbage(
             Standing::Live(topic) if id.partition >= topic.partitions => {
                 return Err(Foreign { path }.into());
             }
-            Standing::Live(_) => strays(&path, id, replay, &mut garbage.files)?,
+            Standing::Live(_) if every || replay.partition(id).is_none() => {
+                strays(&path, id, replay, &mut garbage.files)?;
+            }
+            Standing::Live(_) => {}
         }
     }
     garbage.files.extend(replay.garbage.iter().cloned());

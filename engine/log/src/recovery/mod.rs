@@ -236,7 +236,7 @@ fn take_over(
     replay.finish()?;
     summary.batches = replay.batches;
     summary.skipped = replay.skipped;
-    let mut garbage = layout::garbage(directories, &replay)?;
+    let mut garbage = layout::garbage(directories, &replay, !old.clean)?;
     garbage.files.extend(leftovers);
 
     let identity = Identity {
@@ -330,19 +330,14 @@ fn replay_logs(
 }
 
 /// The segments that shards will append to have at least what was synced of them: found here, it
-/// concerns nobody yet. After a clean stop they have nothing more than what the snapshot holds itself.
+/// concerns nobody yet. After a clean stop they have nothing more than what the snapshot holds itself, and
+/// no segment follows them.
 fn check_open_segments(
     dir: &Path,
     group: &GroupSnapshotT,
     was_clean: bool,
 ) -> Result<(), RecoverError> {
     for partition in group.partitions.iter().flatten() {
-        let Some(last) = partition.segments.iter().flatten().next_back() else {
-            continue;
-        };
-        if last.sealed {
-            continue;
-        }
         let Some(topic) = &partition.topic else {
             continue;
         };
@@ -351,22 +346,34 @@ fn check_open_segments(
             partition: partition.partition,
         };
         let folder = dir.join("partitions").join(id.dir_name());
-        let path = folder.join(log_name(last.base_offset));
-        let have = match files::bytes_at(&path) {
-            Err(e) if e.cause == files::Cause::Missing => 0,
-            bytes => bytes?,
-        };
-        if have < last.bytes {
-            let want = last.bytes;
-            return Err(BadSegment { path, want, have }.into());
-        }
-        let tail = partition.tail.as_deref().unwrap_or_default();
-        if was_clean && have > last.bytes && !segments::ends_with(&path, last.bytes, tail)? {
-            let known = last.bytes + tail.len() as u64;
-            return Err(OldSnapshot { path, known }.into());
+        let last = partition.segments.iter().flatten().next_back();
+        if let Some(last) = last.filter(|segment| !segment.sealed) {
+            let path = folder.join(log_name(last.base_offset));
+            let have = bytes_or_none(&path)?;
+            if have < last.bytes {
+                let want = last.bytes;
+                return Err(BadSegment { path, want, have }.into());
+            }
+            let tail = partition.tail.as_deref().unwrap_or_default();
+            if was_clean && have > last.bytes && !segments::ends_with(&path, last.bytes, tail)? {
+                let known = last.bytes + tail.len() as u64;
+                return Err(OldSnapshot { path, known }.into());
+            }
+        } else if was_clean {
+            let path = folder.join(log_name(partition.next_offset));
+            if bytes_or_none(&path)? > 0 {
+                return Err(OldSnapshot { path, known: 0 }.into());
+            }
         }
     }
     Ok(())
+}
+
+fn bytes_or_none(path: &Path) -> Result<u64, files::FileError> {
+    match files::bytes_at(path) {
+        Err(e) if e.cause == files::Cause::Missing => Ok(0),
+        bytes => bytes,
+    }
 }
 
 /// Writes the snapshots of changed groups, the metadata group's when all others are durable: until

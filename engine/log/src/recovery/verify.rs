@@ -220,13 +220,13 @@ fn log(
             open.map(|segment| directory.join(index_name(segment.base_offset)))
         })
         .collect();
-    let garbage = layout::garbage(directories, &replay)?;
+    let garbage = layout::garbage(directories, &replay, true)?;
     for path in garbage.files.iter().chain(&garbage.directories) {
         let what = if open_indexes.contains(path) {
             "the index of a segment that is still open to the broker: it ended before it had recorded \
              that the segment was sealed; the next start removes it, and it is made anew"
         } else {
-            "no longer needed; the next start removes it"
+            "no longer needed; the next start after a crash removes it"
         };
         report.note(path, None, what, false);
     }

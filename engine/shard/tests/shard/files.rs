@@ -327,6 +327,31 @@ fn a_stop_on_a_full_disk_has_the_space_of_every_empty_slot() {
 }
 
 #[test]
+fn what_retention_gave_up_is_removed_before_the_end() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let less = wire::TopicSettingsT {
+        retention_bytes: Some(1),
+        ..wire::TopicSettingsT::default()
+    };
+    let altered = world.alter_topic(peer, "old", less);
+    assert_eq!(world.answer(peer, altered).error(), None);
+    // Until a segment is given up; its file waits for a snapshot.
+    world.nodes[0].disk.holds = Box::new(|_, op| matches!(op, DiskOp::Replace { .. }));
+    world.pass(2 * SECOND);
+    assert!(world.nodes[0].disk.has(&segment(old, 0)));
+    world.nodes[0].disk.holds = Box::new(|_, op| matches!(op, DiskOp::Remove { .. }));
+    world.stop();
+    world.pass(2 * SECOND);
+    assert!(!world.is_stopped(), "the removal is waited for");
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.pass(2 * SECOND);
+    assert!(world.is_stopped());
+    assert!(!world.nodes[0].disk.has(&segment(old, 0)));
+}
+
+#[test]
 fn the_disk_is_given_two_pieces_of_segments_at_a_time() {
     let setup = Setup::new(1).topic("t", 1);
     let id = setup.on_shard("t", 0);
