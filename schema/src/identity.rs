@@ -1,21 +1,21 @@
 //! The file `identity`: what a data directory is, and which start of the broker wrote it last.
 //!
 //! ```text
-//!  0          8        10       12       16          32            40          44      48         56    60
-//!  +----------+--------+--------+--------+-----------+-------------+-----------+-------+----------+-----+
-//!  | magic    | format | groups | state  | data dir  | incarnation | leader    | shards| slot     | crc |
-//!  | RTDATADR | u16    | u16    | u32    | id 2 x u64| u64         | epoch u32 | u32   | bytes u64| u32 |
-//!  +----------+--------+--------+--------+-----------+-------------+-----------+-------+----------+-----+
+//!  0          8        10       12       16          32            40          44      48         56          60    64
+//!  +----------+--------+--------+--------+-----------+-------------+-----------+-------+----------+-----------+-----+
+//!  | magic    | format | groups | state  | data dir  | incarnation | leader    | shards| slot     | snapshots | crc |
+//!  | RTDATADR | u16    | u16    | u32    | id 2 x u64| u64         | epoch u32 | u32   | bytes u64| crc u32   | u32 |
+//!  +----------+--------+--------+--------+-----------+-------------+-----------+-------+----------+-----------+-----+
 //! ```
 //!
-//! All little endian; CRC-32C over bytes 0..56. The file is replaced atomically at every start
+//! All little endian; CRC-32C over bytes 0..60. The file is replaced atomically at every start
 //! (state 0, incarnation one higher) and at every clean stop (state 1).
 
 use crate::ids::TopicId;
 use crate::{le, put_le};
 
 /// Bytes of the file.
-pub const IDENTITY_BYTES: usize = 60;
+pub const IDENTITY_BYTES: usize = 64;
 /// The version of the data directory that this version of the broker reads and writes.
 pub const FORMAT: u16 = 1;
 const MAGIC: [u8; 8] = *b"RTDATADR";
@@ -37,6 +37,9 @@ pub struct Identity {
     pub shards: u32,
     /// Bytes of each WAL slot at the last start.
     pub slot_bytes: u64,
+    /// After a clean stop: CRC-32C over all snapshots, by group, so that none of another time is taken for
+    /// one of them. Otherwise 0.
+    pub snapshots_crc: u32,
 }
 
 /// Why the file is not believed.
@@ -75,8 +78,9 @@ impl Identity {
         put_le!(out, 40, self.leader_epoch);
         put_le!(out, 44, self.shards);
         put_le!(out, 48, self.slot_bytes);
-        let crc = crc32c::crc32c(&out[..56]);
-        put_le!(out, 56, crc);
+        put_le!(out, 56, self.snapshots_crc);
+        let crc = crc32c::crc32c(&out[..60]);
+        put_le!(out, 60, crc);
         out
     }
 
@@ -92,7 +96,7 @@ impl Identity {
         if bytes.len() != IDENTITY_BYTES {
             return Err(IdentityError::Magic);
         }
-        let (stored, computed) = (le!(u32, bytes, 56), crc32c::crc32c(&bytes[..56]));
+        let (stored, computed) = (le!(u32, bytes, 60), crc32c::crc32c(&bytes[..60]));
         if stored != computed {
             return Err(IdentityError::Checksum { stored, computed });
         }
@@ -108,6 +112,7 @@ impl Identity {
             leader_epoch: le!(u32, bytes, 40),
             shards: le!(u32, bytes, 44),
             slot_bytes: le!(u64, bytes, 48),
+            snapshots_crc: le!(u32, bytes, 56),
         };
         match identity {
             _ if state > 1 => Err(IdentityError::Impossible("state")),
@@ -135,6 +140,7 @@ mod tests {
             leader_epoch: 1,
             shards: 2,
             slot_bytes: 64 << 20,
+            snapshots_crc: 77,
         };
         let bytes = identity.encode();
         assert_eq!(Identity::decode(&bytes), Ok(identity));

@@ -94,9 +94,9 @@ prop_compose! {
     fn identity()(
         data_directory in topic_id(),
         (groups, incarnation, leader_epoch) in (1..=u16::MAX, 1..=u64::MAX, 1..=u32::MAX),
-        (clean, shards, slot_bytes) in any::<(bool, u32, u64)>(),
+        (clean, shards, slot_bytes, snapshots_crc) in any::<(bool, u32, u64, u32)>(),
     ) -> Identity {
-        Identity { data_directory, groups, clean, incarnation, leader_epoch, shards, slot_bytes }
+        Identity { data_directory, groups, clean, incarnation, leader_epoch, shards, slot_bytes, snapshots_crc }
     }
 }
 
@@ -298,7 +298,7 @@ proptest! {
         put(&mut bytes, 8, &1_u16.to_le_bytes());
         put(&mut bytes, 13, &[0; 3]);
         bytes[12] &= 1;
-        seal(&mut bytes, 56);
+        seal(&mut bytes, 60);
         if let Ok(identity) = Identity::decode(&bytes) {
             prop_assert_eq!(&identity.encode()[..], &bytes[..]);
         }

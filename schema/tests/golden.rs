@@ -129,6 +129,7 @@ fn the_identity_is_as_ever() {
         leader_epoch: 2,
         shards: 2,
         slot_bytes: 64 << 20,
+        snapshots_crc: 0x0102_0304,
     };
     check("directory/identity", &identity.encode());
 }

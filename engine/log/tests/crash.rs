@@ -178,6 +178,7 @@ impl World {
             leader_epoch: 1,
             shards: 1,
             slot_bytes: SLOT_BYTES,
+            snapshots_crc: 0,
         };
         fs::write(dir.join("identity"), identity.encode()).expect("written");
         for (i, slot) in self.slots.iter().enumerate() {

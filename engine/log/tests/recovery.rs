@@ -79,8 +79,8 @@ fn after_a_clean_stop_the_log_is_not_read() {
     b.store();
     let recovered = b.recover().expect("nothing is wrong");
     b.next_start(&recovered);
-    b.identity.clean = true;
     b.store();
+    b.store_clean(&recovered);
     for name in fs::read_dir(b.dir().join("wal")).expect("listed") {
         fs::write(
             name.expect("listed").path(),

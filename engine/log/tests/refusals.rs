@@ -328,16 +328,12 @@ fn a_damaged_snapshot_is_refused_by_its_path() {
 
 #[test]
 fn a_group_whose_snapshot_is_gone_is_refused_while_its_segments_are_there() {
-    let (b, _) = log_of(3, 3000);
+    let (mut b, _) = log_of(3, 3000);
     b.store();
     let recovered = b.recover().expect("nothing is wrong");
     fs::remove_file(b.dir().join("groups/00000.snapshot")).expect("removed");
     assert!(matches!(b.recover(), Err(RecoverError::Unlisted(_))));
-    let clean = ringtide_schema::identity::Identity {
-        clean: true,
-        ..recovered.identity
-    };
-    fs::write(b.dir().join("identity"), clean.encode()).expect("written");
+    b.store_clean(&recovered);
     assert!(matches!(b.recover(), Err(RecoverError::Unlisted(_))));
 }
 
@@ -361,14 +357,10 @@ fn a_segment_shorter_than_its_synced_position_is_refused() {
 
 #[test]
 fn an_open_segment_that_is_cut_or_gone_is_refused_after_a_clean_stop_too() {
-    let (b, id) = log_of(3, 3000);
+    let (mut b, id) = log_of(3, 3000);
     b.store();
     let recovered = b.recover().expect("nothing is wrong");
-    let clean = ringtide_schema::identity::Identity {
-        clean: true,
-        ..recovered.identity
-    };
-    fs::write(b.dir().join("identity"), clean.encode()).expect("written");
+    b.store_clean(&recovered);
     let path = b
         .dir()
         .join("partitions")

@@ -364,6 +364,18 @@ impl Disk {
         self.put(path, Bytes::new(contents));
     }
 
+    /// The files of a directory, by name.
+    pub fn files_in<'a>(&'a self, dir: &'a Path) -> impl Iterator<Item = (&'a Path, Vec<u8>)> {
+        let names = self
+            .names
+            .iter()
+            .filter(move |(path, _)| path.starts_with(dir));
+        names.map(|(path, &inode)| {
+            let bytes = &self.inodes[inode].now;
+            (path.as_path(), bytes.read(0, bytes.len))
+        })
+    }
+
     /// The broker is killed: what is under way happened, in part or in whole, or did not.
     pub fn kill(&mut self, random: &mut Random) {
         self.interrupt(random, false);

@@ -133,9 +133,14 @@ impl Broker {
     }
 
     /// The identity that says that the stop was clean.
-    pub fn clean_identity(&self) -> Vec<u8> {
+    pub fn clean_identity(&self, disk: &Disk) -> Vec<u8> {
+        let snapshots = disk.files_in(Path::new("groups"));
+        let crc = |crc, (_, bytes): (_, Vec<u8>)| crc32c::crc32c_append(crc, &bytes);
         let identity = Identity {
             clean: true,
+            snapshots_crc: snapshots
+                .filter(|(path, _)| path.extension().is_some_and(|e| e == "snapshot"))
+                .fold(0, crc),
             ..self.identity
         };
         identity.encode().to_vec()

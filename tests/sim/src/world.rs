@@ -603,9 +603,9 @@ impl World {
             }
         }
         let is_stopped = broker.is_stopped();
-        let clean = broker.clean_identity();
+        let clean = is_stopped.then(|| broker.clean_identity(&self.disk));
         self.broker = Some(broker);
-        if is_stopped {
+        if let Some(clean) = clean {
             self.disk.write_file("identity".into(), clean);
             // What a clean stop has promised, no power cut behind it takes away.
             let is_cut = self.random.percent(50);

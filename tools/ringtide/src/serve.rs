@@ -489,14 +489,8 @@ fn finish(dir: &Path, identity: &Identity, ends: Vec<Result<(), Fatal>>) -> Resu
         }
         return Err(Failure::new(fatal_exit(first.reason), first.message));
     }
-    recovery::write_identity(
-        dir,
-        &Identity {
-            clean: true,
-            ..*identity
-        },
-    )
-    .map_err(|error| Failure::new(Exit::FatalSnapshot, error.to_string()))?;
+    recovery::write_clean_stop(dir, identity)
+        .map_err(|error| Failure::new(Exit::FatalSnapshot, error.to_string()))?;
     tracing::info!("stopped");
     Ok(())
 }

@@ -54,7 +54,7 @@ pub enum RecoverError {
     #[error(transparent)]
     Unlisted(#[from] Unlisted),
     #[error(transparent)]
-    OldSnapshot(#[from] OldSnapshot),
+    OtherSnapshots(#[from] OtherSnapshots),
 }
 
 impl From<Lost> for RecoverError {
@@ -352,18 +352,16 @@ pub struct BadSegment {
     pub have: u64,
 }
 
-/// After a clean stop, a segment that goes on behind what its snapshot knows.
+/// After a clean stop, snapshots that are not those which it left.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{} goes on behind byte {known}, where it ended by the snapshot of its group: that snapshot is an older \
-     one; restore the whole data directory from a copy",
+    "{} does not hold the snapshots that the broker left when it stopped: one is missing, or of another \
+     time; restore the whole data directory from a copy",
     path.display()
 )]
-pub struct OldSnapshot {
-    /// The segment.
+pub struct OtherSnapshots {
+    /// The directory of the snapshots.
     pub path: PathBuf,
-    /// Bytes of it that the snapshot knows.
-    pub known: u64,
 }
 
 /// A segment with data that neither a snapshot nor the log explains.

@@ -8,13 +8,13 @@ use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
 use super::error::{
-    BadIdentity, BadSnapshot, Foreign, MissingFolder, MissingIdentity, RecoverError, UnknownTopic,
-    Unlisted,
+    BadIdentity, BadSnapshot, Foreign, MissingFolder, MissingIdentity, OtherSnapshots,
+    RecoverError, UnknownTopic, Unlisted,
 };
 use super::metadata::Standing;
 use super::replay::Replay;
 use super::segments::parse_name;
-use crate::files::{self, Listed};
+use crate::files::{self, FileError, Listed};
 
 /// The directories of a data directory.
 pub(super) const FOLDERS: [&str; 3] = ["groups", "partitions", "wal"];
@@ -67,12 +67,14 @@ pub(super) fn look(dir: &Path, leftovers: &mut Vec<PathBuf>) -> Result<Top, Reco
     Ok(Top::Used(identity))
 }
 
-/// Reads the snapshots of all groups, in order; a group that never had anything has an empty one.
+/// Reads the snapshots of all groups, in order; a group that never had anything has an empty one. After a
+/// clean stop they must be those that it left.
 pub(super) fn snapshots(
     dir: &Path,
     identity: &Identity,
 ) -> Result<Vec<GroupSnapshotT>, RecoverError> {
     let groups = dir.join("groups");
+    let mut crc = 0;
     let mut out: Vec<GroupSnapshotT> = (0..=identity.groups)
         .map(|group| GroupSnapshotT {
             group,
@@ -100,9 +102,25 @@ pub(super) fn snapshots(
         let Some(bytes) = files::read_whole(&path)? else {
             continue;
         };
+        crc = crc32c::crc32c_append(crc, &bytes);
         *slot = snapshot::decode(&bytes).map_err(|why| BadSnapshot { path, why })?;
     }
+    if identity.clean && crc != identity.snapshots_crc {
+        return Err(OtherSnapshots { path: groups }.into());
+    }
     Ok(out)
+}
+
+/// CRC-32C over all snapshots, by group.
+pub(super) fn snapshots_crc(dir: &Path) -> Result<u32, FileError> {
+    let mut crc = 0;
+    for listed in files::list(&dir.join("groups"))?.unwrap_or_default() {
+        if listed.name.ends_with(".snapshot") {
+            let bytes = files::read_whole(&listed.path)?.unwrap_or_default();
+            crc = crc32c::crc32c_append(crc, &bytes);
+        }
+    }
+    Ok(crc)
 }
 
 /// The directories of partitions, with what they are.

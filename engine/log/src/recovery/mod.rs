@@ -25,7 +25,7 @@ use ringtide_schema::store::GroupSnapshotT;
 pub use self::chain::LogEnd;
 use self::chain::{Chain, ChainCounts, Strays};
 pub use self::error::RecoverError;
-use self::error::{BadSegment, Contradiction, OldSnapshot};
+use self::error::{BadSegment, Contradiction};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
 use self::replay::{Mode, Replay};
@@ -184,6 +184,7 @@ fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError>
         leader_epoch: 1,
         shards: u32::from(options.shards),
         slot_bytes: options.slot_bytes,
+        snapshots_crc: 0,
     };
     write_identity(dir, &identity)?;
     Ok(Recovered {
@@ -204,8 +205,18 @@ fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError>
     })
 }
 
-/// Replaces `identity` durably; also for the clean stop.
-pub fn write_identity(dir: &Path, identity: &Identity) -> Result<(), files::FileError> {
+/// The broker stopped cleanly: says so, and which snapshots it leaves.
+pub fn write_clean_stop(dir: &Path, identity: &Identity) -> Result<(), files::FileError> {
+    let clean = Identity {
+        clean: true,
+        snapshots_crc: layout::snapshots_crc(dir)?,
+        ..*identity
+    };
+    write_identity(dir, &clean)
+}
+
+/// Replaces `identity` durably.
+fn write_identity(dir: &Path, identity: &Identity) -> Result<(), files::FileError> {
     files::replace(&dir.join("identity"), &identity.encode())?;
     files::sync_directory(dir)
 }
@@ -241,6 +252,7 @@ fn take_over(
 
     let identity = Identity {
         clean: false,
+        snapshots_crc: 0,
         incarnation: old.incarnation + 1,
         leader_epoch: old.leader_epoch + u32::from(!old.clean),
         shards: u32::from(options.shards),
@@ -254,7 +266,7 @@ fn take_over(
     files::sync_directory(&dir.join("partitions"))?;
     let groups = replay.into_groups();
     for (snapshot, _) in &groups {
-        check_open_segments(dir, snapshot, old.clean)?;
+        check_open_segments(dir, snapshot)?;
     }
     let groups = write_snapshots(dir, groups)?;
     files::sync_directory(&dir.join("groups"))?;
@@ -330,14 +342,15 @@ fn replay_logs(
 }
 
 /// The segments that shards will append to have at least what was synced of them: found here, it
-/// concerns nobody yet. After a clean stop they have nothing more than what the snapshot holds itself, and
-/// no segment follows them.
-fn check_open_segments(
-    dir: &Path,
-    group: &GroupSnapshotT,
-    was_clean: bool,
-) -> Result<(), RecoverError> {
+/// concerns nobody yet.
+fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), RecoverError> {
     for partition in group.partitions.iter().flatten() {
+        let Some(last) = partition.segments.iter().flatten().next_back() else {
+            continue;
+        };
+        if last.sealed || last.bytes == 0 {
+            continue;
+        }
         let Some(topic) = &partition.topic else {
             continue;
         };
@@ -346,34 +359,17 @@ fn check_open_segments(
             partition: partition.partition,
         };
         let folder = dir.join("partitions").join(id.dir_name());
-        let last = partition.segments.iter().flatten().next_back();
-        if let Some(last) = last.filter(|segment| !segment.sealed) {
-            let path = folder.join(log_name(last.base_offset));
-            let have = bytes_or_none(&path)?;
-            if have < last.bytes {
-                let want = last.bytes;
-                return Err(BadSegment { path, want, have }.into());
-            }
-            let tail = partition.tail.as_deref().unwrap_or_default();
-            if was_clean && have > last.bytes && !segments::ends_with(&path, last.bytes, tail)? {
-                let known = last.bytes + tail.len() as u64;
-                return Err(OldSnapshot { path, known }.into());
-            }
-        } else if was_clean {
-            let path = folder.join(log_name(partition.next_offset));
-            if bytes_or_none(&path)? > 0 {
-                return Err(OldSnapshot { path, known: 0 }.into());
-            }
+        let path = folder.join(log_name(last.base_offset));
+        let have = match files::bytes_at(&path) {
+            Err(e) if e.cause == files::Cause::Missing => 0,
+            bytes => bytes?,
+        };
+        if have < last.bytes {
+            let want = last.bytes;
+            return Err(BadSegment { path, want, have }.into());
         }
     }
     Ok(())
-}
-
-fn bytes_or_none(path: &Path) -> Result<u64, files::FileError> {
-    match files::bytes_at(path) {
-        Err(e) if e.cause == files::Cause::Missing => Ok(0),
-        bytes => bytes,
-    }
 }
 
 /// Writes the snapshots of changed groups, the metadata group's when all others are durable: until

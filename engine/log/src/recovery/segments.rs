@@ -6,7 +6,7 @@
 //! that the next one writes again.
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ringtide_schema::batch::CRC_START;
@@ -301,18 +301,6 @@ impl Writer {
         }
         Ok(self.directory)
     }
-}
-
-/// Whether behind a position a file has nothing but these bytes, or some of the first of them, and the
-/// zeros that fill a block.
-pub(super) fn ends_with(path: &Path, position: u64, tail: &[u8]) -> Result<bool, RecoverError> {
-    let file = files::open_read(path, false)?;
-    let mut bytes = vec![0; tail.len().next_multiple_of(BLOCK_BYTES) + 1];
-    let got = files::read_at(&file, path, &mut bytes, position)?;
-    let is_over = got == bytes.len();
-    let filled = bytes[..got].iter().rposition(|&b| b != 0);
-    let filled = filled.map_or(0, |last| last + 1);
-    Ok(!is_over && tail.starts_with(&bytes[..filled]))
 }
 
 #[cfg(test)]

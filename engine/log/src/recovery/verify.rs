@@ -19,7 +19,7 @@ use super::metadata::Standing;
 use super::replay::{Mode, Replay};
 use super::scan::{Contents, IndexCheck, Scan};
 use super::segments::{index_name, log_name};
-use super::{Progress, Summary, check_open_segments, replay_logs, slots};
+use super::{Progress, Summary, replay_logs, slots};
 use crate::files::{self, FileError};
 
 /// One thing that is wrong.
@@ -231,13 +231,7 @@ fn log(
         report.note(path, None, what, false);
     }
     let live = |id: &PartitionId| matches!(replay.standing(id.topic), Standing::Live(_));
-    let deleted = ids.into_iter().filter(|id| !live(id)).collect();
-    if identity.clean {
-        for (snapshot, _) in &replay.into_groups() {
-            check_open_segments(dir, snapshot, true)?;
-        }
-    }
-    Ok(deleted)
+    Ok(ids.into_iter().filter(|id| !live(id)).collect())
 }
 
 fn check_segment(directory: &Path, segment: &SegmentT, stored: &PartitionT, report: &mut Report) {

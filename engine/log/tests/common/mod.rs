@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use ringtide_log::recovery::{RecoverError, RecoverOptions, Recovered, log_name, recover};
+use ringtide_log::recovery::{
+    RecoverError, RecoverOptions, Recovered, log_name, recover, write_clean_stop,
+};
 use ringtide_schema::batch::{Codec, Header, assign};
 use ringtide_schema::flatbuffers::FlatBufferBuilder;
 use ringtide_schema::identity::Identity;
@@ -77,6 +79,7 @@ impl Builder {
             leader_epoch: 1,
             shards: u32::from(shards),
             slot_bytes,
+            snapshots_crc: 0,
         };
         for folder in ["groups", "partitions", "wal"] {
             fs::create_dir(root.path().join(folder)).expect("made");
@@ -340,6 +343,13 @@ impl Builder {
                 fs::write(self.slot_path(log.shard, i), slot).expect("written");
             }
         }
+    }
+
+    /// As a clean stop leaves it.
+    pub fn store_clean(&mut self, recovered: &Recovered) {
+        write_clean_stop(self.dir(), &recovered.identity).expect("written");
+        let bytes = fs::read(self.dir().join("identity")).expect("read");
+        self.identity = Identity::decode(&bytes).expect("whole");
     }
 
     pub fn store_snapshot(&self, snapshot: &GroupSnapshotT) {
