@@ -74,6 +74,36 @@ fn a_directory_that_was_begun_but_not_finished_is_made() {
 }
 
 #[test]
+fn a_start_after_a_clean_stop_that_was_interrupted_is_begun_again() {
+    let mut b = Builder::new(1, 1);
+    let (kept, gone) = (b.topic("kept", 1, 1 << 20), b.topic("gone", 1, 1 << 20));
+    for topic in [kept, gone] {
+        let id = PartitionId {
+            topic,
+            partition: 0,
+        };
+        b.publish(id, 3000);
+    }
+    b.frames();
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    // The topic goes; the snapshot of its partition's group still names that.
+    let snapshot = fs::read(b.dir().join("groups/00000.snapshot")).expect("read");
+    b.next_start(&recovered);
+    b.delete(gone);
+    b.frames();
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    fs::write(b.dir().join("groups/00000.snapshot"), snapshot).expect("written");
+    b.store_clean(&recovered);
+    let clean = fs::read(b.dir().join("identity")).expect("read");
+    for _ in 0..2 {
+        b.recover().expect("whatever the one before has done");
+        fs::write(b.dir().join("identity"), &clean).expect("written");
+    }
+}
+
+#[test]
 fn after_a_clean_stop_the_log_is_not_read() {
     let (mut b, ids) = simple(1, 3, 3000);
     b.store();

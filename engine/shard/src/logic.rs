@@ -250,8 +250,6 @@ impl Shard {
             .retain(|_, s| s.key != key || s.reading.is_some());
     }
 
-    /// The way to the end: the log is written, everything is in segments and snapshots, then the
-    /// connections are closed.
     /// Whether no file is left that retention gave up: no snapshot names them any more, and a start after a
     /// clean stop does not look for them.
     fn is_cleared(&mut self, fx: &mut Fx) -> bool {
@@ -263,9 +261,12 @@ impl Shard {
             }
         }
         let is_removal = |p: &Pending| matches!(p, Pending::Partition(_, PartitionOp::Remove));
-        !self.ops.values().any(is_removal)
+        let mut held = self.partitions.iter().flatten();
+        !self.ops.values().any(is_removal) && !held.any(|held| held.log.is_removing())
     }
 
+    /// The way to the end: the log is written, everything is in segments and snapshots, then the
+    /// connections are closed.
     fn drain(&mut self, now: Now, fx: &mut Fx) {
         if self.wal.appended() > self.wal.committed() {
             self.wal.want(self.wal.appended());

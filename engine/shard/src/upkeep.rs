@@ -302,6 +302,8 @@ impl Shard {
                 if is_done && again {
                     self.queue_writer(i, sync);
                 }
+                // There was space for this: what waits is tried at once.
+                self.upkeep.retry_at_ns = 0;
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {

@@ -226,14 +226,10 @@ impl Reading<'_> {
     /// Partitions cannot be read further. The others are, if there are any.
     fn stopped(&mut self, partitions: &[u32], error: &Error) -> Result<(), Failure> {
         let failure = Failure::new(exit_of(error), words(error));
-        let mut is_news = false;
         for place in &mut self.places {
-            if partitions.contains(&place.partition) && !place.is_stopped {
-                place.is_stopped = true;
-                is_news = true;
-            }
+            place.is_stopped |= partitions.contains(&place.partition);
         }
-        if !is_news || !self.places.iter().any(|place| self.goes_on(place)) {
+        if !self.places.iter().any(|place| self.goes_on(place)) {
             return Err(failure);
         }
         output::say(format_args!("{failure}; the other partitions go on"));

@@ -268,7 +268,11 @@ fn take_over(
     for (snapshot, _) in &groups {
         check_open_segments(dir, snapshot)?;
     }
-    let groups = write_snapshots(dir, groups)?;
+    let groups = match old.clean {
+        // Those of the stop stay until this start is durable: an interrupted one is begun again from them.
+        true => groups.into_iter().map(|(snapshot, _)| snapshot).collect(),
+        false => write_snapshots(dir, groups)?,
+    };
     files::sync_directory(&dir.join("groups"))?;
     write_identity(dir, &identity)?;
 
