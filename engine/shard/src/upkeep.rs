@@ -299,11 +299,13 @@ impl Shard {
                 if is_done && !was_awaited && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
                     self.disk_has_space();
                 }
+                if is_done {
+                    // It met no full disk: what waits is tried at once.
+                    self.upkeep.retry_at_ns = 0;
+                }
                 if is_done && again {
                     self.queue_writer(i, sync);
                 }
-                // There was space for this: what waits is tried at once.
-                self.upkeep.retry_at_ns = 0;
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {

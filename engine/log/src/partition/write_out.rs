@@ -511,7 +511,7 @@ impl Partition {
             (PartitionOp::OpenRead(base), result) => {
                 self.read_opened(base, result, turn)?;
             }
-            // A file that could not be removed is found and removed at the next start.
+            // A file that could not be removed is found and removed at a start after a crash.
             (PartitionOp::Remove, _) => {}
             (_, Err(e)) => return Err(WriteError::Fatal(e.message)),
         }

@@ -194,10 +194,18 @@ impl Consumer {
         !self.queue.is_empty()
     }
 
-    /// The partitions that stand still after an error.
+    /// The partitions that stand still after an error that was taken. What waits before the error of
+    /// another is still to be had.
     pub(crate) fn stopped(&self) -> Vec<u32> {
-        let failed = self.cursors.iter().filter(|c| c.place == Place::Failed);
-        failed.map(|c| c.partition).collect()
+        let waits = |at: usize, generation: u32| {
+            let mut news = self.queue.iter();
+            news.any(|n| (n.cursor, n.generation) == (at, generation))
+        };
+        let cursors = self.cursors.iter().enumerate();
+        cursors
+            .filter(|&(at, c)| c.place == Place::Failed && !waits(at, c.generation))
+            .map(|(_, c)| c.partition)
+            .collect()
     }
 
     /// Gives back the buffer of a payload.

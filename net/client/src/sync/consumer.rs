@@ -134,7 +134,7 @@ impl Consumer {
         Ok(self.positions.get(&partition).map(|p| p.offset))
     }
 
-    /// The partitions that stand still after an error, until [`Self::seek`].
+    /// The partitions that stand still after an error that was handed out, until [`Self::seek`].
     #[must_use]
     pub fn stopped(&self) -> Vec<u32> {
         self.driver.borrow_mut().core.consumer(self.key).stopped()

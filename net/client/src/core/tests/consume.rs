@@ -126,7 +126,6 @@ fn an_error_is_told_before_what_arrives_later_and_forgotten_by_a_seek() {
     let payload = world.model.log("t", 0).batches[0].1.clone();
     let consumer = world.core.consumer(key);
     consumer.fail(0, Error::Closed);
-    assert_eq!(consumer.stopped(), [0]);
     consumer.cursors[0].place = Place::Known;
     consumer.arrived(0, &payload);
     assert!(matches!(consumer.take(), Some(Err(Error::Closed))));
@@ -228,5 +227,20 @@ fn a_place_in_a_partition_that_a_topic_made_anew_lacks_is_an_error() {
     match world.core.consumer(key).take() {
         Some(Err(error)) => assert_eq!(error.code(), Some(ErrorCode::UnknownPartition)),
         other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_partition_is_stopped_once_its_error_was_taken_and_not_before() {
+    let mut world = World::new(PARTITIONS, producer_options());
+    let options = ConsumerOptions::new().start(Start::Earliest);
+    let key = consumer(&mut world, options).expect("a consumer");
+    let consumer = world.core.consumer(key);
+    for cursor in [0, 1] {
+        consumer.fail(cursor, Error::Closed);
+    }
+    for stopped in [&[][..], &[0], &[0, 1]] {
+        assert_eq!(consumer.stopped(), stopped);
+        assert_eq!(consumer.take().is_some(), stopped.len() < 2);
     }
 }
