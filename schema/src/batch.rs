@@ -124,6 +124,14 @@ pub enum BatchError {
         /// The last offset delta as found.
         last_delta: i32,
     },
+    /// Not the batch that comes next in its partition.
+    #[error("the batch begins at offset {base}, where {expected} was to come")]
+    WrongOffset {
+        /// The base offset as found; the checksum does not cover it.
+        base: u64,
+        /// The offset that was to come.
+        expected: u64,
+    },
     /// An attribute bit without a meaning is set, or the codec is none of those that exist.
     #[error("the attributes {bits:#06x} have a meaning unknown here")]
     UnknownAttributes {

@@ -93,7 +93,7 @@ pub enum Error {
     /// Nothing can be read at this offset: it was removed, or never written. Not retriable.
     #[error(
         "offset {offset} of {topic}/{partition} is out of range; what can be read begins at \
-         {earliest} and ends before {latest}: seek to an offset within"
+         {earliest} and ends before {latest}: go on at an offset within"
     )]
     OffsetOutOfRange {
         /// The topic.

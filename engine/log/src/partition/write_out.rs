@@ -646,6 +646,17 @@ impl Partition {
             return Ok(());
         };
         segment.reader = match (segment.reader, result) {
+            (Reader::Opening(_), Ok(DiskDone::Opened { bytes }))
+                if segment.meta.sealed && bytes < segment.meta.bytes =>
+            {
+                let want = segment.meta.bytes;
+                let message = format!(
+                    "segment {base} of {} has {bytes} bytes instead of {want}",
+                    self.id
+                );
+                segment.reader = Reader::Closed;
+                return Err(WriteError::Unreadable(message));
+            }
             (Reader::Opening(file), Ok(_)) => Reader::Open(file, turn),
             (_, Ok(_)) => Reader::Closed,
             (_, Err(e)) => {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use ringtide_io::{DiskErrorKind, DiskOp, OpenMode};
 use ringtide_schema::batch::Codec;
@@ -294,6 +295,72 @@ fn what_was_there_at_the_start_is_read_although_the_disk_has_no_free_block() {
     );
 }
 
+/// No segment can be written; slots of the log are given up as often as `gone` counts.
+fn no_block_is_free(
+    world: &mut World,
+    gone: &Rc<Cell<u64>>,
+    may_be_written: impl Fn() -> bool + 'static,
+) {
+    let gone = Rc::clone(gone);
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let needs_space = match op {
+            DiskOp::Write { .. } => path.starts_with("data/partitions"),
+            DiskOp::CreateSlot { .. } | DiskOp::Replace { .. } => true,
+            DiskOp::Remove { .. } => {
+                gone.set(gone.get() + 1);
+                false
+            }
+            _ => false,
+        };
+        (needs_space && !may_be_written()).then_some(DiskErrorKind::Full)
+    });
+}
+
+#[test]
+fn a_fetch_that_waits_for_a_block_of_a_full_disk_is_answered_when_its_wait_is_over() {
+    let setup = Setup::new(1).topic("old", 1).topic("large", 1);
+    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
+    let setup = setup
+        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
+        .open();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    no_block_is_free(&mut world, &Rc::default(), || false);
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    world.pass(SECOND);
+    world.hear(peer);
+    let asked = world.fetch(peer, old, 0, 1_000);
+    world.pass(3 * SECOND);
+    let heard = world.hear(peer);
+    let answer = heard.iter().find(|f| f.correlation == asked);
+    assert_eq!(answer.and_then(|f| f.error()), Some(ErrorCode::DiskFull));
+}
+
+#[test]
+fn a_reader_does_not_wait_for_what_else_finds_no_block() {
+    let setup = Setup::new(1).topic("old", 1).topic("large", 30);
+    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
+    let setup = setup
+        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
+        .open();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let gone = Rc::new(Cell::new(0));
+    let given = Rc::clone(&gone);
+    no_block_is_free(&mut world, &gone, move || given.get() > 0);
+    for partition in 0..30 {
+        let part = (PartitionId { partition, ..large }, batch(&[1; 300_000]));
+        world.publish(peer, DURABLE, &[part]);
+    }
+    world.pass(SECOND);
+    world.hear(peer);
+    let asked = world.fetch(peer, old, 0, 1_000);
+    world.pass(SECOND / 2);
+    let heard = world.hear(peer);
+    let answer = heard.iter().find(|f| f.correlation == asked);
+    assert!(answer.is_some_and(|f| f.error().is_none() && f.payload.len() > 5_000));
+}
+
 #[test]
 fn a_stop_on_a_full_disk_has_the_space_of_every_empty_slot() {
     let setup = Setup::new(1).topic("t", 1);
@@ -433,6 +500,26 @@ fn searches_of_peers_that_are_gone_leave_room_for_others() {
     let answer = world.answer(peer, asked);
     let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
     assert_eq!((answer.offset(), answer.timestamp_ms()), (0, START_MS));
+}
+
+#[test]
+fn a_sealed_segment_that_was_cut_is_refused_to_its_readers() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    world.nodes[0].disk.holds = Box::new(|_, op| matches!(op, DiskOp::Open { .. }));
+    let fetch = world.fetch(peer, old, 0, 1000);
+    world.run();
+    // Its index is there, and says more than there is.
+    world.nodes[0].disk.put(segment(old, 0), batch(b"first"));
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.run();
+    let heard = world.hear(peer);
+    let answer = heard.iter().find(|f| f.correlation == fetch);
+    assert_eq!(
+        answer.and_then(|f| f.error()),
+        Some(ErrorCode::DataUnreadable)
+    );
 }
 
 #[test]

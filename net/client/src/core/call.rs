@@ -269,6 +269,14 @@ impl Request {
         }
     }
 
+    /// The offset that it is about.
+    pub(crate) fn offset(&self) -> Option<u64> {
+        match self {
+            Self::CommitOffset { at, .. } => Some(at.offset),
+            _ => None,
+        }
+    }
+
     /// The topic that is meant, where another under the same name will not do.
     pub(crate) fn topic_id(&self) -> Option<TopicId> {
         match self {

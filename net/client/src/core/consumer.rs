@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ringtide_schema::batch::{Batches, Header};
+use ringtide_schema::batch::{BatchError, Batches, Header};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::TopicId;
 use ringtide_schema::record::{Record, RecordHeader, Records, records};
@@ -52,8 +52,12 @@ pub(crate) enum Flow {
 pub(crate) struct Cursor {
     pub(crate) partition: u32,
     pub(crate) place: Place,
+    /// The application has taken the error that it stands still after.
+    is_told: bool,
     /// The next offset that has not arrived.
     pub(crate) arrived: u64,
+    /// On this connection a batch ended there: another begins there.
+    pub(crate) is_boundary: bool,
     pub(crate) flow: Flow,
     /// Counts moves: what was asked for before a move is ignored.
     pub(crate) generation: u32,
@@ -70,7 +74,9 @@ impl Cursor {
         Self {
             partition,
             place: Place::At(start),
+            is_told: false,
             arrived: 0,
+            is_boundary: false,
             flow: Flow::Idle,
             generation: 0,
             owed: 0,
@@ -78,6 +84,18 @@ impl Cursor {
             retry_at: None,
             backoff,
         }
+    }
+}
+
+impl Cursor {
+    /// Whether a batch is where it can be: behind the one before it in its payload, which may begin before what
+    /// was asked for, but not later.
+    fn continues(&self, header: &Header, follows: Option<u64>) -> bool {
+        let (base, next) = (header.base_offset, header.next_offset());
+        let overlaps = base < self.arrived && self.arrived < next;
+        follows.is_none_or(|follows| base == follows)
+            && base <= self.arrived
+            && !(overlaps && self.is_boundary)
     }
 }
 
@@ -184,7 +202,10 @@ impl Consumer {
                     cursor.owed = cursor.owed.saturating_add(chunk.bytes.len() as u32);
                     return Some(Ok(chunk));
                 }
-                Err(error) => return Some(Err(error)),
+                Err(error) => {
+                    cursor.is_told = true;
+                    return Some(Err(error));
+                }
             }
         }
         None
@@ -197,15 +218,8 @@ impl Consumer {
     /// The partitions that stand still after an error that was taken. What waits before the error of
     /// another is still to be had.
     pub(crate) fn stopped(&self) -> Vec<u32> {
-        let waits = |at: usize, generation: u32| {
-            let mut news = self.queue.iter();
-            news.any(|n| (n.cursor, n.generation) == (at, generation))
-        };
-        let cursors = self.cursors.iter().enumerate();
-        cursors
-            .filter(|&(at, c)| c.place == Place::Failed && !waits(at, c.generation))
-            .map(|(_, c)| c.partition)
-            .collect()
+        let stopped = self.cursors.iter().filter(|c| c.is_told);
+        stopped.map(|c| c.partition).collect()
     }
 
     /// Gives back the buffer of a payload.
@@ -236,6 +250,7 @@ impl Consumer {
     pub(crate) fn stop(&mut self, cursor: usize) {
         let cursor = &mut self.cursors[cursor];
         cursor.place = Place::Failed;
+        cursor.is_told = true;
         cursor.generation += 1;
         cursor.queued_bytes = 0;
     }
@@ -247,6 +262,8 @@ impl Consumer {
         cursor.queued_bytes = 0;
         cursor.owed = 0;
         cursor.retry_at = None;
+        cursor.is_told = false;
+        cursor.is_boundary = false;
         cursor.place = Place::At(start);
     }
 
@@ -259,13 +276,27 @@ impl Consumer {
         let (partition, from) = (state.partition, state.arrived);
         let mut whole = 0;
         let mut fault = None;
+        let mut follows = None;
         for batch in Batches::new(payload) {
             match batch {
                 Ok((header, bytes)) => {
+                    let (base, next) = (header.base_offset, header.next_offset());
+                    if !state.continues(&header, follows) {
+                        let expected = follows.unwrap_or(state.arrived);
+                        let behind = expected + (next - base);
+                        let why = BatchError::WrongOffset { base, expected };
+                        fault = Some((why, Some(behind)));
+                        break;
+                    }
                     whole += bytes.len();
-                    state.arrived = state.arrived.max(header.next_offset());
+                    follows = Some(next);
+                    state.is_boundary |= next > state.arrived;
+                    state.arrived = state.arrived.max(next);
                 }
-                Err(why) => fault = Some(why),
+                Err(why) => {
+                    let next = next_offset(&payload[whole..]);
+                    fault = Some((why, next.filter(|&next| next > state.arrived)));
+                }
             }
         }
         let offset = state.arrived;
@@ -282,12 +313,12 @@ impl Consumer {
             };
             self.tell(cursor, Ok(chunk));
         }
-        if let Some(why) = fault {
+        if let Some((why, next)) = fault {
             let error = Error::BadBatch {
                 topic: self.topic.name.clone(),
                 partition,
                 offset,
-                next: next_offset(&payload[whole..]).filter(|&next| next > offset),
+                next,
                 why,
             };
             self.fail(cursor, error);

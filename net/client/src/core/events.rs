@@ -271,10 +271,11 @@ impl Core {
                 if number == ErrorCode::OffsetOutOfRange as u16 =>
             {
                 let topic = topic.clone();
+                let offset = call.request.offset().unwrap_or_default();
                 Error::OffsetOutOfRange {
                     topic,
                     partition,
-                    offset: 0,
+                    offset,
                     earliest,
                     latest,
                 }
@@ -497,6 +498,8 @@ impl Core {
                 } => {
                     if let Some(state) = self.cursor(consumer, cursor, generation) {
                         state.flow = Flow::Idle;
+                        // Another start of the broker may have other batches.
+                        state.is_boundary = false;
                     }
                 }
             }

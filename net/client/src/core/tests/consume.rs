@@ -121,6 +121,41 @@ fn whole_batches_in_front_of_a_damaged_one_are_delivered() {
 }
 
 #[test]
+fn a_batch_that_is_not_the_next_one_is_refused() {
+    let (mut world, key) = with_two_batches();
+    let log = world.model.log("t", 0);
+    let batches: Vec<Vec<u8>> = log.batches.iter().map(|b| b.1.clone()).collect();
+    let moved = |batch: usize, base_offset: u64| {
+        let mut bytes = batches[batch].clone();
+        bytes[..8].copy_from_slice(&base_offset.to_be_bytes());
+        bytes
+    };
+    let whole = batches[0].len();
+    let refused = [
+        (vec![moved(0, 7)], 0, 0),
+        (vec![batches[0].clone(), moved(1, 1 << 40)], whole, 1),
+        (vec![batches[0].clone(), moved(1, 0)], whole, 1),
+    ];
+    for (payload, taken, expected) in refused {
+        let consumer = world.core.consumer(key);
+        consumer.arrived(0, &payload.concat());
+        if taken > 0 {
+            let chunk = consumer.take().expect("something").expect("the good batch");
+            assert_eq!(chunk.bytes.len(), taken);
+        }
+        match consumer.take() {
+            Some(Err(Error::BadBatch { offset, next, .. })) => {
+                assert_eq!((offset, next), (expected, Some(expected + 1)));
+            }
+            other => panic!("{other:?}"),
+        }
+        consumer.seek(0, Start::Offset(0));
+        consumer.cursors[0].place = Place::Known;
+        consumer.cursors[0].arrived = 0;
+    }
+}
+
+#[test]
 fn an_error_is_told_before_what_arrives_later_and_forgotten_by_a_seek() {
     let (mut world, key) = with_two_batches();
     let payload = world.model.log("t", 0).batches[0].1.clone();
