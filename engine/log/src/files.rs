@@ -98,7 +98,9 @@ impl Cause {
         match self {
             Self::Missing => "restore the whole data directory from a copy",
             Self::Permission => "let the broker's user own the data directory",
-            Self::Full => "make room on that file system and start again",
+            Self::Full => {
+                "make room on that file system, or copy the data directory to a larger one, and start again"
+            }
             Self::ReadOnly => "mount the file system writable",
             Self::NoDirectIo => "use a file system with direct I/O, or turn it off in the settings",
             Self::Device => "see the kernel log; the disk may be failing",

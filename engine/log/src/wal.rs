@@ -668,9 +668,9 @@ impl Wal {
         self.marking = Some(op);
     }
 
-    /// Whether anything is open or in flight.
+    /// Whether nothing is open or in flight.
     pub fn is_idle(&self) -> bool {
-        self.open.is_none() && self.in_flight.is_empty()
+        self.open.is_none() && self.in_flight.is_empty() && self.marking.is_none()
     }
 }
 

@@ -6,9 +6,9 @@ use std::fs;
 
 use common::{Builder, SLOT_BYTES, contents, stored};
 use proptest::prelude::*;
-use ringtide_log::recovery::RecoverError;
 use ringtide_log::recovery::error::Shown;
 use ringtide_log::recovery::table::Found;
+use ringtide_log::recovery::{RecoverError, verify};
 use ringtide_schema::ids::{PartitionId, TopicId};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::{ENTRY_HEADER_BYTES, FRAME_HEADER_BYTES, SlotHeader};
@@ -353,6 +353,8 @@ fn a_segment_shorter_than_its_synced_position_is_refused() {
         .join(format!("{:020}.log", 0));
     fs::write(&path, "short").expect("written");
     assert!(matches!(b.recover(), Err(RecoverError::BadSegment(e)) if e.path == path));
+    fs::remove_file(&path).expect("removed");
+    assert!(matches!(b.recover(), Err(RecoverError::BadSegment(e)) if e.path == path));
 }
 
 #[test]
@@ -374,6 +376,55 @@ fn an_open_segment_that_is_cut_or_gone_is_refused_after_a_clean_stop_too() {
     assert!(
         matches!(b.recover(), Err(RecoverError::BadSegment(e)) if e.path == path && e.have == 0)
     );
+}
+
+/// A clean stop, and more that was published after the next start.
+fn newer_than_its_identity() -> (Builder, PartitionId, Vec<u8>) {
+    let (mut b, id) = log_of(3, 3000);
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    b.store_clean(&recovered);
+    let identity = fs::read(b.dir().join("identity")).expect("read");
+    let recovered = b.recover().expect("nothing is wrong");
+    b.next_start(&recovered);
+    (0..10).for_each(|_| b.publish(id, 3000));
+    b.frames();
+    (b, id, identity)
+}
+
+#[test]
+fn an_identity_that_is_older_than_the_log_is_refused_after_a_clean_stop_too() {
+    let (b, _, identity) = newer_than_its_identity();
+    b.store();
+    fs::write(b.dir().join("identity"), identity).expect("written");
+    let report = verify(b.dir(), &mut |_| {}).expect("readable");
+    assert!(!report.is_sound());
+    assert!(matches!(b.recover(), Err(RecoverError::NewerSlot(_))));
+}
+
+#[test]
+fn snapshots_that_are_older_than_a_segment_are_refused_after_a_clean_stop_too() {
+    let (b, id, identity) = newer_than_its_identity();
+    let snapshot = b.dir().join("groups/00000.snapshot");
+    let snapshots = [&snapshot, &b.dir().join("groups/00001.snapshot")]
+        .map(|path| (path.clone(), fs::read(path).expect("read")));
+    b.store();
+    b.recover().expect("nothing is wrong");
+    fs::write(b.dir().join("identity"), identity).expect("written");
+    for (path, bytes) in snapshots {
+        fs::write(path, bytes).expect("written");
+    }
+    for slot in fs::read_dir(b.dir().join("wal")).expect("listed") {
+        fs::remove_file(slot.expect("listed").path()).expect("removed");
+    }
+    let path = b
+        .dir()
+        .join("partitions")
+        .join(id.dir_name())
+        .join(format!("{:020}.log", 0));
+    let report = verify(b.dir(), &mut |_| {}).expect("readable");
+    assert!(!report.is_sound());
+    assert!(matches!(b.recover(), Err(RecoverError::OldSnapshot(e)) if e.path == path));
 }
 
 #[test]

@@ -133,7 +133,7 @@ impl<'a> Strays<'a> {
 }
 
 /// Goes through the first `bytes` of a slot: every block that is the header of a frame.
-fn each_frame(
+pub(super) fn each_frame(
     path: &Path,
     bytes: u64,
     direct: bool,

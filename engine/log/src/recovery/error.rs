@@ -11,7 +11,7 @@ use ringtide_schema::ids::{PartitionId, TopicId};
 use ringtide_schema::snapshot::SnapshotError;
 
 use super::table::Found;
-use crate::files::FileError;
+use crate::files::{Cause, FileError};
 
 /// Why recovery stopped.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +54,16 @@ pub enum RecoverError {
     #[error(transparent)]
     Unlisted(#[from] Unlisted),
     #[error(transparent)]
+    OldSnapshot(#[from] OldSnapshot),
+    #[error(transparent)]
     OtherSnapshots(#[from] OtherSnapshots),
+}
+
+impl RecoverError {
+    /// Whether it was only space that was missing.
+    pub(super) fn is_full(&self) -> bool {
+        matches!(self, Self::File(error) if error.cause == Cause::Full)
+    }
 }
 
 impl From<Lost> for RecoverError {
@@ -347,6 +356,22 @@ pub struct BadSegment {
     /// The segment.
     pub path: PathBuf,
     /// Bytes that the manifest promises.
+    pub want: u64,
+    /// Bytes of the file.
+    pub have: u64,
+}
+
+/// After a clean stop, a segment that goes on behind what its manifest knows.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} has {have} bytes, of which the snapshots of the last clean stop know {want}: identity and snapshots are older \
+     than it; restore the whole data directory from a copy",
+    path.display()
+)]
+pub struct OldSnapshot {
+    /// The segment.
+    pub path: PathBuf,
+    /// Bytes that the manifest knows.
     pub want: u64,
     /// Bytes of the file.
     pub have: u64,

@@ -19,13 +19,14 @@ use std::time::{Duration, Instant};
 
 use ringtide_schema::identity::Identity;
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
+use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
 pub use self::chain::LogEnd;
 use self::chain::{Chain, ChainCounts, Strays};
 pub use self::error::RecoverError;
-use self::error::{BadSegment, Contradiction};
+use self::error::{BadSegment, Contradiction, OldSnapshot};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
 use self::replay::{Mode, Replay};
@@ -117,6 +118,8 @@ pub struct Summary {
     pub skipped: u64,
     /// Where the log of each shard ended, by shard.
     pub log_ends: Vec<LogEnd>,
+    /// WAL slots that were removed because the disk is full; they are made again when there is space.
+    pub slots_given_up: u64,
     /// How long it took.
     pub duration: Duration,
 }
@@ -157,13 +160,29 @@ pub fn recover(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
     let began = Instant::now();
-    let mut leftovers = Vec::new();
-    let mut recovered = match layout::look(dir, &mut leftovers)? {
-        Top::Fresh => make(dir, &options)?,
-        Top::Used(identity) => take_over(dir, identity, &options, leftovers, progress)?,
-    };
-    recovered.summary.duration = began.elapsed();
-    Ok(recovered)
+    let mut slots_given_up = 0;
+    loop {
+        let mut leftovers = Vec::new();
+        let (recovered, old) = match layout::look(dir, &mut leftovers)? {
+            Top::Fresh => (make(dir, &options), None),
+            Top::Used(old) => {
+                let recovered = take_over(dir, old, &options, leftovers, progress);
+                (recovered, Some(old))
+            }
+        };
+        // On a full disk a replay has the space of slots that are free.
+        if let (Err(error), Some(old)) = (&recovered, &old)
+            && error.is_full()
+            && slots::give_up(&dir.join("wal"), old, options.direct)?
+        {
+            slots_given_up += 1;
+            continue;
+        }
+        let mut recovered = recovered?;
+        recovered.summary.slots_given_up = slots_given_up;
+        recovered.summary.duration = began.elapsed();
+        return Ok(recovered);
+    }
 }
 
 fn make(dir: &Path, options: &RecoverOptions) -> Result<Recovered, RecoverError> {
@@ -241,9 +260,7 @@ fn take_over(
         was_clean: old.clean,
         ..Summary::default()
     };
-    if !old.clean {
-        replay_logs(&old, &slot_files, options.direct, &mut replay, &mut summary)?;
-    }
+    replay_logs(&old, &slot_files, options.direct, &mut replay, &mut summary)?;
     replay.finish()?;
     summary.batches = replay.batches;
     summary.skipped = replay.skipped;
@@ -266,7 +283,7 @@ fn take_over(
     files::sync_directory(&dir.join("partitions"))?;
     let groups = replay.into_groups();
     for (snapshot, _) in &groups {
-        check_open_segments(dir, snapshot)?;
+        check_open_segments(dir, snapshot, old.clean)?;
     }
     let groups = match old.clean {
         // Those of the stop stay until this start is durable: an interrupted one is begun again from them.
@@ -297,7 +314,8 @@ fn take_over(
     })
 }
 
-/// Follows the log of every shard of the last start, shard 0 first.
+/// Follows the log of every shard of the last start, shard 0 first. After a clean stop there is none, and only
+/// where the slots are from is looked at.
 fn replay_logs(
     identity: &Identity,
     slot_files: &[(PathBuf, u64)],
@@ -305,11 +323,13 @@ fn replay_logs(
     replay: &mut Replay<'_>,
     summary: &mut Summary,
 ) -> Result<(), RecoverError> {
-    let looked: Result<Vec<_>, _> = slot_files
-        .iter()
-        .map(|(path, bytes)| slots::look(path.clone(), *bytes, direct))
-        .collect();
-    let live = slots::sort_out(&looked?, identity)?;
+    let looked = slots::look_at_all(slot_files, direct)?;
+    if identity.clean {
+        return looked
+            .iter()
+            .try_for_each(|slot| slot.check_origin(identity));
+    }
+    let live = slots::sort_out(&looked, identity)?;
     let strays = Strays::new(&live.unclaimed, direct);
     replay.wal_bytes_total = live.shards.values().flatten().map(|slot| slot.bytes).sum();
     for (&shard, slots) in &live.shards {
@@ -346,31 +366,39 @@ fn replay_logs(
 }
 
 /// The segments that shards will append to have at least what was synced of them: found here, it
-/// concerns nobody yet.
-fn check_open_segments(dir: &Path, group: &GroupSnapshotT) -> Result<(), RecoverError> {
+/// concerns nobody yet. After a clean stop they have no more than the block that the snapshot holds itself.
+fn check_open_segments(
+    dir: &Path,
+    group: &GroupSnapshotT,
+    is_clean: bool,
+) -> Result<(), RecoverError> {
     for partition in group.partitions.iter().flatten() {
-        let Some(last) = partition.segments.iter().flatten().next_back() else {
-            continue;
-        };
-        if last.sealed || last.bytes == 0 {
-            continue;
-        }
         let Some(topic) = &partition.topic else {
             continue;
         };
+        let last = partition.segments.iter().flatten().next_back();
+        let (base_offset, want) = match last.filter(|last| !last.sealed) {
+            Some(last) => (last.base_offset, last.bytes),
+            None => (partition.next_offset, 0),
+        };
+        if want == 0 && !is_clean {
+            continue;
+        }
         let id = PartitionId {
             topic: topic.into(),
             partition: partition.partition,
         };
         let folder = dir.join("partitions").join(id.dir_name());
-        let path = folder.join(log_name(last.base_offset));
+        let path = folder.join(log_name(base_offset));
         let have = match files::bytes_at(&path) {
             Err(e) if e.cause == files::Cause::Missing => 0,
             bytes => bytes?,
         };
-        if have < last.bytes {
-            let want = last.bytes;
+        if have < want {
             return Err(BadSegment { path, want, have }.into());
+        }
+        if is_clean && have > want + BLOCK_BYTES as u64 {
+            return Err(OldSnapshot { path, want, have }.into());
         }
     }
     Ok(())

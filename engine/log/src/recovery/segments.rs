@@ -133,7 +133,13 @@ impl Writer {
         let have = if !dry {
             // An index is derived; what it knows of may end elsewhere from now on.
             files::remove_file(&path.with_extension("index"))?;
-            let opened = files::open_write(&path, self.direct, position == 0)?;
+            let opened = match files::open_write(&path, self.direct, position == 0) {
+                Err(error) if error.cause == files::Cause::Missing => {
+                    let (want, have) = (position, 0);
+                    return Err(BadSegment { path, want, have }.into());
+                }
+                opened => opened?,
+            };
             let have = files::file_bytes(&opened, &path)?;
             file = self.keep_open.then(|| Arc::new(opened));
             have

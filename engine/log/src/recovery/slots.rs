@@ -14,6 +14,7 @@ use ringtide_schema::identity::Identity;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::{FrameHeader, MAX_FRAME_BYTES, SlotError, SlotHeader};
 
+use super::chain::each_frame;
 use super::error::{Foreign, ForeignSlot, MissingSlot, NewerSlot, RecoverError, SlotBytes};
 use crate::files::{self, AlignedBuf};
 
@@ -74,6 +75,33 @@ pub(super) fn remove_unfinished(wal: &Path) -> Result<(), RecoverError> {
     Ok(())
 }
 
+/// Removes a slot that is free, for its space: it is made again when there is some. Whether there was one. Of
+/// those that nothing claims only one without a frame of the newest start: such frames say where its log ends.
+pub(super) fn give_up(wal: &Path, identity: &Identity, direct: bool) -> Result<bool, RecoverError> {
+    let listed = list(wal)?;
+    let mut free: Vec<PathBuf> = Vec::new();
+    if identity.clean {
+        free.extend(listed.into_iter().map(|(path, _)| path));
+    } else {
+        let looked = look_at_all(&listed, direct)?;
+        for slot in sort_out(&looked, identity)?.unclaimed {
+            let mut has_frames = false;
+            each_frame(&slot.path, slot.searched, direct, |_, header, _| {
+                has_frames |= header.incarnation == identity.incarnation;
+            })?;
+            if !has_frames {
+                free.push(slot.path);
+            }
+        }
+    }
+    let Some(path) = free.pop() else {
+        return Ok(false);
+    };
+    files::remove_file(&path)?;
+    files::sync_directory(wal)?;
+    Ok(true)
+}
+
 /// The slot files of `DIR/wal`, by name, with their lengths.
 pub(super) fn list(wal: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
     let mut out = Vec::new();
@@ -95,8 +123,17 @@ fn is_slot_name(name: &str) -> bool {
         .is_some_and(|number| number.len() >= 6 && number.bytes().all(|b| b.is_ascii_digit()))
 }
 
+/// Reads the beginning of every slot file.
+pub(super) fn look_at_all(
+    listed: &[(PathBuf, u64)],
+    direct: bool,
+) -> Result<Vec<Slot>, RecoverError> {
+    let look = |(path, bytes): &(PathBuf, u64)| look(path.clone(), *bytes, direct);
+    listed.iter().map(look).collect()
+}
+
 /// Reads the beginning of a slot file.
-pub(super) fn look(path: PathBuf, bytes: u64, direct: bool) -> Result<Slot, RecoverError> {
+fn look(path: PathBuf, bytes: u64, direct: bool) -> Result<Slot, RecoverError> {
     let file = files::open_read(&path, direct)?;
     let mut block = AlignedBuf::zeroed(2 * BLOCK_BYTES);
     files::read_at(&file, &path, &mut block, 0)?;
@@ -111,12 +148,12 @@ pub(super) fn look(path: PathBuf, bytes: u64, direct: bool) -> Result<Slot, Reco
 }
 
 impl Slot {
-    fn headed(&self, identity: &Identity) -> Result<Option<(u16, u64)>, RecoverError> {
-        let Ok(header) = &self.header else {
-            return Ok(None);
-        };
+    /// Refuses a slot of another directory, or of a start that the identity does not know: then that is an old one.
+    pub(super) fn check_origin(&self, identity: &Identity) -> Result<(), RecoverError> {
         let path = || self.path.clone();
-        if header.data_directory != identity.data_directory {
+        if let Ok(header) = &self.header
+            && header.data_directory != identity.data_directory
+        {
             let (found, expected) = (header.data_directory, identity.data_directory);
             return Err(ForeignSlot {
                 path: path(),
@@ -125,21 +162,33 @@ impl Slot {
             }
             .into());
         }
-        if header.incarnation > identity.incarnation {
-            let (found, known) = (header.incarnation, identity.incarnation);
-            return Err(NewerSlot {
-                path: path(),
-                found,
-                known,
+        let headed = self.header.as_ref().ok().map(|header| header.incarnation);
+        let begun = self.first.as_ref().map(|(first, _)| first.incarnation);
+        match headed.max(begun) {
+            Some(found) if found > identity.incarnation => {
+                let known = identity.incarnation;
+                Err(NewerSlot {
+                    path: path(),
+                    found,
+                    known,
+                }
+                .into())
             }
-            .into());
+            _ => Ok(()),
         }
+    }
+
+    fn headed(&self, identity: &Identity) -> Result<Option<(u16, u64)>, RecoverError> {
+        self.check_origin(identity)?;
+        let Ok(header) = &self.header else {
+            return Ok(None);
+        };
         if header.incarnation < identity.incarnation {
             return Ok(None);
         }
         if header.slot_bytes != self.bytes || !self.bytes.is_multiple_of(BLOCK_BYTES as u64) {
             return Err(SlotBytes {
-                path: path(),
+                path: self.path.clone(),
                 want: header.slot_bytes,
                 have: self.bytes,
             }

@@ -19,7 +19,7 @@ use super::metadata::Standing;
 use super::replay::{Mode, Replay};
 use super::scan::{Contents, IndexCheck, Scan};
 use super::segments::{index_name, log_name};
-use super::{Progress, Summary, replay_logs, slots};
+use super::{Progress, Summary, check_open_segments, replay_logs, slots};
 use crate::files::{self, FileError};
 
 /// One thing that is wrong.
@@ -202,9 +202,7 @@ fn log(
     };
     let mut replay = Replay::new(dir, *identity, mode, snapshots, progress)?;
     report.log.was_clean = identity.clean;
-    if !identity.clean {
-        replay_logs(identity, &slot_files, false, &mut replay, &mut report.log)?;
-    }
+    replay_logs(identity, &slot_files, false, &mut replay, &mut report.log)?;
     report.log.batches = replay.batches;
     report.log.skipped = replay.skipped;
     replay.finish()?;
@@ -220,7 +218,7 @@ fn log(
             open.map(|segment| directory.join(index_name(segment.base_offset)))
         })
         .collect();
-    let garbage = layout::garbage(directories, &replay, true)?;
+    let garbage = layout::garbage(directories, &replay, !identity.clean)?;
     for path in garbage.files.iter().chain(&garbage.directories) {
         let what = if open_indexes.contains(path) {
             "the index of a segment that is still open to the broker: it ended before it had recorded \
@@ -231,7 +229,13 @@ fn log(
         report.note(path, None, what, false);
     }
     let live = |id: &PartitionId| matches!(replay.standing(id.topic), Standing::Live(_));
-    Ok(ids.into_iter().filter(|id| !live(id)).collect())
+    let deleted = ids.into_iter().filter(|id| !live(id)).collect();
+    if identity.clean {
+        for (snapshot, _) in replay.into_groups() {
+            check_open_segments(dir, &snapshot, true)?;
+        }
+    }
+    Ok(deleted)
 }
 
 fn check_segment(directory: &Path, segment: &SegmentT, stored: &PartitionT, report: &mut Report) {
