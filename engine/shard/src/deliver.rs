@@ -195,7 +195,11 @@ impl Shard {
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);
             let is_due = now.mono_ns >= f.deadline_ns;
             let visible = self.held(i).map_or(0, |h| h.log.visible());
-            let (body, bytes) = match self.supply(key, i, offset, max_bytes, fx) {
+            let supply = match self.supply(key, i, offset, max_bytes, fx) {
+                Supply::Later if is_due => self.held_up(i).map_or(Supply::Later, Supply::Lost),
+                supply => supply,
+            };
+            let (body, bytes) = match supply {
                 Supply::AtEnd if is_due || min_bytes == 0 => (Body::Nothing, 0),
                 Supply::Batches {
                     body,

@@ -111,20 +111,21 @@ impl Shard {
     }
 
     /// A snapshot finds no space, or a block that readers wait for, or a broker that stops none for its
-    /// segments: an empty slot of the log gives its own. It is made again when there is space.
-    pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) {
+    /// segments: an empty slot of the log gives its own. It is made again when there is space. Whether any is
+    /// on its way.
+    pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) -> bool {
         if self
             .ops
             .values()
             .any(|p| matches!(p, Pending::RemoveSlot(_)))
         {
-            return;
+            return true;
         }
         let Some(file) = self.wal.take_free_slot(self.is_stopping) else {
-            return;
+            return false;
         };
         let Some(path) = self.upkeep.slot_paths.remove(&file) else {
-            return;
+            return false;
         };
         tracing::warn!(path = %path.display(), "the disk is full: a slot of the log is given up for now");
         fx.disk.push((OpId(0), DiskOp::Close { file }));
@@ -135,6 +136,7 @@ impl Shard {
         let op = self.op(Pending::RemoveSlot(path));
         fx.disk.push((op, remove));
         self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
+        true
     }
 
     pub(crate) fn slot_removed(
@@ -193,6 +195,14 @@ impl Shard {
         if !held.is_queued && !held.is_writing {
             held.is_queued = true;
             self.upkeep.queue.push_back(i);
+        }
+    }
+
+    /// On a full disk readers wait for a partition: it is tried before the others, and at once.
+    pub(crate) fn hurry(&mut self, i: usize) {
+        if self.upkeep.disk_full.is_some() {
+            self.put_first(i);
+            self.upkeep.retry_at_ns = 0;
         }
     }
 
@@ -258,9 +268,16 @@ impl Shard {
         now: Now,
         fx: &mut Fx,
     ) {
-        if op == PartitionOp::Write {
-            self.upkeep.pieces_under_way -= 1;
-            self.write_pieces(fx);
+        match (op, &result) {
+            (PartitionOp::Write, _) => {
+                self.upkeep.pieces_under_way -= 1;
+                self.write_pieces(fx);
+            }
+            (PartitionOp::Remove, Err(error)) => tracing::warn!(
+                why = error.message,
+                "what is no longer needed stays until a start after a crash"
+            ),
+            _ => {}
         }
         let turn = self.turn;
         let keep = if self.pool.free_chunks() * 2 > self.pool.chunks() {
@@ -305,17 +322,19 @@ impl Shard {
                 }
                 if is_done && again {
                     self.queue_writer(i, sync);
+                    // Its index and its file come before the block that readers wait for.
+                    if was_awaited {
+                        self.hurry(i);
+                    }
                 }
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
                 self.disk_is_full(&message, now);
                 self.queue_writer(i, true);
-                if was_awaited {
+                let gets_space = (self.is_stopping || was_awaited) && self.give_up_slot(now, fx);
+                if was_awaited && gets_space {
                     self.put_first(i);
-                }
-                if self.is_stopping || was_awaited {
-                    self.give_up_slot(now, fx);
                 }
             }
             Err(WriteError::Unreadable(message)) => {

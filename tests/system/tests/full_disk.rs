@@ -140,6 +140,29 @@ fn a_broker_killed_on_a_full_disk_loses_nothing() {
     });
 }
 
+#[test]
+fn a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log() {
+    let name = "a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log";
+    let disk = match MountedDisk::ext4(64 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(name, &reason),
+    };
+    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let settings = table!(TopicSettingsT {
+        segment_bytes: Some(8 << 20)
+    });
+    let topic = broker
+        .peer()
+        .create_topic_with("full", 1, settings)
+        .expect("a topic");
+    let acknowledged = fill(&broker, &topic);
+    broker.kill();
+    take_all(&disk.path().join("others"));
+    broker.restart();
+    holds_all(&broker, &topic, acknowledged);
+    assert!(broker.log().contains("free slots of the log were removed"));
+}
+
 /// Takes what is left, to the last block.
 fn take_all(path: &std::path::Path) {
     use std::io::Write;

@@ -78,27 +78,33 @@ pub(crate) fn run(args: &ConsumeArgs) -> Result<(), Failure> {
     } else {
         reading.read_all()
     };
-    let written = reading.flush().and_then(|()| Ok(reading.commit(true)?));
+    let written = reading.flush().and_then(|()| match reading.commit(true) {
+        // What was read is gone: the place before it stands.
+        Err(Error::OffsetOutOfRange { .. }) => Ok(()),
+        committed => Ok(committed?),
+    });
     reading.progress.clear();
     // What was asked for and not delivered decides the code, unless something worse happened.
     let records = reading.records;
     let fewer = args.count.filter(|&count| records < count);
-    match (ended.and(written), fewer) {
-        (Ok(()), None) => reading.failed.map_or(Ok(()), |exit| {
+    let is_enough = args.count.is_some() && fewer.is_none();
+    match (ended.and(written), reading.failed, fewer) {
+        (Err(failure), _, Some(_)) if failure.exit == Exit::Done => {
+            Err(Failure::new(Exit::FewerThanAsked, failure.message))
+        }
+        (Err(failure), ..) => Err(failure),
+        (Ok(()), Some(exit), _) if !is_enough => {
             let message = "not everything was read: what could not be is above";
             Err(Failure::new(exit, message))
-        }),
-        (Ok(()), Some(count)) => Err(Failure::new(
+        }
+        (Ok(()), None, Some(count)) => Err(Failure::new(
             Exit::FewerThanAsked,
             format!(
                 "{} has {records} records there, {count} were asked for",
                 args.topic
             ),
         )),
-        (Err(failure), Some(_)) if failure.exit == Exit::Done => {
-            Err(Failure::new(Exit::FewerThanAsked, failure.message))
-        }
-        (Err(failure), _) => Err(failure),
+        (Ok(()), ..) => Ok(()),
     }
 }
 
@@ -160,7 +166,7 @@ fn places(
                     let name = args.name.as_deref().unwrap_or_default();
                     let committed = client.read_offset(name, &topic.name, partition)?;
                     let committed = committed.map_or(earliest, |committed| committed.offset);
-                    within(topic, partition, committed, earliest, end)
+                    within(&topic.name, partition, committed, earliest, end)
                 }
             };
             Ok(Place {
@@ -176,22 +182,19 @@ fn places(
         .collect()
 }
 
-/// A committed place, moved to where there is something to read, with a word about it.
-fn within(topic: &Topic, partition: u32, committed: u64, earliest: u64, end: u64) -> u64 {
-    let name = &topic.name;
-    if committed < earliest {
+/// A place, moved to where there is something to read, with a word about it.
+fn within(topic: &str, partition: u32, place: u64, earliest: u64, end: u64) -> u64 {
+    if place < earliest {
         output::say(format_args!(
-            "{name}/{partition}: records {committed} to {} were removed before they were read; \
-             going on at {earliest}",
+            "{topic}/{partition}: records {place} to {} were removed before they were read; going on at {earliest}",
             earliest - 1
         ));
-    } else if committed > end {
+    } else if place > end {
         output::say(format_args!(
-            "{name}/{partition}: the committed offset {committed} is past the end; going on at \
-             {end}"
+            "{topic}/{partition}: offset {place} is past the end; going on at {end}"
         ));
     }
-    committed.clamp(earliest, end)
+    place.clamp(earliest, end)
 }
 
 struct Reading<'a> {
@@ -226,8 +229,17 @@ impl Reading<'_> {
     /// Partitions cannot be read further. The others are, if there are any.
     fn stopped(&mut self, partitions: &[u32], error: &Error) -> Result<(), Failure> {
         let failure = Failure::new(exit_of(error), words(error));
-        for place in &mut self.places {
-            place.is_stopped |= partitions.contains(&place.partition);
+        let (follow, places) = (self.args.follow, &mut self.places);
+        let mut is_wanted = places.is_empty();
+        for place in places {
+            if partitions.contains(&place.partition) && !place.is_stopped {
+                place.is_stopped = true;
+                is_wanted |= follow || place.next < place.end;
+            }
+        }
+        if !is_wanted {
+            // Everything that was asked for of it is there.
+            return Ok(());
         }
         if !self.places.iter().any(|place| self.goes_on(place)) {
             return Err(failure);
@@ -314,10 +326,33 @@ impl Reading<'_> {
             }
             Ok(None) => Ok(false),
             Err(error) => {
-                self.stopped(&consumer.stopped(), &error)?;
+                if !self.move_within(consumer, &error)? {
+                    self.stopped(&consumer.stopped(), &error)?;
+                }
                 Ok(true)
             }
         }
+    }
+
+    /// What comes next in a partition is not there any more: retention has removed it, or it was only accepted
+    /// and went with a crash of the broker. Whether reading goes on where there is something.
+    fn move_within(&mut self, consumer: &mut Consumer, error: &Error) -> Result<bool, Failure> {
+        let Error::OffsetOutOfRange { partition, .. } = *error else {
+            return Ok(false);
+        };
+        let Some(place) = self.places.iter_mut().find(|p| p.partition == partition) else {
+            return Ok(false);
+        };
+        let topic = &self.args.topic;
+        let state = self.client.describe_partition(topic, partition)?;
+        if (state.earliest..=state.latest).contains(&place.next) {
+            return Ok(false);
+        }
+        place.next = within(topic, partition, place.next, state.earliest, state.latest);
+        place.end = place.end.min(state.latest);
+        place.epoch = state.leader_epoch;
+        consumer.seek(partition, Start::Offset(place.next))?;
+        Ok(true)
     }
 
     /// Gathers the records of a batch that are wanted.
@@ -408,10 +443,10 @@ impl Reading<'_> {
     /// A commit that found nobody is made up for by a later one, or by that at the end.
     fn put_off(&mut self, committed: Result<(), Error>) -> Result<(), Error> {
         if let Err(error) = committed {
-            if !is_out_of_reach(&error) {
+            if !may_be_put_off(&error) {
                 return Err(error);
             }
-            if !self.told {
+            if is_out_of_reach(&error) && !self.told {
                 self.told = true;
                 output::say(format_args!("{error}; trying again"));
             }
@@ -457,6 +492,12 @@ fn commit_each(
         outcome = outcome.and(committed);
     }
     outcome
+}
+
+/// Whether it was only that nobody was there to do it, or that the place is past the end, which reading
+/// finds too.
+fn may_be_put_off(error: &Error) -> bool {
+    is_out_of_reach(error) || matches!(error, Error::OffsetOutOfRange { .. })
 }
 
 /// Whether it was only that nobody was there to do it.
