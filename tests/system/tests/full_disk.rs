@@ -160,7 +160,11 @@ fn a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log
     take_all(&disk.path().join("others"));
     broker.restart();
     holds_all(&broker, &topic, acknowledged);
-    assert!(broker.log().contains("free slots of the log were removed"));
+    assert!(
+        broker
+            .log()
+            .contains("slots of the log were removed for their space")
+    );
 }
 
 /// Takes what is left, to the last block.

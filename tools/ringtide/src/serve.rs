@@ -336,7 +336,7 @@ fn announce(
     if summary.slots_given_up > 0 {
         tracing::warn!(
             slots = summary.slots_given_up,
-            "the disk is full: free slots of the log were removed for their space; make room"
+            "the disk is full: slots of the log were removed for their space; make room"
         );
     }
     if let Some(end) = summary.torn_tail() {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -85,6 +85,8 @@ pub(super) struct Behind {
     under_way: usize,
     free: HashMap<usize, Vec<AlignedBuf>>,
     to_settle: Vec<(Arc<PathBuf>, u64)>,
+    /// Files that are written, with the length that each had.
+    found: Vec<(PathBuf, u64)>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -120,8 +122,31 @@ impl Behind {
             under_way: 0,
             free,
             to_settle,
+            found: Vec::new(),
             threads,
         }
+    }
+
+    /// A file of this length is about to be written.
+    pub(super) fn found(&mut self, path: &Path, bytes: u64) {
+        self.found.push((path.to_owned(), bytes));
+    }
+
+    /// Gives the space back that was taken: every file is as long again as it was.
+    pub(super) fn undo(&mut self) -> Result<(), FileError> {
+        while self.under_way > 0 {
+            // It has failed already.
+            let _ = self.reap();
+        }
+        for (path, bytes) in self.found.drain(..) {
+            if bytes == 0 {
+                files::remove_file(&path)?;
+            } else {
+                let file = files::open_write(&path, false, false)?;
+                files::set_len(&file, &path, bytes)?;
+            }
+        }
+        Ok(())
     }
 
     /// A buffer of this size; what is in it is of no meaning.

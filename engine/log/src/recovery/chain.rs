@@ -93,6 +93,8 @@ pub(super) struct Chain<'a> {
     pub(super) slots: &'a [LiveSlot],
     pub(super) strays: &'a Strays<'a>,
     pub(super) direct: bool,
+    /// Ends with the first slot.
+    pub(super) only_first: bool,
 }
 
 /// The frames in slots that nothing claims, of all shards; looked for when first asked for.
@@ -284,8 +286,10 @@ impl Chain<'_> {
                 Evidence::None
             };
             match (decide(found, place, evidence), shown, expected) {
-                (Decision::NextSlot, ..) => (slot, position) = (slot + 1, BLOCK),
-                (Decision::EndOfLog, _, expected) => {
+                (Decision::NextSlot, ..) if !self.only_first => {
+                    (slot, position) = (slot + 1, BLOCK);
+                }
+                (Decision::EndOfLog | Decision::NextSlot, _, expected) => {
                     let end = LogEnd {
                         shard: self.shard,
                         path: path.clone(),

@@ -170,10 +170,9 @@ pub fn recover(
                 (recovered, Some(old))
             }
         };
-        // On a full disk a replay has the space of slots that are free.
         if let (Err(error), Some(old)) = (&recovered, &old)
             && error.is_full()
-            && slots::give_up(&dir.join("wal"), old, options.direct)?
+            && make_room(dir, old, options.direct)?
         {
             slots_given_up += 1;
             continue;
@@ -260,8 +259,14 @@ fn take_over(
         was_clean: old.clean,
         ..Summary::default()
     };
-    replay_logs(&old, &slot_files, options.direct, &mut replay, &mut summary)?;
-    replay.finish()?;
+    let replayed = replay_logs(&old, &slot_files, options.direct, &mut replay, &mut summary)
+        .and_then(|()| replay.finish());
+    if let Err(error) = replayed {
+        if error.is_full() {
+            replay.undo()?;
+        }
+        return Err(error);
+    }
     summary.batches = replay.batches;
     summary.skipped = replay.skipped;
     let mut garbage = layout::garbage(directories, &replay, !old.clean)?;
@@ -314,6 +319,85 @@ fn take_over(
     })
 }
 
+/// On a full disk a start has the space of slots of the log: of one that is free, or of the oldest of one shard, once what
+/// it holds is in segments and snapshots. Whether there was one; nothing is taken that the next attempt needs.
+fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, RecoverError> {
+    let wal = dir.join("wal");
+    let listed = slots::list(&wal)?;
+    if identity.clean {
+        return match listed.first() {
+            Some((path, _)) => remove_slot(&wal, path),
+            None => Ok(false),
+        };
+    }
+    let looked = slots::look_at_all(&listed, direct)?;
+    let live = slots::sort_out(&looked, identity)?;
+    // Only of a log that is whole.
+    let is_whole = replay_some(dir, identity, Mode { direct, dry: true }, &live, None)?.is_some();
+    if !is_whole {
+        return Ok(false);
+    }
+    if let Some(path) = slots::expendable(&live, identity, direct)? {
+        return remove_slot(&wal, path);
+    }
+    let long = live.shards.iter().find(|(_, slots)| slots.len() > 1);
+    let Some((&shard, slots)) = long else {
+        return Ok(false);
+    };
+    let mode = Mode { direct, dry: false };
+    let Some(groups) = replay_some(dir, identity, mode, &live, Some(shard))? else {
+        return Ok(false);
+    };
+    files::sync_directory(&dir.join("partitions"))?;
+    write_snapshots(dir, groups)?;
+    files::sync_directory(&dir.join("groups"))?;
+    remove_slot(&wal, &slots[0].path)
+}
+
+fn remove_slot(wal: &Path, path: &Path) -> Result<bool, RecoverError> {
+    files::remove_file(path)?;
+    files::sync_directory(wal)?;
+    Ok(true)
+}
+
+/// Replays the logs of all shards, or up to the end of the oldest slot of one: topics are in the log of the first. Nothing if
+/// there is no space for that, or if that much alone does not say enough.
+fn replay_some(
+    dir: &Path,
+    identity: &Identity,
+    mode: Mode,
+    live: &slots::LiveSlots,
+    up_to: Option<u16>,
+) -> Result<Option<Vec<(GroupSnapshotT, bool)>>, RecoverError> {
+    let snapshots = layout::snapshots(dir, identity)?;
+    let mut ignore = |_| ();
+    let mut replay = Replay::new(dir, *identity, mode, snapshots, &mut ignore)?;
+    let strays = Strays::new(&live.unclaimed, mode.direct);
+    let mut follow = || {
+        for (&shard, slots) in live.shards.range(..=up_to.unwrap_or(u16::MAX)) {
+            let chain = Chain {
+                shard,
+                incarnation: identity.incarnation,
+                slots,
+                strays: &strays,
+                direct: mode.direct,
+                only_first: up_to == Some(shard),
+            };
+            let (_, counts) = chain.follow(&mut replay)?;
+            if counts.frames == 0 {
+                return Ok(false);
+            }
+        }
+        replay.finish()?;
+        Ok::<_, RecoverError>(true)
+    };
+    if matches!(follow(), Ok(true)) {
+        return Ok(Some(replay.into_groups()));
+    }
+    replay.undo()?;
+    Ok(None)
+}
+
 /// Follows the log of every shard of the last start, shard 0 first. After a clean stop there is none, and only
 /// where the slots are from is looked at.
 fn replay_logs(
@@ -348,6 +432,7 @@ fn replay_logs(
             slots,
             strays: &strays,
             direct,
+            only_first: false,
         };
         let (
             end,

@@ -376,6 +376,14 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// Replay did not find the space it needs: it gives back what it took.
+    pub(super) fn undo(&mut self) -> Result<(), RecoverError> {
+        for partition in self.partitions.values_mut() {
+            partition.writer = None;
+        }
+        Ok(self.behind.as_mut().map_or(Ok(()), Behind::undo)?)
+    }
+
     /// Whether the topic of a partition exists.
     pub(super) fn standing(&self, topic: TopicId) -> Standing<'_> {
         self.metadata.standing(topic)

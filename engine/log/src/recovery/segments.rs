@@ -113,7 +113,7 @@ impl Writer {
         {
             let path = writer.directory.join(log_name(last.base_offset));
             let (bytes, covered) = (last.bytes, last.next_offset);
-            writer.take(path, bytes, covered, out.is_none())?;
+            writer.take(path, bytes, covered, &mut out)?;
             let tail = stored.tail.take().unwrap_or_default();
             writer.put(&tail, &mut out)?;
             // Only the last batch of a tail, which is less than a block, can matter.
@@ -127,10 +127,10 @@ impl Writer {
         path: PathBuf,
         position: u64,
         covered: u64,
-        dry: bool,
+        out: &mut Out<'_>,
     ) -> Result<(), RecoverError> {
         let mut file = None;
-        let have = if !dry {
+        let have = if let Some(behind) = out {
             // An index is derived; what it knows of may end elsewhere from now on.
             files::remove_file(&path.with_extension("index"))?;
             let opened = match files::open_write(&path, self.direct, position == 0) {
@@ -141,6 +141,7 @@ impl Writer {
                 opened => opened?,
             };
             let have = files::file_bytes(&opened, &path)?;
+            behind.found(&path, have);
             file = self.keep_open.then(|| Arc::new(opened));
             have
         } else if position > 0 {
@@ -188,7 +189,7 @@ impl Writer {
         if self.open.is_none() {
             let base_offset = stored.next_offset;
             let path = self.directory.join(log_name(base_offset));
-            self.take(path, 0, base_offset, out.is_none())?;
+            self.take(path, 0, base_offset, &mut out)?;
             segments.push(SegmentT {
                 base_offset,
                 next_offset: base_offset,

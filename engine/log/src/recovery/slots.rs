@@ -75,31 +75,27 @@ pub(super) fn remove_unfinished(wal: &Path) -> Result<(), RecoverError> {
     Ok(())
 }
 
-/// Removes a slot that is free, for its space: it is made again when there is some. Whether there was one. Of
-/// those that nothing claims only one without a frame of the newest start: such frames say where its log ends.
-pub(super) fn give_up(wal: &Path, identity: &Identity, direct: bool) -> Result<bool, RecoverError> {
-    let listed = list(wal)?;
-    let mut free: Vec<PathBuf> = Vec::new();
-    if identity.clean {
-        free.extend(listed.into_iter().map(|(path, _)| path));
-    } else {
-        let looked = look_at_all(&listed, direct)?;
-        for slot in sort_out(&looked, identity)?.unclaimed {
-            let mut has_frames = false;
-            each_frame(&slot.path, slot.searched, direct, |_, header, _| {
-                has_frames |= header.incarnation == identity.incarnation;
-            })?;
-            if !has_frames {
-                free.push(slot.path);
-            }
+/// A free slot that says nothing about the log as it is: it has no frame of a generation that follows the oldest.
+pub(super) fn expendable<'a>(
+    live: &'a LiveSlots,
+    identity: &Identity,
+    direct: bool,
+) -> Result<Option<&'a Path>, RecoverError> {
+    let is_over = |header: &FrameHeader| {
+        let slots = live.shards.get(&header.shard);
+        header.incarnation != identity.incarnation
+            || slots.is_some_and(|slots| header.generation < slots[0].generation)
+    };
+    for slot in &live.unclaimed {
+        let mut is_expendable = true;
+        each_frame(&slot.path, slot.searched, direct, |_, header, _| {
+            is_expendable &= is_over(header);
+        })?;
+        if is_expendable {
+            return Ok(Some(&slot.path));
         }
     }
-    let Some(path) = free.pop() else {
-        return Ok(false);
-    };
-    files::remove_file(&path)?;
-    files::sync_directory(wal)?;
-    Ok(true)
+    Ok(None)
 }
 
 /// The slot files of `DIR/wal`, by name, with their lengths.
