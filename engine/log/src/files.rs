@@ -12,6 +12,10 @@ use std::path::{Path, PathBuf};
 
 use ringtide_schema::limits::BLOCK_BYTES;
 
+use self::watch::{Change, tell};
+
+pub mod watch;
+
 /// What was being done when it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -190,8 +194,11 @@ pub fn open_write(path: &Path, direct: bool, create: bool) -> Result<File, FileE
     if direct {
         options.custom_flags(libc::O_DIRECT);
     }
-    options
-        .open(path)
+    let told = match create {
+        true => tell(Change::Create(path)),
+        false => Ok(()),
+    };
+    told.and_then(|()| options.open(path))
         .map_err(|e| FileError::new(Action::Open, path, direct, e))
 }
 
@@ -218,24 +225,36 @@ pub fn read_at(
 
 /// Writes all of `bytes` at `position`.
 pub fn write_at(file: &File, path: &Path, bytes: &[u8], position: u64) -> Result<(), FileError> {
-    file.write_all_at(bytes, position)
+    let change = Change::Write {
+        path,
+        position,
+        bytes,
+    };
+    tell(change)
+        .and_then(|()| file.write_all_at(bytes, position))
         .map_err(failed(Action::Write, path))
 }
 
 /// Cuts or extends the file to a length.
 pub fn set_len(file: &File, path: &Path, bytes: u64) -> Result<(), FileError> {
-    file.set_len(bytes).map_err(failed(Action::Truncate, path))
+    tell(Change::SetLength { path, bytes })
+        .and_then(|()| file.set_len(bytes))
+        .map_err(failed(Action::Truncate, path))
 }
 
 /// Forces what was written to stable storage, the length included.
 pub fn sync_data(file: &File, path: &Path) -> Result<(), FileError> {
-    file.sync_data().map_err(failed(Action::Sync, path))
+    tell(Change::Sync(path))
+        .and_then(|()| file.sync_data())
+        .map_err(failed(Action::Sync, path))
 }
 
 /// Forces a directory's entries to stable storage.
 pub fn sync_directory(path: &Path) -> Result<(), FileError> {
     let directory = File::open(path).map_err(failed(Action::Open, path))?;
-    directory.sync_all().map_err(failed(Action::Sync, path))
+    tell(Change::SyncDirectory(path))
+        .and_then(|()| directory.sync_all())
+        .map_err(failed(Action::Sync, path))
 }
 
 /// The length of a file.
@@ -293,7 +312,7 @@ pub fn list(path: &Path) -> Result<Option<Vec<Listed>>, FileError> {
 
 /// Makes a directory unless it is there.
 pub fn make_directory(path: &Path) -> Result<(), FileError> {
-    match fs::create_dir(path) {
+    match tell(Change::MakeDirectory(path)).and_then(|()| fs::create_dir(path)) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             Err(FileError::new(Action::MakeDirectory, path, false, e))
         }
@@ -323,7 +342,7 @@ pub fn parent(path: &Path) -> &Path {
 
 /// Removes a file; that there is none is no failure.
 pub fn remove_file(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
+    match tell(Change::Remove(path)).and_then(|()| fs::remove_file(path)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(FileError::new(Action::Remove, path, false, e))
         }
@@ -333,7 +352,7 @@ pub fn remove_file(path: &Path) -> Result<(), FileError> {
 
 /// Removes a directory and what is in it; that there is none is no failure.
 pub fn remove_directory(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
+    match tell(Change::RemoveDirectory(path)).and_then(|()| fs::remove_dir_all(path)) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {
             Err(FileError::new(Action::Remove, path, false, e))
         }
@@ -347,15 +366,17 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     let temporary = PathBuf::from(name);
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(&temporary)
-        .map_err(failed(Action::Open, &temporary))?;
+    let file = open_write(&temporary, false, true)?;
+    set_len(&file, &temporary, 0)?;
     write_at(&file, &temporary, bytes, 0)?;
     sync_data(&file, &temporary)?;
-    fs::rename(&temporary, path).map_err(failed(Action::Rename, path))
+    let change = Change::Rename {
+        from: &temporary,
+        to: path,
+    };
+    tell(change)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(failed(Action::Rename, path))
 }
 
 /// The lock of a data directory; given back when dropped.

@@ -7,20 +7,28 @@
 //!   sector of 512 bytes of a write that is under way.
 //! - A write to a segment is durable once a sync completed that was submitted after the write completed. A power cut keeps
 //!   or loses each sector that is not, and the length of the file with it.
-//! - A name that was made, replaced or removed is durable once its operation completed (the contract of
+//! - A name that was made, replaced or removed by a shard is durable once its operation completed (the contract of
 //!   [`DiskOp`]); while it is under way each step may have happened or not. Of the name of an index nothing is promised.
+//! - Recovery works with the single steps of a file system: a name is durable once its directory was synced, and a
+//!   file in a directory whose own name is not durable may be gone with it. It is killed, or the power is cut, before
+//!   any of its changes.
 //! - A kill of the broker leaves the page cache: what completed stays, of what is under way anything may have happened.
+//! - An operation fails with EIO: a write may have written any of its sectors. After a sync that failed, each
+//!   sector that it was to save is on the device or is not, and no later sync saves it (as Linux does).
+//! - The disk is full for a while: whatever needs more space fails, a write after a part of it; what is removed gives
+//!   its space back.
 //!
-//! Not modelled yet: errors of the device, a full disk, bits that rot, faults during recovery, which sees the files as they
-//! are after the fault and leaves them durable.
+//! Not modelled yet: reads that fail, bits that rot.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::io;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::{fs, mem};
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
+use ringtide_log::files::watch::Change;
 use ringtide_schema::batch::Header;
 use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
 
@@ -64,6 +72,11 @@ impl Bytes {
         let mut read = self.written[start.min(written)..end.min(written)].to_vec();
         read.resize(end - start, 0);
         read
+    }
+
+    fn differs(&self, other: &Self) -> bool {
+        let written = self.written.len().max(other.written.len());
+        self.len != other.len || self.read(0, written) != other.read(0, written)
     }
 
     fn sector(&self, sector: usize) -> Vec<u8> {
@@ -111,6 +124,15 @@ impl Inode {
     fn keep(&mut self, sector: usize, contents: &[u8]) {
         self.stable.write(sector * SECTOR, contents);
     }
+
+    /// Everything written so far is durable, but for what an earlier sync failed to save.
+    fn sync(&mut self) {
+        for sector in mem::take(&mut self.dirty) {
+            let contents = self.now.sector(sector);
+            self.keep(sector, &contents);
+        }
+        self.stable.set_len(self.now.len);
+    }
 }
 
 /// An operation under way.
@@ -139,12 +161,21 @@ pub struct Ended {
     pub result: Result<DiskDone, DiskError>,
 }
 
+/// How a recovery is interrupted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interruption {
+    /// The process is killed before this many more changes of files.
+    Killed(u64),
+    /// The change after this many more fails with EIO.
+    Failed(u64),
+}
+
 /// The files of the host.
-#[derive(Default)]
 pub struct Disk {
+    random: Random,
     inodes: Vec<Inode>,
-    /// Those of the start: a shard makes only what is in its own name.
-    folders: Vec<PathBuf>,
+    folders: BTreeSet<PathBuf>,
+    stable_folders: BTreeSet<PathBuf>,
     names: BTreeMap<PathBuf, usize>,
     stable_names: BTreeMap<PathBuf, usize>,
     open: BTreeMap<(u16, FileId), (usize, bool)>,
@@ -152,15 +183,43 @@ pub struct Disk {
     next: u64,
     /// Which fault of the disk's driver is planted.
     pub planted: Planted,
+    /// Space left, when it is scarce.
+    pub room: Option<u64>,
+    /// The next operation that changes a file fails with EIO.
+    pub fails_next: bool,
+    /// Operations that failed because of that.
+    pub failures: u64,
+    /// What is going to happen to a recovery.
+    pub interruption: Option<Interruption>,
+    /// It has happened.
+    pub is_interrupted: bool,
 }
 
 impl Disk {
-    /// No files.
-    pub fn new(planted: Planted) -> Self {
+    /// No files; the seed decides what faults do.
+    pub fn new(seed: u64, planted: Planted) -> Self {
         Self {
+            random: Random::new(seed),
+            inodes: Vec::new(),
+            folders: BTreeSet::new(),
+            stable_folders: BTreeSet::new(),
+            names: BTreeMap::new(),
+            stable_names: BTreeMap::new(),
+            open: BTreeMap::new(),
+            under_way: BTreeMap::new(),
+            next: 0,
             planted,
-            ..Self::default()
+            room: None,
+            fails_next: false,
+            failures: 0,
+            interruption: None,
+            is_interrupted: false,
         }
+    }
+
+    /// Gives everything away.
+    pub fn take(&mut self) -> Self {
+        mem::replace(self, Self::new(0, self.planted))
     }
 
     /// Takes an operation; it ends when the world says so. Closing has no end.
@@ -210,21 +269,91 @@ impl Disk {
 
     /// Carries an operation out. Nothing, if a fault has done away with it.
     pub fn complete(&mut self, ticket: Ticket) -> Option<Ended> {
+        let under_way = self.under_way.remove(&ticket)?;
+        let (shard, id) = (under_way.shard, under_way.id);
+        let changes = !matches!(
+            under_way.op,
+            DiskOp::Read { .. } | DiskOp::LoadIndex { .. } | DiskOp::Open { .. }
+        );
+        let result = if changes && mem::take(&mut self.fails_next) {
+            self.failures += 1;
+            let message = format!("{:?}: Input/output error", under_way.op);
+            self.fail(under_way);
+            Err(DiskError {
+                kind: DiskErrorKind::Os(5),
+                message,
+            })
+        } else {
+            self.carry_out(under_way)
+        };
+        Some(Ended { shard, id, result })
+    }
+
+    /// Something of it happened.
+    fn fail(&mut self, under_way: UnderWay) {
+        if let (DiskOp::Sync { .. } | DiskOp::Seal { .. }, Some(inode)) =
+            (&under_way.op, under_way.inode)
+        {
+            return self.fail_to_sync(inode);
+        }
+        self.interrupt(under_way, false);
+    }
+
+    fn fail_to_sync(&mut self, inode: usize) {
+        let Inode { now, stable, dirty } = &mut self.inodes[inode];
+        for sector in mem::take(dirty) {
+            if self.random.percent(50) {
+                stable.write(sector * SECTOR, &now.sector(sector));
+            }
+        }
+    }
+
+    /// Takes space, if there is any.
+    fn grow(&mut self, bytes: u64) -> Result<(), DiskError> {
+        match &mut self.room {
+            Some(room) if *room < bytes => Err(DiskError {
+                kind: DiskErrorKind::Full,
+                message: "No space left on device".into(),
+            }),
+            Some(room) => {
+                *room -= bytes;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn give_back(&mut self, inode: usize) {
+        if let Some(room) = &mut self.room {
+            *room += self.inodes[inode].now.len as u64;
+        }
+    }
+
+    fn carry_out(&mut self, under_way: UnderWay) -> Result<DiskDone, DiskError> {
         let UnderWay {
             shard,
-            id,
             op,
             inode,
             is_log,
             covered,
             covered_len,
-        } = self.under_way.remove(&ticket)?;
+            ..
+        } = under_way;
         let inode = inode.unwrap_or(usize::MAX);
-        let result = match op {
+        match op {
             DiskOp::Open { file, path, mode } => self.opened(shard, file, path, mode),
             DiskOp::Write { position, data, .. } => {
+                let position = position as usize;
+                let have = self.inodes[inode].now.len;
+                let more = (position + data.len()).saturating_sub(have);
+                if let Err(full) = self.grow(more as u64) {
+                    let part = self.random.below(data.len() as u64 / 4096) as usize * 4096;
+                    let part = part.min(have.saturating_sub(position));
+                    self.inodes[inode].write(position, &data[..part], is_log);
+                    return Err(full);
+                }
                 let is_durable = is_log && self.planted != Planted::LogWithoutSync;
-                self.inodes[inode].write(position as usize, &data, is_durable);
+                self.inodes[inode].write(position, &data, is_durable);
                 Ok(DiskDone::Done)
             }
             DiskOp::Sync { .. } => {
@@ -257,11 +386,13 @@ impl Disk {
                 index,
                 ..
             } => {
-                let inode = &mut self.inodes[inode];
-                inode.now.set_len(bytes as usize);
-                *inode = Inode::stable(inode.now.clone());
-                let index = self.add(Inode::unsynced(index));
-                self.names.insert(index_path, index);
+                self.inodes[inode].now.set_len(bytes as usize);
+                self.inodes[inode].sync();
+                // Without space there is none.
+                if self.grow(index.len() as u64).is_ok() {
+                    let index = self.add(Inode::unsynced(index));
+                    self.names.insert(index_path, index);
+                }
                 Ok(DiskDone::Done)
             }
             DiskOp::LoadIndex {
@@ -271,6 +402,10 @@ impl Disk {
                 DiskDone::Index(index_of(&segment))
             }),
             DiskOp::Replace { path, contents } => {
+                self.grow(contents.len() as u64)?;
+                if let Some(&old) = self.names.get(&path) {
+                    self.give_back(old);
+                }
                 let inode = self.add(Inode::stable(Bytes::new(contents)));
                 if self.planted != Planted::NamesNotSynced {
                     self.stable_names.insert(path.clone(), inode);
@@ -286,19 +421,26 @@ impl Disk {
                     paths.iter().any(|gone| gone == path)
                         || and_directory.as_ref().is_some_and(|d| path.starts_with(d))
                 };
+                let gone = self.names.iter().filter(|(path, _)| is_gone(path));
+                let gone: Vec<usize> = gone.map(|(_, &inode)| inode).collect();
+                gone.into_iter().for_each(|inode| self.give_back(inode));
                 self.names.retain(|path, _| !is_gone(path));
                 self.stable_names.retain(|path, _| !is_gone(path));
+                if let Some(directory) = and_directory {
+                    self.folders.remove(&directory);
+                    self.stable_folders.remove(&directory);
+                }
                 Ok(DiskDone::Done)
             }
             DiskOp::CreateSlot { path, bytes } => {
+                self.grow(bytes)?;
                 let mut zeros = Bytes::default();
                 zeros.set_len(bytes as usize);
                 self.put(path, zeros);
                 Ok(DiskDone::Done)
             }
             DiskOp::Close { .. } => Ok(DiskDone::Done),
-        };
-        Some(Ended { shard, id, result })
+        }
     }
 
     fn opened(
@@ -310,6 +452,10 @@ impl Disk {
     ) -> Result<DiskDone, DiskError> {
         if let OpenMode::Append { .. } = mode {
             if !self.names.contains_key(&path) {
+                self.grow(4096)?;
+                let folder = path.parent().expect("a segment is in a folder");
+                self.folders.insert(folder.to_path_buf());
+                self.stable_folders.insert(folder.to_path_buf());
                 let inode = self.add(Inode::default());
                 self.names.insert(path.clone(), inode);
             }
@@ -377,19 +523,25 @@ impl Disk {
     }
 
     /// The broker is killed: what is under way happened, in part or in whole, or did not.
-    pub fn kill(&mut self, random: &mut Random) {
-        self.interrupt(random, false);
+    pub fn kill(&mut self) {
+        self.end(false);
+    }
+
+    fn end(&mut self, is_power_cut: bool) {
+        for (_, under_way) in mem::take(&mut self.under_way) {
+            self.interrupt(under_way, is_power_cut);
+        }
         self.open.clear();
     }
 
     /// The power is cut.
-    pub fn cut_power(&mut self, random: &mut Random) {
-        self.interrupt(random, true);
-        self.open.clear();
+    pub fn cut_power(&mut self) {
+        self.end(true);
+        let Self { random, .. } = self;
         // Some cuts lose all they may, some nothing.
         let kept = [0, 10, 50, 90, 100][random.below(5) as usize];
         for inode in &mut self.inodes {
-            let dirty = std::mem::take(&mut inode.dirty);
+            let dirty = mem::take(&mut inode.dirty);
             if inode.now.len != inode.stable.len && random.percent(kept) {
                 inode.stable.set_len(inode.now.len);
             }
@@ -403,6 +555,24 @@ impl Disk {
             }
             inode.stable.set_len(len);
             inode.now = inode.stable.clone();
+        }
+        let folders: Vec<PathBuf> = self.folders.union(&self.stable_folders).cloned().collect();
+        for folder in folders {
+            let (now, stable) = (
+                self.folders.contains(&folder),
+                self.stable_folders.contains(&folder),
+            );
+            let outlives = if random.percent(kept) { now } else { stable };
+            if outlives {
+                self.folders.insert(folder.clone());
+                self.stable_folders.insert(folder);
+            } else {
+                self.folders.remove(&folder);
+                self.stable_folders.remove(&folder);
+                self.names.retain(|path, _| !path.starts_with(&folder));
+                self.stable_names
+                    .retain(|path, _| !path.starts_with(&folder));
+            }
         }
         let paths: BTreeSet<PathBuf> = self
             .names
@@ -427,75 +597,67 @@ impl Disk {
         self.names = self.stable_names.clone();
     }
 
-    fn interrupt(&mut self, random: &mut Random, is_power_cut: bool) {
-        for (_, under_way) in std::mem::take(&mut self.under_way) {
-            let UnderWay {
-                op, inode, is_log, ..
-            } = under_way;
-            match (op, inode) {
-                (DiskOp::Write { position, data, .. }, Some(inode)) => {
-                    let kept = [0, 50, 100][random.below(3) as usize];
-                    for (n, sector) in data.chunks(SECTOR).enumerate() {
-                        if random.percent(kept) {
-                            let at = position as usize + n * SECTOR;
-                            self.inodes[inode].write(at, sector, is_log && is_power_cut);
-                        }
+    /// An operation did not come to its end.
+    fn interrupt(&mut self, under_way: UnderWay, is_power_cut: bool) {
+        let UnderWay {
+            op, inode, is_log, ..
+        } = under_way;
+        match (op, inode) {
+            (DiskOp::Write { position, data, .. }, Some(inode)) => {
+                let kept = [0, 50, 100][self.random.below(3) as usize];
+                for (n, sector) in data.chunks(SECTOR).enumerate() {
+                    if self.random.percent(kept) {
+                        let at = position as usize + n * SECTOR;
+                        self.inodes[inode].write(at, sector, is_log && is_power_cut);
                     }
                 }
-                (DiskOp::Seal { bytes, .. }, Some(inode)) if random.percent(50) => {
-                    self.inodes[inode].now.set_len(bytes as usize);
-                }
-                (DiskOp::Replace { path, contents }, _) => {
-                    self.replace_in_part(path, contents, random)
-                }
-                (DiskOp::CreateSlot { path, bytes }, _) => {
-                    let mut zeros = Bytes::default();
-                    match random.below(3) {
-                        0 => {}
-                        1 => {
-                            zeros.set_len(random.below(bytes) as usize);
-                            self.put(beside(&path), zeros);
-                        }
-                        _ => {
-                            zeros.set_len(bytes as usize);
-                            self.put(path, zeros);
-                        }
-                    }
-                }
-                (
-                    DiskOp::Remove {
-                        paths,
-                        and_directory,
-                    },
-                    _,
-                ) => {
-                    let concerned = |path: &PathBuf| {
-                        paths.contains(path)
-                            || and_directory.as_ref().is_some_and(|d| path.starts_with(d))
-                    };
-                    let all: Vec<PathBuf> = self
-                        .names
-                        .keys()
-                        .filter(|p| concerned(p))
-                        .cloned()
-                        .collect();
-                    for path in all {
-                        if random.percent(50) {
-                            self.names.remove(&path);
-                        }
-                    }
-                }
-                _ => {}
             }
+            (DiskOp::Seal { bytes, .. }, Some(inode)) if self.random.percent(50) => {
+                self.inodes[inode].now.set_len(bytes as usize);
+            }
+            (DiskOp::Replace { path, contents }, _) => self.replace_in_part(path, contents),
+            (DiskOp::CreateSlot { path, bytes }, _) => {
+                let mut zeros = Bytes::default();
+                match self.random.below(3) {
+                    0 => {}
+                    1 => {
+                        zeros.set_len(self.random.below(bytes) as usize);
+                        self.put(beside(&path), zeros);
+                    }
+                    _ => {
+                        zeros.set_len(bytes as usize);
+                        self.put(path, zeros);
+                    }
+                }
+            }
+            (
+                DiskOp::Remove {
+                    paths,
+                    and_directory,
+                },
+                _,
+            ) => {
+                let concerned = |path: &&PathBuf| {
+                    paths.contains(path)
+                        || and_directory.as_ref().is_some_and(|d| path.starts_with(d))
+                };
+                let all: Vec<PathBuf> = self.names.keys().filter(concerned).cloned().collect();
+                for path in all {
+                    if self.random.percent(50) {
+                        self.names.remove(&path);
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
     /// Written beside, synced, renamed, directory synced: up to some step.
-    fn replace_in_part(&mut self, path: PathBuf, contents: Vec<u8>, random: &mut Random) {
-        match random.below(4) {
+    fn replace_in_part(&mut self, path: PathBuf, contents: Vec<u8>) {
+        match self.random.below(4) {
             0 => {}
             1 => {
-                let part = random.below(contents.len() as u64 + 1) as usize;
+                let part = self.random.below(contents.len() as u64 + 1) as usize;
                 let inode = self.add(Inode::unsynced(contents[..part].to_vec()));
                 self.names.insert(beside(&path), inode);
             }
@@ -522,27 +684,155 @@ impl Disk {
         }
     }
 
-    /// Takes every file below a directory, durable as it is there.
-    pub fn load(root: &Path, planted: Planted) -> Self {
-        let mut disk = Self::new(planted);
+    /// A change that recovery is about to make below `root`, where the files are laid out.
+    ///
+    /// # Errors
+    /// When recovery is interrupted there, or the disk is full.
+    pub fn change(&mut self, root: &Path, change: Change<'_>) -> io::Result<()> {
+        match &mut self.interruption {
+            Some(Interruption::Killed(0)) => {
+                if !mem::replace(&mut self.is_interrupted, true) {
+                    self.interrupt_change(root, change);
+                }
+                return Err(io::Error::other("killed"));
+            }
+            Some(Interruption::Failed(0)) if !mem::replace(&mut self.is_interrupted, true) => {
+                self.interrupt_change(root, change);
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            Some(Interruption::Killed(left) | Interruption::Failed(left)) => {
+                *left = left.saturating_sub(1);
+            }
+            None => {}
+        }
+        let needs = match change {
+            Change::Create(path) if !self.names.contains_key(&name(root, path)) => 4096,
+            Change::Write {
+                path,
+                position,
+                bytes,
+            } => {
+                let have = self.names.get(&name(root, path));
+                let have = have.map_or(0, |&inode| self.inodes[inode].now.len as u64);
+                (position + bytes.len() as u64).saturating_sub(have)
+            }
+            _ => 0,
+        };
+        self.grow(needs)
+            .map_err(|_| io::Error::from_raw_os_error(28))?;
+        self.make_change(root, change);
+        Ok(())
+    }
+
+    fn make_change(&mut self, root: &Path, change: Change<'_>) {
+        let name = |path| name(root, path);
+        match change {
+            Change::Create(path) => {
+                if !self.names.contains_key(&name(path)) {
+                    let inode = self.add(Inode::default());
+                    self.names.insert(name(path), inode);
+                }
+            }
+            Change::Write {
+                path,
+                position,
+                bytes,
+            } => {
+                let inode = self.names[&name(path)];
+                self.inodes[inode].write(position as usize, bytes, false);
+            }
+            Change::SetLength { path, bytes } => {
+                let inode = self.names[&name(path)];
+                self.inodes[inode].now.set_len(bytes as usize);
+            }
+            Change::Sync(path) => {
+                let inode = self.names[&name(path)];
+                self.inodes[inode].sync();
+            }
+            Change::MakeDirectory(path) => {
+                self.folders.insert(name(path));
+            }
+            Change::SyncDirectory(path) => {
+                let folder = name(path);
+                let is_in = |path: &Path| path.parent() == Some(&folder);
+                self.stable_names.retain(|path, _| !is_in(path));
+                let names = self.names.iter().filter(|(path, _)| is_in(path));
+                self.stable_names
+                    .extend(names.map(|(path, &inode)| (path.clone(), inode)));
+                self.stable_folders.retain(|path| !is_in(path));
+                let folders = self.folders.iter().filter(|path| is_in(path));
+                self.stable_folders.extend(folders.cloned());
+            }
+            Change::Rename { from, to } => {
+                if let Some(inode) = self.names.remove(&name(from)) {
+                    self.names.insert(name(to), inode);
+                }
+            }
+            Change::Remove(path) => {
+                if let Some(inode) = self.names.remove(&name(path)) {
+                    self.give_back(inode);
+                }
+            }
+            Change::RemoveDirectory(path) => {
+                let folder = name(path);
+                self.names.retain(|path, _| !path.starts_with(&folder));
+                self.folders.remove(&folder);
+            }
+        }
+    }
+
+    /// A change that did not come to its end.
+    fn interrupt_change(&mut self, root: &Path, change: Change<'_>) {
+        match change {
+            Change::Write {
+                path,
+                position,
+                bytes,
+            } => {
+                let part = self.random.below(bytes.len() as u64 + 1) as usize;
+                let bytes = &bytes[..part];
+                let change = Change::Write {
+                    path,
+                    position,
+                    bytes,
+                };
+                self.make_change(root, change);
+            }
+            Change::Sync(path) => {
+                let inode = self.names[&name(root, path)];
+                self.fail_to_sync(inode);
+            }
+            change if self.random.percent(50) => self.make_change(root, change),
+            _ => {}
+        }
+    }
+
+    /// Whether a directory holds what is here.
+    pub fn is_as_in(&self, root: &Path) -> bool {
+        let mut found = 0;
         let mut folders = vec![root.to_path_buf()];
         while let Some(folder) = folders.pop() {
-            let entries = fs::read_dir(folder).expect("readable");
-            let mut paths: Vec<PathBuf> = entries.map(|e| e.expect("readable").path()).collect();
-            // A seed decides the order of everything.
-            paths.sort();
-            for path in paths {
-                let name = path.strip_prefix(root).expect("below").to_path_buf();
+            for entry in fs::read_dir(folder).expect("readable") {
+                let path = entry.expect("readable").path();
                 if path.is_dir() {
-                    disk.folders.push(name);
                     folders.push(path);
                     continue;
                 }
-                disk.put(name, read(&path));
+                let inode = self.names.get(&name(root, &path));
+                if inode.is_none_or(|&inode| self.inodes[inode].now.differs(&read(&path))) {
+                    return false;
+                }
+                found += 1;
             }
         }
-        disk
+        found == self.names.len()
     }
+}
+
+/// The name of a file below a directory.
+fn name(root: &Path, path: &Path) -> PathBuf {
+    // What is synced above it has no names of ours.
+    path.strip_prefix(root).unwrap_or(path).to_path_buf()
 }
 
 /// A file that may have holes.

@@ -1,9 +1,12 @@
 //! One start of the broker: recovery, then a shard for each core, each with its sockets and its mail.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use ringtide_io::{ConnId, Effects, Logic as _, Now};
+use ringtide_log::files::watch::{Change, watched};
 use ringtide_log::recovery::{self, RecoverError, RecoverOptions, Recovered};
 use ringtide_schema::identity::Identity;
 use ringtide_schema::ids::GroupId;
@@ -60,7 +63,8 @@ impl Broker {
     /// What recovery refuses.
     pub fn start(disk: &mut Disk, shards: u16, seed: u64, now: Now) -> Result<Self, RecoverError> {
         let home = home();
-        disk.store(home.path());
+        let root = home.path().to_path_buf();
+        disk.store(&root);
         let options = RecoverOptions {
             direct: false,
             shards,
@@ -68,8 +72,15 @@ impl Broker {
             groups_for_new: GROUPS,
             random: [seed, !seed],
         };
-        let recovered = recovery::recover(home.path(), options, &mut |_| ())?;
-        *disk = Disk::load(home.path(), disk.planted);
+        let shared = Rc::new(RefCell::new(disk.take()));
+        let watcher = {
+            let (shared, root) = (Rc::clone(&shared), root.clone());
+            move |change: Change<'_>| shared.borrow_mut().change(&root, change)
+        };
+        let recovered = watched(watcher, || recovery::recover(&root, options, &mut |_| ()));
+        *disk = shared.borrow_mut().take();
+        let recovered = recovered?;
+        assert!(disk.is_as_in(&root), "recovery was seen doing everything");
         Ok(Self::of(recovered, home.path(), shards, seed, now))
     }
 

@@ -7,7 +7,10 @@ use ringtide_io::{Body, ConnId, Disconnect, Egress, Logic as _, NetOp, Now, OpId
 use ringtide_shard::Mail;
 
 use crate::client::{Actor, TOPICS};
-use crate::disk::{Disk, Ended, Ticket};
+use ringtide_log::files::Cause;
+use ringtide_log::recovery::RecoverError;
+
+use crate::disk::{Disk, Ended, Interruption, Ticket};
 use crate::host::{Broker, PORT, Socket};
 use crate::oracle::{Oracle, Violation};
 use crate::planted::Planted;
@@ -51,6 +54,7 @@ enum Event {
     Lost(usize, usize, ConnId),
     Reset,
     Fault(Fault),
+    Room,
     Start,
 }
 
@@ -73,6 +77,7 @@ impl Event {
             }
             Self::Reset => "a connection breaks".into(),
             Self::Fault(fault) => format!("{fault:?}"),
+            Self::Room => "the disk has space again".into(),
             Self::Start => "the broker starts".into(),
         }
     }
@@ -83,6 +88,10 @@ enum Fault {
     Kill,
     PowerCut,
     Stop,
+    /// The next operation of the disk fails.
+    DiskError,
+    /// There is no space for a while.
+    DiskFull,
 }
 
 /// A connection that a client made.
@@ -141,7 +150,7 @@ fn play(mut world: World) -> Outcome {
 impl World {
     fn new(seed: u64, planted: Planted) -> Self {
         let mut random = Random::new(seed);
-        let disk = Disk::new(planted);
+        let disk = Disk::new(random.next_u64(), planted);
         let clients = random.between(1, 5) as u32;
         let actors = (0..clients).map(|n| Actor::new(n, &mut random)).collect();
         Self {
@@ -250,8 +259,10 @@ impl World {
             return;
         }
         let fault = match self.random.below(10) {
-            0..4 => Fault::PowerCut,
-            4..8 => Fault::Kill,
+            0..3 => Fault::PowerCut,
+            3..5 => Fault::Kill,
+            5 => Fault::DiskError,
+            6 | 7 => Fault::DiskFull,
             _ => Fault::Stop,
         };
         let after = self.random.between(MS, 1_500 * MS);
@@ -315,6 +326,7 @@ impl World {
             Event::Start => return self.start(),
             Event::Fault(fault) => self.fault(fault),
             Event::Reset => self.reset(),
+            Event::Room => self.disk.room = None,
             Event::Disk(ticket) => {
                 if let Some(Ended { shard, id, result }) = self.disk.complete(ticket) {
                     self.note(id.0);
@@ -374,14 +386,46 @@ impl World {
         self.epoch += 1;
         let shards = self.random.between(1, 3) as u16;
         let seed = self.random.next_u64();
+        self.disk.is_interrupted = false;
+        self.disk.interruption = match self.faults_left > 0 && self.random.percent(25) {
+            true => {
+                let changes = self.random.below(60);
+                Some(match self.random.percent(70) {
+                    true => Interruption::Killed(changes),
+                    false => Interruption::Failed(changes),
+                })
+            }
+            false => None,
+        };
         let broker = Broker::start(&mut self.disk, shards, seed, self.now);
-        self.broker =
-            Some(broker.map_err(|refusal| format!("the broker does not start: {refusal}"))?);
-        self.next_fault();
+        self.disk.interruption = None;
+        match broker {
+            Ok(broker) => {
+                self.broker = Some(broker);
+                self.next_fault();
+            }
+            Err(_) if self.disk.is_interrupted => {
+                self.outcome.faults += 1;
+                self.faults_left -= 1;
+                if self.random.percent(50) {
+                    self.disk.cut_power();
+                }
+                self.at(MS, Event::Start);
+            }
+            Err(RecoverError::File(error))
+                if error.cause == Cause::Full && self.disk.room.is_some() =>
+            {
+                self.at(100 * MS, Event::Start);
+            }
+            Err(refusal) => return Err(format!("the broker does not start: {refusal}")),
+        }
         Ok(())
     }
 
     fn fault(&mut self, fault: Fault) {
+        if self.faults_left == 0 {
+            return;
+        }
         if self.broker.is_none() {
             // It is down already: later.
             self.at(100 * MS, Event::Fault(fault));
@@ -390,8 +434,18 @@ impl World {
         self.outcome.faults += 1;
         self.faults_left -= 1;
         match fault {
-            Fault::Kill => self.disk.kill(&mut self.random),
-            Fault::PowerCut => self.disk.cut_power(&mut self.random),
+            Fault::Kill => self.disk.kill(),
+            Fault::PowerCut => self.disk.cut_power(),
+            Fault::DiskError => {
+                self.disk.fails_next = true;
+                return self.next_fault();
+            }
+            Fault::DiskFull => {
+                self.disk.room = Some(self.random.below(2 << 20));
+                let again = self.random.between(50 * MS, 3 * SECOND);
+                self.at(again, Event::Room);
+                return self.next_fault();
+            }
             Fault::Stop => {
                 let now = self.now;
                 let broker = self.broker.as_mut().expect("it runs");
@@ -575,7 +629,20 @@ impl World {
             }
             node.shard.turn(self.now, &mut node.fx);
             if let Some(fatal) = node.fx.fatal.take() {
-                return Err(format!("shard {shard} cannot go on: {}", fatal.message));
+                if self.disk.failures == 0 {
+                    return Err(format!("shard {shard} cannot go on: {}", fatal.message));
+                }
+                if let Some(tell) = &mut self.tell {
+                    tell(&format!(
+                        "             shard {shard} ends: {}",
+                        fatal.message
+                    ));
+                }
+                self.disk.failures = 0;
+                self.disk.kill();
+                self.oracle.crashed();
+                self.ended(false);
+                return Ok(());
             }
             for (id, op) in std::mem::take(&mut node.fx.disk) {
                 let Some(ticket) = self.disk.submit(shard, id, op) else {
@@ -610,7 +677,7 @@ impl World {
             // What a clean stop has promised, no power cut behind it takes away.
             let is_cut = self.random.percent(50);
             if is_cut {
-                self.disk.cut_power(&mut self.random);
+                self.disk.cut_power();
             }
             self.ended(is_cut);
         }

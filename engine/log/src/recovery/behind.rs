@@ -2,7 +2,8 @@
 //! in the end make files and directories durable.
 //!
 //! Writes of one file may finish in any order; nothing is cut or synced before all of them have
-//! ([`Behind::settle`]). The first failure is told at the next call and is final.
+//! ([`Behind::settle`]). The first failure is told at the next call and is final. A thread that is
+//! watched does the work itself, in order.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -80,6 +81,7 @@ impl Job {
 /// The threads and what they are given.
 pub(super) struct Behind {
     direct: bool,
+    /// Absent without threads.
     jobs: Option<Sender<Job>>,
     done: Receiver<Done>,
     under_way: usize,
@@ -96,7 +98,8 @@ impl Behind {
         let (jobs, receiver) = channel::<Job>();
         let (finished, done) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
-        let threads = (0..THREADS)
+        let is_alone = files::watch::is_watched();
+        let threads = (0..if is_alone { 0 } else { THREADS })
             .map(|_| {
                 let (receiver, finished) = (Arc::clone(&receiver), finished.clone());
                 std::thread::spawn(move || {
@@ -117,7 +120,7 @@ impl Behind {
         let to_settle = Vec::new();
         Self {
             direct,
-            jobs: Some(jobs),
+            jobs: (!is_alone).then_some(jobs),
             done,
             under_way: 0,
             free,
@@ -206,9 +209,10 @@ impl Behind {
         while self.under_way >= MAX_UNDER_WAY {
             self.reap()?;
         }
-        if let Some(jobs) = &self.jobs
-            && jobs.send(job).is_ok()
-        {
+        let Some(jobs) = &self.jobs else {
+            return self.take_back(job.run());
+        };
+        if jobs.send(job).is_ok() {
             self.under_way += 1;
         }
         Ok(())
@@ -217,9 +221,11 @@ impl Behind {
     fn reap(&mut self) -> Result<(), FileError> {
         let done = self.done.recv();
         self.under_way -= 1;
-        if let Ok(done) = done
-            && let Some(buf) = done?
-        {
+        done.map_or(Ok(()), |done| self.take_back(done))
+    }
+
+    fn take_back(&mut self, done: Done) -> Result<(), FileError> {
+        if let Some(buf) = done? {
             self.give_back(buf);
         }
         Ok(())

@@ -5,7 +5,7 @@
 //! applied in passing. Whatever does not fit is refused, never skipped, but for entries of topics
 //! that were deleted.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use ringtide_schema::batch::Header;
@@ -54,11 +54,11 @@ pub(super) struct Replay<'a> {
     mode: Mode,
     metadata: Metadata,
     groups: Vec<Group>,
-    partitions: HashMap<PartitionId, Partition>,
+    partitions: BTreeMap<PartitionId, Partition>,
     /// Partitions whose entries do not fit what is there, and why. That is right if the topic is
     /// deleted further on in the log, because a snapshot or a directory may know that already;
     /// [`Self::finish`] decides.
-    doubtful: HashMap<PartitionId, RecoverError>,
+    doubtful: BTreeMap<PartitionId, RecoverError>,
     writers: usize,
     /// Absent for a dry run.
     behind: Option<Behind>,
@@ -86,8 +86,8 @@ impl<'a> Replay<'a> {
             mode,
             metadata: Metadata::default(),
             groups: Vec::new(),
-            partitions: HashMap::new(),
-            doubtful: HashMap::new(),
+            partitions: BTreeMap::new(),
+            doubtful: BTreeMap::new(),
             writers: 0,
             behind: (!mode.dry && !identity.clean).then(|| Behind::start(mode.direct)),
             garbage: BTreeSet::new(),
