@@ -265,7 +265,7 @@ impl FrameHeader {
 
     /// The sequence number after the last entry of this frame.
     pub fn next_seq(&self) -> u64 {
-        self.first_seq + u64::from(self.entry_count)
+        self.first_seq.saturating_add(u64::from(self.entry_count))
     }
 }
 

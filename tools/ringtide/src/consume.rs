@@ -505,7 +505,10 @@ fn is_out_of_reach(error: &Error) -> bool {
     match error {
         Error::Timeout { .. } | Error::Disconnected { .. } | Error::Connect { .. } => true,
         Error::Broker { code, .. } => {
-            matches!(code, ErrorCode::ShuttingDown | ErrorCode::Overloaded)
+            matches!(
+                code,
+                ErrorCode::ShuttingDown | ErrorCode::Overloaded | ErrorCode::DiskFull
+            )
         }
         _ => false,
     }
@@ -585,6 +588,7 @@ mod tests {
         assert!(is_out_of_reach(&away()));
         assert!(is_out_of_reach(&refused(ErrorCode::ShuttingDown)));
         assert!(is_out_of_reach(&refused(ErrorCode::Overloaded)));
+        assert!(is_out_of_reach(&refused(ErrorCode::DiskFull)));
         assert!(!is_out_of_reach(&refused(ErrorCode::TooMany)));
         assert!(!is_out_of_reach(&refused(ErrorCode::UnknownTopic)));
     }

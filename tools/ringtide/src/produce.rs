@@ -45,6 +45,10 @@ const LOOK_AT_STOP: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 50_000_000,
 };
+/// Batches that are taken for each partition: more would only wait here, and grow old.
+const BATCHES_AHEAD: usize = 16;
+/// What is taken at the most.
+const MOST_AHEAD: usize = 32 << 20;
 /// How long a record is tried.
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// How long acknowledgements are waited for after a signal.
@@ -77,6 +81,10 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
             CompressionArg::Zstd => Codec::Zstd,
         })
         .batch_bytes(args.batch as usize)
+        .buffer_bytes(MOST_AHEAD.min(
+            topic.settings.max_batch_bytes as usize
+                + BATCHES_AHEAD * args.batch as usize * topic.partitions() as usize,
+        ))
         .delivery_timeout(GIVE_UP);
     let done = match args.acks {
         AcksArg::None => Done::Sent,

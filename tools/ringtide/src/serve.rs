@@ -105,7 +105,15 @@ impl Opened {
 
         let identity = recovered.identity;
         let addresses = addresses(config, &listeners)?;
-        let starts = starts(config, &facts, recovered, listeners, &addresses, log)?;
+        let max_connections = connections(config, open_files);
+        let starts = starts(
+            config,
+            (&facts, max_connections),
+            recovered,
+            listeners,
+            &addresses,
+            log,
+        )?;
         let broker = Served {
             data_dir: config.data_dir.clone(),
             identity,
@@ -163,6 +171,16 @@ fn raise_open_files() -> Option<u64> {
         return getrlimit(Resource::Nofile).current;
     }
     maximum
+}
+
+/// Connections of one shard: as many as are set, but no more than leave a quarter of the files that may be open to
+/// segments and the log.
+fn connections(config: &Config, open_files: Option<u64>) -> usize {
+    let shards = config.cpus.len() as u64;
+    let most = open_files.map_or(u64::MAX, |files| (files / 4 * 3 / shards).max(1));
+    config
+        .max_connections
+        .min(usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 /// Binds every shard's port before the data is touched.
@@ -365,7 +383,7 @@ fn addresses(config: &Config, listeners: &[TcpListener]) -> Result<Vec<(String, 
 /// What each shard is started with: its part of what was recovered.
 fn starts(
     config: &Config,
-    facts: &HostFacts,
+    (facts, max_connections): (&HostFacts, usize),
     recovered: Recovered,
     listeners: Vec<TcpListener>,
     addresses: &[(String, u16)],
@@ -434,7 +452,7 @@ fn starts(
             CatchUp::Sendfile => ringtide_uring::CatchUp::Sendfile,
             CatchUp::Copy => ringtide_uring::CatchUp::Copy,
         };
-        driven.max_connections = config.max_connections;
+        driven.max_connections = max_connections;
         let (log, bytes) = (log.clone(), config.memory_bytes);
         let make = move || {
             Shard::new(settings, inventory).unwrap_or_else(|error| {

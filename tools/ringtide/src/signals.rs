@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ringtide_uring::StopSignal;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -10,6 +10,9 @@ use signal_hook::iterator::Signals;
 
 use crate::exit::{Exit, Failure};
 use crate::logging::LogFlusher;
+
+/// Signals this soon after the first are the same wish: timeout(1) sends two.
+const ONE_WISH: Duration = Duration::from_millis(250);
 
 /// Lets a broker be stopped: watches for signals on a thread of its own, to the end of the process.
 pub(crate) fn watch(stop: StopSignal, timeout: Duration, log: LogFlusher) -> Result<(), Failure> {
@@ -37,7 +40,8 @@ pub(crate) fn watch(stop: StopSignal, timeout: Duration, log: LogFlusher) -> Res
         let _ = std::thread::Builder::new()
             .name("stop-timer".into())
             .spawn(timer);
-        if let Some(signal) = signals.next() {
+        let came = Instant::now();
+        if let Some(signal) = signals.find(|_| came.elapsed() > ONE_WISH) {
             let signal = name(signal);
             tracing::error!(signal, "stopping at once; the next start replays the log");
             end(&log);

@@ -23,7 +23,7 @@ use crate::files::{self, AlignedBuf, FileError};
 
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// No log numbers its entries or frames this far; beyond it a number is damage.
-const MAX_SEQ: u64 = u64::MAX >> 2;
+pub(super) const MAX_SEQ: u64 = u64::MAX >> 2;
 
 /// Where an entry lies.
 #[derive(Clone, Copy, Debug)]

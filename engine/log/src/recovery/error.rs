@@ -244,8 +244,8 @@ impl std::fmt::Display for Shown {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "acknowledged data is lost: frame {frame_seq} of shard {shard} is {} at byte {position} of {}, \
-     and with it entries from {first_lost} on; {shown}. Restore that file from a copy of the data \
-     directory; `ringtide verify` lists everything that is affected",
+     and with it entries from {first_lost} on; {shown}. Restore the whole data directory from a \
+     copy; `ringtide verify` lists everything that is affected",
     damage(*found), path.display()
 )]
 pub struct Lost {

@@ -116,7 +116,8 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
             header.committed
         )?;
         if let Some((before, crc)) = previous
-            && (before.frame_seq + 1 != header.frame_seq || header.previous_crc != crc)
+            && (before.frame_seq.checked_add(1) != Some(header.frame_seq)
+                || header.previous_crc != crc)
         {
             writeln!(
                 out,

@@ -18,7 +18,7 @@ use ringtide_schema::wal::{EntryHeader, EntryKind};
 
 use super::Progress;
 use super::behind::Behind;
-use super::chain::{At, Sink};
+use super::chain::{At, MAX_SEQ, Sink};
 use super::error::{BadEntry, Contradiction, MissingEntries, RecoverError, Shown, UnknownTopic};
 use super::metadata::{Metadata, Standing};
 use super::partition::Partition;
@@ -117,6 +117,12 @@ impl<'a> Replay<'a> {
     fn begin_group(&mut self, group: GroupId, snapshot: GroupSnapshotT) -> Result<(), String> {
         if snapshot.group != group.0 {
             return Err(format!("it is of group {}", snapshot.group));
+        }
+        if snapshot.group_index > MAX_SEQ {
+            return Err(format!(
+                "its group index {} is out of range",
+                snapshot.group_index
+            ));
         }
         let metadata = group.0 == self.identity.groups;
         if metadata {
@@ -546,6 +552,9 @@ fn check_partition(stored: &PartitionT) -> Result<PartitionId, String> {
         if !pair[0].sealed || pair[1].base_offset != pair[0].next_offset {
             return Err(format!("the segments of {id} do not follow one another"));
         }
+    }
+    if segments.iter().any(|s| s.base_offset > s.next_offset) {
+        return Err(format!("a segment of {id} ends before it begins"));
     }
     let tail = stored.tail.as_ref().map_or(0, Vec::len);
     let fits = match segments.last() {
