@@ -335,6 +335,9 @@ impl Shard {
                 let gets_space = (self.is_stopping || was_awaited) && self.give_up_slot(now, fx);
                 if was_awaited && gets_space {
                     self.put_first(i);
+                } else if was_awaited {
+                    // Who has waited for long enough is told.
+                    self.wake(i);
                 }
             }
             Err(WriteError::Unreadable(message)) => {

@@ -226,16 +226,33 @@ impl Reading<'_> {
         !place.is_stopped && (self.args.follow || place.next < place.end)
     }
 
+    /// Which place is that in a partition; one that was added since is read from its beginning.
+    fn place(&mut self, partition: u32) -> usize {
+        let known = self.places.iter().position(|p| p.partition == partition);
+        known.unwrap_or_else(|| {
+            self.places.push(Place {
+                partition,
+                next: 0,
+                end: u64::MAX,
+                epoch: 0,
+                committed: None,
+                put_off: false,
+                is_stopped: false,
+            });
+            self.places.len() - 1
+        })
+    }
+
     /// Partitions cannot be read further. The others are, if there are any.
     fn stopped(&mut self, partitions: &[u32], error: &Error) -> Result<(), Failure> {
         let failure = Failure::new(exit_of(error), words(error));
-        let (follow, places) = (self.args.follow, &mut self.places);
-        let mut is_wanted = places.is_empty();
-        for place in places {
-            if partitions.contains(&place.partition) && !place.is_stopped {
-                place.is_stopped = true;
-                is_wanted |= follow || place.next < place.end;
-            }
+        let mut is_wanted = partitions.is_empty();
+        for &partition in partitions {
+            let follow = self.args.follow;
+            let index = self.place(partition);
+            let place = &mut self.places[index];
+            is_wanted |= !place.is_stopped && (follow || place.next < place.end);
+            place.is_stopped = true;
         }
         if !is_wanted {
             // Everything that was asked for of it is there.
@@ -340,17 +357,19 @@ impl Reading<'_> {
         let Error::OffsetOutOfRange { partition, .. } = *error else {
             return Ok(false);
         };
-        let Some(place) = self.places.iter_mut().find(|p| p.partition == partition) else {
-            return Ok(false);
-        };
+        let index = self.place(partition);
+        let place = &mut self.places[index];
         let topic = &self.args.topic;
-        let state = self.client.describe_partition(topic, partition)?;
-        if (state.earliest..=state.latest).contains(&place.next) {
-            return Ok(false);
+        match self.client.describe_partition(topic, partition) {
+            Ok(state) => {
+                place.next = within(topic, partition, place.next, state.earliest, state.latest);
+                place.end = place.end.min(state.latest);
+                place.epoch = state.leader_epoch;
+            }
+            // The refusal comes again when somebody is there.
+            Err(error) if is_out_of_reach(&error) => {}
+            Err(error) => return Err(error.into()),
         }
-        place.next = within(topic, partition, place.next, state.earliest, state.latest);
-        place.end = place.end.min(state.latest);
-        place.epoch = state.leader_epoch;
         consumer.seek(partition, Start::Offset(place.next))?;
         Ok(true)
     }
@@ -358,19 +377,7 @@ impl Reading<'_> {
     /// Gathers the records of a batch that are wanted.
     fn add(&mut self, batch: &Batch<'_>) {
         let partition = batch.partition();
-        let of_batch = |place: &Place| place.partition == partition;
-        let index = self.places.iter().position(of_batch).unwrap_or_else(|| {
-            self.places.push(Place {
-                partition,
-                next: 0,
-                end: u64::MAX,
-                epoch: batch.leader_epoch(),
-                committed: None,
-                put_off: false,
-                is_stopped: false,
-            });
-            self.places.len() - 1
-        });
+        let index = self.place(partition);
         let place = &mut self.places[index];
         let end = if self.args.follow {
             u64::MAX
@@ -489,7 +496,11 @@ fn commit_each(
         if committed.is_ok() {
             place.committed = Some(place.next);
         }
-        outcome = outcome.and(committed);
+        // A place that is past the end is found by reading too: another error says more.
+        outcome = match (outcome, committed) {
+            (Ok(()) | Err(Error::OffsetOutOfRange { .. }), Err(error)) => Err(error),
+            (outcome, _) => outcome,
+        };
     }
     outcome
 }

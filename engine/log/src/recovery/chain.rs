@@ -72,6 +72,8 @@ pub struct LogEnd {
 /// What was read of a shard's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ChainCounts {
+    /// Frames behind the oldest slot.
+    pub(super) behind_first: u64,
     pub(super) frames: u64,
     pub(super) entries: u64,
     pub(super) bytes: u64,
@@ -235,6 +237,7 @@ impl Chain<'_> {
                     self.hand_on(&mut stream, slot, position, &entries, sink)?;
                     let bytes = frame.header.disk_bytes() as u64;
                     counts.frames += 1;
+                    counts.behind_first += u64::from(slot > 0);
                     counts.entries += u64::from(frame.header.entry_count);
                     counts.bytes += bytes;
                     sink.progress(bytes);

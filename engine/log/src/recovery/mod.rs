@@ -14,6 +14,7 @@
 //! the log means is decided by the table in [`table`]. [`verify`] and [`inspect`] read the same
 //! files with the same readers and change nothing.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -333,25 +334,26 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
     let looked = slots::look_at_all(&listed, direct)?;
     let live = slots::sort_out(&looked, identity)?;
     // Only of a log that is whole.
-    let is_whole = replay_some(dir, identity, Mode { direct, dry: true }, &live, None)?.is_some();
-    if !is_whole {
+    let dry = Mode { direct, dry: true };
+    let Some((_, counts)) = replay_some(dir, identity, dry, &live, None)? else {
         return Ok(false);
-    }
+    };
     if let Some(path) = slots::expendable(&live, identity, direct)? {
         return remove_slot(&wal, path);
     }
-    let long = live.shards.iter().find(|(_, slots)| slots.len() > 1);
-    let Some((&shard, slots)) = long else {
-        return Ok(false);
-    };
+    // What stays must be a log of its own.
+    let long = counts.iter().filter(|(_, counts)| counts.behind_first > 0);
     let mode = Mode { direct, dry: false };
-    let Some(groups) = replay_some(dir, identity, mode, &live, Some(shard))? else {
-        return Ok(false);
-    };
-    files::sync_directory(&dir.join("partitions"))?;
-    write_snapshots(dir, groups)?;
-    files::sync_directory(&dir.join("groups"))?;
-    remove_slot(&wal, &slots[0].path)
+    for (&shard, _) in long {
+        let Some((groups, _)) = replay_some(dir, identity, mode, &live, Some(shard))? else {
+            continue;
+        };
+        files::sync_directory(&dir.join("partitions"))?;
+        write_snapshots(dir, groups)?;
+        files::sync_directory(&dir.join("groups"))?;
+        return remove_slot(&wal, &live.shards[&shard][0].path);
+    }
+    Ok(false)
 }
 
 fn remove_slot(wal: &Path, path: &Path) -> Result<bool, RecoverError> {
@@ -359,6 +361,9 @@ fn remove_slot(wal: &Path, path: &Path) -> Result<bool, RecoverError> {
     files::sync_directory(wal)?;
     Ok(true)
 }
+
+/// All groups, each with whether it changed, and what was read of each shard's log.
+type Replayed = (Vec<(GroupSnapshotT, bool)>, BTreeMap<u16, ChainCounts>);
 
 /// Replays the logs of all shards, or up to the end of the oldest slot of one: topics are in the log of the first. Nothing if
 /// there is no space for that, or if that much alone does not say enough.
@@ -368,11 +373,12 @@ fn replay_some(
     mode: Mode,
     live: &slots::LiveSlots,
     up_to: Option<u16>,
-) -> Result<Option<Vec<(GroupSnapshotT, bool)>>, RecoverError> {
+) -> Result<Option<Replayed>, RecoverError> {
     let snapshots = layout::snapshots(dir, identity)?;
     let mut ignore = |_| ();
     let mut replay = Replay::new(dir, *identity, mode, snapshots, &mut ignore)?;
     let strays = Strays::new(&live.unclaimed, mode.direct);
+    let mut read = BTreeMap::new();
     let mut follow = || {
         for (&shard, slots) in live.shards.range(..=up_to.unwrap_or(u16::MAX)) {
             let chain = Chain {
@@ -387,12 +393,13 @@ fn replay_some(
             if counts.frames == 0 {
                 return Ok(false);
             }
+            read.insert(shard, counts);
         }
         replay.finish()?;
         Ok::<_, RecoverError>(true)
     };
     if matches!(follow(), Ok(true)) {
-        return Ok(Some(replay.into_groups()));
+        return Ok(Some((replay.into_groups(), read)));
     }
     replay.undo()?;
     Ok(None)
@@ -414,6 +421,9 @@ fn replay_logs(
             .try_for_each(|slot| slot.check_origin(identity));
     }
     let live = slots::sort_out(&looked, identity)?;
+    if !replay.is_dry() {
+        slots::sync(&live)?;
+    }
     let strays = Strays::new(&live.unclaimed, direct);
     replay.wal_bytes_total = live.shards.values().flatten().map(|slot| slot.bytes).sum();
     for (&shard, slots) in &live.shards {
@@ -440,6 +450,7 @@ fn replay_logs(
                 frames,
                 entries,
                 bytes,
+                ..
             },
         ) = chain.follow(replay)?;
         summary.frames += frames;
@@ -466,9 +477,6 @@ fn check_open_segments(
             Some(last) => (last.base_offset, last.bytes),
             None => (partition.next_offset, 0),
         };
-        if want == 0 && !is_clean {
-            continue;
-        }
         let id = PartitionId {
             topic: topic.into(),
             partition: partition.partition,
@@ -482,8 +490,14 @@ fn check_open_segments(
         if have < want {
             return Err(BadSegment { path, want, have }.into());
         }
-        if is_clean && have > want + BLOCK_BYTES as u64 {
-            return Err(OldSnapshot { path, want, have }.into());
+        if have > want + BLOCK_BYTES as u64 {
+            if is_clean {
+                return Err(OldSnapshot { path, want, have }.into());
+            }
+            // What a killed broker wrote and no log has any more.
+            let file = files::open_write(&path, false, false)?;
+            files::set_len(&file, &path, want)?;
+            files::sync_data(&file, &path)?;
         }
     }
     Ok(())

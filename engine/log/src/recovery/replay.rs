@@ -382,6 +382,11 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// Whether nothing is written.
+    pub(super) fn is_dry(&self) -> bool {
+        self.mode.dry
+    }
+
     /// Replay did not find the space it needs: it gives back what it took.
     pub(super) fn undo(&mut self) -> Result<(), RecoverError> {
         for partition in self.partitions.values_mut() {

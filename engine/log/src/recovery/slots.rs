@@ -75,6 +75,16 @@ pub(super) fn remove_unfinished(wal: &Path) -> Result<(), RecoverError> {
     Ok(())
 }
 
+/// Makes durable what is read: writes that were under way when the process was killed may be in the device's cache
+/// only. Snapshots hold them from now on, and must not hold more than the log if they are lost.
+pub(super) fn sync(live: &LiveSlots) -> Result<(), RecoverError> {
+    for slot in live.shards.values().flatten() {
+        let file = files::open_read(&slot.path, false)?;
+        files::sync_data(&file, &slot.path)?;
+    }
+    Ok(())
+}
+
 /// A free slot that says nothing about the log as it is: it has no frame of a generation that follows the oldest.
 pub(super) fn expendable<'a>(
     live: &'a LiveSlots,

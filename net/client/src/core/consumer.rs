@@ -274,7 +274,8 @@ impl Consumer {
             return;
         }
         let (partition, from) = (state.partition, state.arrived);
-        let mut whole = 0;
+        // What is taken of the payload.
+        let (mut start, mut whole) = (0, 0);
         let mut fault = None;
         let mut follows = None;
         for batch in Batches::new(payload) {
@@ -282,10 +283,16 @@ impl Consumer {
                 Ok((header, bytes)) => {
                     let (base, next) = (header.base_offset, header.next_offset());
                     if !state.continues(&header, follows) {
+                        // Where it should lie is known from the one before it.
+                        let behind = follows.map(|follows: u64| follows + (next - base));
+                        if behind.is_some_and(|behind| behind <= state.arrived) {
+                            follows = behind;
+                            whole += bytes.len();
+                            start = whole;
+                            continue;
+                        }
                         let expected = follows.unwrap_or(state.arrived);
-                        let behind = expected + (next - base);
-                        let why = BatchError::WrongOffset { base, expected };
-                        fault = Some((why, Some(behind)));
+                        fault = Some((BatchError::WrongOffset { base, expected }, behind));
                         break;
                     }
                     whole += bytes.len();
@@ -300,10 +307,10 @@ impl Consumer {
             }
         }
         let offset = state.arrived;
-        if whole > 0 {
-            state.queued_bytes += whole;
+        if whole > start {
+            state.queued_bytes += whole - start;
             let mut bytes = self.spare.pop().unwrap_or_default();
-            bytes.extend_from_slice(&payload[..whole]);
+            bytes.extend_from_slice(&payload[start..whole]);
             let chunk = Chunk {
                 cursor,
                 topic: self.topic.id,

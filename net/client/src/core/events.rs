@@ -466,6 +466,13 @@ impl Core {
         error: &Error,
         now: Instant,
     ) {
+        // Another start of the broker may have other batches.
+        for consumer in self.consumers.values_mut() {
+            consumer
+                .cursors
+                .iter_mut()
+                .for_each(|c| c.is_boundary = false);
+        }
         for (_, tag) in connection.into_unanswered() {
             match tag {
                 Tag::Metadata => {
@@ -498,8 +505,6 @@ impl Core {
                 } => {
                     if let Some(state) = self.cursor(consumer, cursor, generation) {
                         state.flow = Flow::Idle;
-                        // Another start of the broker may have other batches.
-                        state.is_boundary = false;
                     }
                 }
             }
