@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::Topic;
 use crate::core::Core;
 use crate::core::call::{Request, TopicSettings};
-use crate::core::consumer::{Batch, Reader};
+use crate::core::consumer::{Batch, Position, Reader};
 use crate::error::Result;
 use crate::options::{ConsumerOptions, Options, ProducerOptions};
 use crate::record::{Delivered, Record, Ticket};
@@ -125,6 +125,56 @@ impl Client {
     pub fn take_topic(&mut self, call: Call) -> Option<Result<Topic>> {
         let answer = self.0.take_answer(call.0)?;
         Some(answer.and_then(|response| response.topic()))
+    }
+
+    /// Asks for the place of a named consumer to be kept; the epoch is that of what it read last.
+    pub fn commit_offset(
+        &mut self,
+        consumer: &str,
+        topic: &Topic,
+        (partition, offset, epoch): (u32, u64, u32),
+        now: Instant,
+    ) -> Call {
+        let at = Position {
+            topic: topic.id,
+            partition,
+            offset,
+            epoch,
+        };
+        let request = Request::CommitOffset {
+            consumer: consumer.into(),
+            topic: topic.name.clone(),
+            at,
+        };
+        Call(self.0.call(request, now))
+    }
+
+    /// Whether a call that gives nothing was carried out, once it is answered.
+    pub fn take_done(&mut self, call: Call) -> Option<Result<()>> {
+        Some(self.0.take_answer(call.0)?.map(|_| ()))
+    }
+
+    /// Asks for the place of a named consumer.
+    pub fn read_offset(
+        &mut self,
+        consumer: &str,
+        topic: &Topic,
+        partition: u32,
+        now: Instant,
+    ) -> Call {
+        let request = Request::ReadOffset {
+            consumer: consumer.into(),
+            topic: topic.name.clone(),
+            partition,
+        };
+        Call(self.0.call(request, now))
+    }
+
+    /// The place that a call asked for, once it is answered.
+    pub fn take_offset(&mut self, call: Call) -> Option<Result<Option<u64>>> {
+        let answer = self.0.take_answer(call.0)?;
+        let committed = answer.and_then(|response| response.committed());
+        Some(committed.map(|found| found.map(|committed| committed.offset)))
     }
 
     /// Adds a producer.

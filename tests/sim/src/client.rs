@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use ringtide_client::bare::{Call, Client, Consumer, Producer};
 use ringtide_client::{
-    Acks, ConsumerOptions, Error, Options, ProducerOptions, Record, Start, TopicSettings,
-    Visibility,
+    Acks, ConsumerOptions, Delivery, Error, Options, ProducerOptions, Record, Start, Topic,
+    TopicSettings, Visibility,
 };
 use ringtide_io::ConnId;
 
 use crate::host::{HOST, PORT};
-use crate::oracle::{Log, Oracle, Violation, value_of};
+use crate::oracle::{Log, Oracle, SEGMENT_BYTES, Violation, value_of};
 use crate::random::Random;
 
 /// Topics of a run: the first delivers what is durable, the second what is accepted.
@@ -29,10 +29,22 @@ enum Begun {
     Yes,
 }
 
+/// What a named consumer has been told of its places.
+enum Commit {
+    /// Nothing is asked.
+    Idle,
+    /// A place in a partition is to be kept.
+    Asked(Call, u32, u64),
+    /// Where it is in a partition is asked, at the end.
+    Read(Call, u32),
+}
+
 /// A client.
 pub struct Actor {
     number: u32,
     topic: usize,
+    /// Of the topic that it makes.
+    retention_bytes: Option<i64>,
     acks: Acks,
     idempotence: bool,
     /// Records still to be sent.
@@ -47,6 +59,16 @@ pub struct Actor {
     begun: Begun,
     producer: Option<Producer>,
     consumer: Option<Consumer>,
+    /// The topic, once it is there.
+    found: Option<Topic>,
+    /// Where the consumer is in each partition, and the epoch there.
+    places: BTreeMap<u32, (u64, u32)>,
+    /// The places that were kept, and those that are asked for.
+    kept: BTreeMap<u32, u64>,
+    asked: BTreeMap<u32, u64>,
+    commit: Commit,
+    /// Partitions of which the place is still to be read at the end.
+    to_read: Vec<u32>,
     /// Records under way, by partition and ticket.
     tickets: BTreeMap<(u32, u64), u64>,
     /// Of a reader: what it was given, by partition.
@@ -55,10 +77,12 @@ pub struct Actor {
 
 impl Actor {
     /// A client that publishes some records and reads everything.
-    pub fn new(number: u32, random: &mut Random) -> Self {
+    pub fn new(number: u32, retention: &[Option<i64>], random: &mut Random) -> Self {
         let acks = [Acks::Durable, Acks::Durable, Acks::Accepted, Acks::None];
+        let topic = random.below(TOPICS.len() as u64) as usize;
         Self {
-            topic: random.below(TOPICS.len() as u64) as usize,
+            topic,
+            retention_bytes: retention[topic],
             acks: acks[random.below(4) as usize],
             idempotence: random.percent(70),
             to_send: match random.below(5) {
@@ -70,9 +94,15 @@ impl Actor {
     }
 
     /// A client that reads a topic from its first record and keeps it.
-    pub fn reader(number: u32, topic: usize, random: &mut Random) -> Self {
+    pub fn reader(
+        number: u32,
+        topic: usize,
+        retention: &[Option<i64>],
+        random: &mut Random,
+    ) -> Self {
         Self {
             topic,
+            retention_bytes: retention[topic],
             log: Some(vec![Vec::new(); PARTITIONS as usize]),
             ..Self::of(number, random)
         }
@@ -89,6 +119,7 @@ impl Actor {
         Self {
             number,
             topic: 0,
+            retention_bytes: None,
             acks: Acks::Durable,
             idempotence: true,
             to_send: 0,
@@ -99,6 +130,12 @@ impl Actor {
             begun: Begun::No,
             producer: None,
             consumer: None,
+            found: None,
+            places: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            asked: BTreeMap::new(),
+            commit: Commit::Idle,
+            to_read: (0..PARTITIONS).collect(),
             tickets: BTreeMap::new(),
             log: None,
         }
@@ -106,7 +143,11 @@ impl Actor {
 
     /// Whether its topic is there and everything was sent.
     pub fn is_done(&self) -> bool {
-        matches!(self.begun, Begun::Yes) && self.to_send == 0 && self.tickets.is_empty()
+        matches!(self.begun, Begun::Yes) && self.has_sent() && self.to_read.is_empty()
+    }
+
+    fn has_sent(&self) -> bool {
+        self.to_send == 0 && self.tickets.is_empty()
     }
 
     /// The topic that it is about.
@@ -116,8 +157,7 @@ impl Actor {
 
     /// When it does something of its own.
     pub fn wants_to_act(&self) -> Option<u64> {
-        let has_begun = matches!(self.begun, Begun::Yes);
-        (!has_begun || self.to_send > 0).then_some(self.acts_at_ns)
+        (!self.is_done()).then_some(self.acts_at_ns)
     }
 
     /// Does what the application would: makes its topic, sends, looks at what came.
@@ -136,7 +176,9 @@ impl Actor {
             self.begin(now, random)?;
             self.acts_at_ns = now_ns + random.between(10_000, 20_000_000);
             self.send(now, wall_ms, random, oracle);
+            self.commit(now, random);
         }
+        self.committed()?;
         self.look(now, oracle)
     }
 
@@ -149,7 +191,8 @@ impl Actor {
                     true => {
                         let settings = TopicSettings {
                             visible: Some(visible),
-                            segment_bytes: Some(1 << 20),
+                            retention_bytes: self.retention_bytes,
+                            segment_bytes: Some(SEGMENT_BYTES as u32),
                             ..TopicSettings::default()
                         };
                         self.client.create_topic(name, PARTITIONS, settings, now)
@@ -172,7 +215,26 @@ impl Actor {
                     .idempotence(self.idempotence)
                     .delivery_timeout(Duration::from_secs(120));
                 let producer = self.client.add_producer(topic.clone(), options, now);
-                let options = ConsumerOptions::new().start(Start::Earliest);
+                let delivery = match random.below(4) {
+                    0 => Delivery::Poll {
+                        min_bytes: 1,
+                        max_wait: Duration::from_millis(200),
+                        max_bytes: 64 << 10,
+                    },
+                    1 => Delivery::Push {
+                        credit_bytes: 64 << 10,
+                    },
+                    2 => Delivery::Push {
+                        credit_bytes: 4 << 10,
+                    },
+                    _ => Delivery::Push {
+                        credit_bytes: 4 << 20,
+                    },
+                };
+                let options = ConsumerOptions::new()
+                    .start(Start::Earliest)
+                    .delivery(delivery);
+                self.found = Some(topic.clone());
                 let consumer = self.client.add_consumer(topic, options);
                 let wrong = |e| format!("options were refused: {e}");
                 self.producer = Some(producer.map_err(wrong)?);
@@ -206,14 +268,76 @@ impl Actor {
         }
     }
 
+    /// Now and then the consumer has its place kept; at the end it asks for it.
+    fn commit(&mut self, now: Instant, random: &mut Random) {
+        let (Some(topic), Commit::Idle) = (&self.found, &self.commit) else {
+            return;
+        };
+        let name = format!("consumer-{}", self.number);
+        if self.has_sent() {
+            let Some(&partition) = self.to_read.last() else {
+                return;
+            };
+            let call = self.client.read_offset(&name, topic, partition, now);
+            self.commit = Commit::Read(call, partition);
+            return;
+        }
+        let partition = random.below(u64::from(PARTITIONS)) as u32;
+        let is_durable = TOPICS[self.topic].1 == Visibility::Durable;
+        if let Some(&(offset, epoch)) = self.places.get(&partition)
+            && is_durable
+            && random.percent(30)
+        {
+            let at = (partition, offset, epoch);
+            let call = self.client.commit_offset(&name, topic, at, now);
+            self.asked.insert(partition, offset);
+            self.commit = Commit::Asked(call, partition, offset);
+        }
+    }
+
+    fn committed(&mut self) -> Result<(), Violation> {
+        match self.commit {
+            Commit::Idle => {}
+            Commit::Asked(call, partition, offset) => {
+                if let Some(answer) = self.client.take_done(call) {
+                    self.commit = Commit::Idle;
+                    if answer.is_ok() {
+                        self.kept.insert(partition, offset);
+                    }
+                }
+            }
+            Commit::Read(call, partition) => {
+                let Some(answer) = self.client.take_offset(call) else {
+                    return Ok(());
+                };
+                self.commit = Commit::Idle;
+                // Asked again if nobody knows.
+                let Ok(found) = answer else { return Ok(()) };
+                self.to_read.pop();
+                let (kept, asked) = (self.kept.get(&partition), self.asked.get(&partition));
+                if found.as_ref() < kept || found.as_ref() > asked {
+                    let number = self.number;
+                    return Err(format!(
+                        "consumer {number} is at {found:?} in {partition}: {kept:?} was kept, {asked:?} asked"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn look(&mut self, now: Instant, oracle: &mut Oracle) -> Result<(), Violation> {
         let Self {
             client,
             tickets,
             log,
             topic,
+            places,
+            number,
+            retention_bytes,
             ..
         } = self;
+        let (number, may_be_removed) = (*number, retention_bytes.is_some());
         let mut found = Ok(());
         if let Some(producer) = self.producer {
             client.outcomes(producer, |delivered| {
@@ -235,7 +359,7 @@ impl Actor {
                 let batch = match batch {
                     Ok(batch) => batch,
                     // What it had read was only accepted, and is gone.
-                    Err(Error::OffsetOutOfRange { .. }) if !is_durable => return,
+                    Err(Error::OffsetOutOfRange { .. }) if !is_durable || may_be_removed => return,
                     Err(error) => {
                         found = Err(format!("a consumer was told: {error}"));
                         return;
@@ -244,6 +368,16 @@ impl Actor {
                 for record in batch.records() {
                     let value = record.value.unwrap_or_default();
                     let (partition, offset) = (batch.partition(), record.offset);
+                    let place = places
+                        .entry(partition)
+                        .or_insert((offset, batch.leader_epoch()));
+                    if place.0 != offset && found.is_ok() {
+                        let expected = place.0;
+                        found = Err(format!(
+                            "consumer {number} was given offset {offset} of {partition} where {expected} was next"
+                        ));
+                    }
+                    *place = (offset + 1, batch.leader_epoch());
                     let told = oracle.delivered(*topic, partition, offset, value, is_durable);
                     if found.is_ok() {
                         found = told;

@@ -25,12 +25,13 @@ use std::io;
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::{fs, mem};
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
 use ringtide_log::files::watch::Change;
 use ringtide_schema::batch::Header;
-use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
+use ringtide_schema::index::{self, INTERVAL_BYTES, IndexEntry, IndexView};
 
 use crate::planted::Planted;
 use crate::random::Random;
@@ -396,11 +397,27 @@ impl Disk {
                 Ok(DiskDone::Done)
             }
             DiskOp::LoadIndex {
-                log_path, bytes, ..
-            } => self.find(&log_path).map(|inode| {
+                index_path,
+                log_path,
+                base_offset,
+                bytes,
+                keep,
+            } => {
+                if let Some(index) = self.index(&index_path, base_offset, bytes) {
+                    return Ok(DiskDone::Index(index));
+                }
+                let inode = self.find(&log_path)?;
                 let segment = self.inodes[inode].now.read(0, bytes as usize);
-                DiskDone::Index(index_of(&segment))
-            }),
+                let index = index_of(&segment);
+                if let (true, IndexBytes::Built { entries, .. }) = (keep, &index) {
+                    let contents = index::encode(base_offset, bytes as u32, entries);
+                    if self.grow(contents.len() as u64).is_ok() {
+                        let inode = self.add(Inode::unsynced(contents));
+                        self.names.insert(index_path, inode);
+                    }
+                }
+                Ok(DiskDone::Index(index))
+            }
             DiskOp::Replace { path, contents } => {
                 self.grow(contents.len() as u64)?;
                 if let Some(&old) = self.names.get(&path) {
@@ -477,6 +494,17 @@ impl Disk {
         let is_log = mode == OpenMode::Wal;
         self.open.insert((shard, file), (inode, is_log));
         Ok(DiskDone::Opened { bytes })
+    }
+
+    /// The index file, if it is there, whole, and knows enough.
+    fn index(&self, path: &Path, base_offset: u64, bytes: u64) -> Option<IndexBytes> {
+        let now = &self.inodes[*self.names.get(path)?].now;
+        let contents = now.read(0, now.len);
+        let is_believed = self.planted == Planted::IndexBelieved && now.len >= index::HEADER_BYTES;
+        let is_right = IndexView::check(&contents).is_ok_and(|view| {
+            view.base_offset == base_offset && u64::from(view.covered_bytes) >= bytes
+        });
+        (is_right || is_believed).then(|| IndexBytes::File(Arc::new(contents)))
     }
 
     /// A range of an open file, as a socket sends it; nothing if the file is shorter.

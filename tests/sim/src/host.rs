@@ -47,6 +47,10 @@ pub struct Node {
     pub fx: Effects<Mail>,
     /// Its connections.
     pub sockets: BTreeMap<ConnId, Socket>,
+    /// Something has happened to it since its last turn.
+    pub is_due: bool,
+    /// It sleeps although it is due (planted); whatever happens to it next wakes it.
+    pub sleeps: bool,
 }
 
 /// A broker that runs.
@@ -136,6 +140,8 @@ impl Broker {
                 shard: Shard::new(settings, inventory).expect("memory"),
                 fx: Effects::default(),
                 sockets: BTreeMap::new(),
+                is_due: true,
+                sleeps: false,
             };
             node.shard.turn(now, &mut node.fx);
             nodes.push(node);

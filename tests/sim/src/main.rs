@@ -19,8 +19,7 @@ struct Args {
     /// How many seeds
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// Plant a fault (log-without-sync, log-acknowledged-early, sync-does-nothing, names-not-synced) and
-    /// play until a seed finds it
+    /// Plant a fault of the disk or the driver (docs/SIMULATION.md has their names) and play until a seed finds it
     #[arg(long)]
     plant: Option<String>,
     /// Print what happens
@@ -48,7 +47,8 @@ fn main() -> ExitCode {
         Some(name) => match Planted::ALL.iter().find(|(known, _)| known == name) {
             Some((_, planted)) => *planted,
             None => {
-                eprintln!("there is no fault {name:?}; --help lists them");
+                let known: Vec<&str> = Planted::ALL.iter().map(|(name, _)| *name).collect();
+                eprintln!("there is no fault {name:?}, but {}", known.join(", "));
                 return ExitCode::from(2);
             }
         },

@@ -37,6 +37,9 @@ struct Published {
     may_be_lost: bool,
 }
 
+/// Of the topics of a run.
+pub const SEGMENT_BYTES: i64 = 1 << 20;
+
 /// All that is known of what must hold.
 #[derive(Default)]
 pub struct Oracle {
@@ -190,12 +193,25 @@ impl Oracle {
         topic: usize,
         partition: u32,
         log: &[(u64, Vec<u8>)],
+        retention_bytes: Option<i64>,
     ) -> Result<(), Violation> {
         let mut places: BTreeMap<Id, u64> = BTreeMap::new();
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
-        for (expected, (offset, value)) in log.iter().enumerate() {
+        let first = log.first().map_or(0, |(offset, _)| *offset);
+        if first > 0 {
+            // A batch has a header of 61 bytes, a record some more than its value.
+            let bytes: usize = log.iter().map(|(_, value)| value.len() + 61 + 40).sum();
+            // The oldest segment goes while there is more than that.
+            let least = retention_bytes.map(|most| most - SEGMENT_BYTES);
+            if least.is_none_or(|least| (bytes as i64) < least) {
+                return Err(format!(
+                    "{topic}/{partition} begins at {first}: {bytes} bytes are left, retention is {retention_bytes:?}"
+                ));
+            }
+        }
+        for (expected, (offset, value)) in (first..).zip(log) {
             let place = format!("{topic}/{partition}");
-            if *offset != expected as u64 {
+            if *offset != expected {
                 return Err(format!(
                     "offset {offset} of {place} where {expected} is next"
                 ));
@@ -217,7 +233,7 @@ impl Oracle {
         }
         for ((_, _, offset), id) in self
             .durable
-            .range((topic, partition, 0)..=(topic, partition, u64::MAX))
+            .range((topic, partition, first)..=(topic, partition, u64::MAX))
         {
             if places.get(id) != Some(offset) {
                 return Err(format!(
@@ -240,6 +256,7 @@ impl Oracle {
                 // Without acknowledgements nobody says whether the broker refused it.
                 Fate::Acknowledged(acks, offset)
                     if !record.may_be_lost
+                        && offset.is_none_or(|at| at >= first)
                         && acks != Acks::None
                         && (found.is_none() || offset.is_some_and(|at| found != Some(at))) =>
                 {

@@ -14,14 +14,23 @@ pub enum Planted {
     SyncDoesNothing,
     /// The directory of a replaced file is not synced.
     NamesNotSynced,
+    /// The index of a segment is believed unread.
+    IndexBelieved,
+    /// Mail between shards is lost now and then.
+    MailLost,
+    /// A shard that sleeps is not woken by mail now and then.
+    WakeLost,
 }
 
 impl Planted {
     /// All faults, by name.
-    pub const ALL: [(&'static str, Self); 4] = [
+    pub const ALL: [(&'static str, Self); 7] = [
         ("log-without-sync", Self::LogWithoutSync),
         ("log-acknowledged-early", Self::LogAcknowledgedEarly),
         ("sync-does-nothing", Self::SyncDoesNothing),
         ("names-not-synced", Self::NamesNotSynced),
+        ("index-believed", Self::IndexBelieved),
+        ("mail-lost", Self::MailLost),
+        ("wake-lost", Self::WakeLost),
     ];
 }

@@ -119,6 +119,10 @@ struct World {
     actors: Vec<Actor>,
     conns: BTreeMap<ConnId, Conn>,
     next_conn: u64,
+    /// Bytes that a partition of each topic is to keep, if not all.
+    retention: [Option<i64>; 2],
+    /// Nothing has happened yet that makes a client give up a connection.
+    is_well: bool,
     oracle: Oracle,
     faults_left: u64,
     outcome: Outcome,
@@ -152,7 +156,14 @@ impl World {
         let mut random = Random::new(seed);
         let disk = Disk::new(random.next_u64(), planted);
         let clients = random.between(1, 5) as u32;
-        let actors = (0..clients).map(|n| Actor::new(n, &mut random)).collect();
+        let retention = TOPICS.map(|_| {
+            random
+                .percent(30)
+                .then(|| random.between(1 << 20, 3 << 20) as i64)
+        });
+        let actors = (0..clients)
+            .map(|n| Actor::new(n, &retention, &mut random))
+            .collect();
         Self {
             now: Now {
                 mono_ns: SECOND,
@@ -167,6 +178,8 @@ impl World {
             actors,
             conns: BTreeMap::new(),
             next_conn: 0,
+            retention,
+            is_well: true,
             oracle: Oracle::default(),
             faults_left: random.between(0, 4),
             outcome: Outcome {
@@ -195,7 +208,7 @@ impl World {
         self.until("time to pass", |world| world.now.mono_ns >= settled_ns)?;
         for topic in 0..TOPICS.len() {
             let number = 1_000 + topic as u32;
-            let reader = Actor::reader(number, topic, &mut self.random);
+            let reader = Actor::reader(number, topic, &self.retention, &mut self.random);
             // A topic that nobody made cannot be read.
             if self.actors.iter().any(|a| a.topic() == topic) {
                 self.actors.push(reader);
@@ -210,7 +223,8 @@ impl World {
         })?;
         for (topic, logs) in self.actors.iter().filter_map(Actor::read) {
             for (partition, log) in (0..).zip(logs) {
-                self.oracle.check(topic, partition, log)?;
+                let retention = self.retention[topic];
+                self.oracle.check(topic, partition, log, retention)?;
             }
         }
         Ok(())
@@ -281,6 +295,7 @@ impl World {
             broker
                 .nodes
                 .iter()
+                .filter(|node| !node.sleeps)
                 .for_each(|node| earlier(node.shard.deadline_ns()));
         }
         let now = self.instant();
@@ -345,8 +360,13 @@ impl World {
                 }
             }
             Event::Mail(to, from, mail) if is_current => {
+                let (planted, is_hit) = (self.disk.planted, self.random.percent(2));
+                if planted == Planted::MailLost && is_hit {
+                    return Ok(());
+                }
                 if let Some((node, now)) = self.node(to) {
                     node.shard.mail(from, *mail, now, &mut node.fx);
+                    node.sleeps = planted == Planted::WakeLost && is_hit;
                 }
             }
             Event::Sent(conn, egress) if is_current => self.sent(conn, egress),
@@ -374,6 +394,8 @@ impl World {
     fn node(&mut self, shard: u16) -> Option<(&mut crate::host::Node, Now)> {
         let now = self.now;
         let node = self.broker.as_mut()?.nodes.get_mut(usize::from(shard))?;
+        node.is_due = true;
+        node.sleeps = false;
         Some((node, now))
     }
 
@@ -433,6 +455,7 @@ impl World {
         }
         self.outcome.faults += 1;
         self.faults_left -= 1;
+        self.is_well = false;
         match fault {
             Fault::Kill => self.disk.kill(),
             Fault::PowerCut => self.disk.cut_power(),
@@ -451,6 +474,7 @@ impl World {
                 let broker = self.broker.as_mut().expect("it runs");
                 for node in &mut broker.nodes {
                     node.shard.stop(now, &mut node.fx);
+                    node.is_due = true;
                 }
                 return;
             }
@@ -532,6 +556,7 @@ impl World {
             return;
         };
         let (client, link) = (conn.client, conn.link);
+        self.is_well = false;
         self.hang_up(id, Disconnect::Error(104));
         let wait = self.latency();
         self.at(wait, Event::Lost(client, link, id));
@@ -613,6 +638,12 @@ impl World {
         };
         let shards = broker.nodes.len() as u16;
         for (shard, node) in (0..shards).zip(&mut broker.nodes) {
+            let deadline = node.shard.deadline_ns();
+            let is_due = node.is_due || deadline.is_some_and(|at| at <= self.now.mono_ns);
+            if !is_due || node.sleeps {
+                continue;
+            }
+            node.is_due = false;
             let ready: Vec<ConnId> = node
                 .sockets
                 .iter()
@@ -702,7 +733,10 @@ impl World {
                 self.at(latency, Event::Sent(id, egress));
             }
             NetOp::Pause(_) => socket.is_paused = true,
-            NetOp::Resume(_) => socket.is_paused = false,
+            NetOp::Resume(_) => {
+                socket.is_paused = false;
+                node.is_due = true;
+            }
             NetOp::Close(_) | NetOp::Abort(_) => {
                 // What was sent arrives before the end.
                 node.sockets.remove(&id);
@@ -738,6 +772,11 @@ impl World {
                 {
                     self.hang_up(conn, Disconnect::Peer);
                     self.conns.remove(&conn);
+                    if self.is_well {
+                        return Err(format!(
+                            "client {index} gave up its connection to a broker that is well"
+                        ));
+                    }
                 }
             }
             while let Some((link, _, port)) = self.actors[index].client.next_connect(now) {
