@@ -125,10 +125,14 @@ fn meant(nearest: &Option<&'static str>) -> String {
 }
 
 impl Config {
-    /// Flags over the file's keys over the defaults.
-    pub(crate) fn load(flags: Raw, file: Option<&Path>) -> Result<Self, ConfigError> {
+    /// Flags over the file's keys over the defaults. `allowed` are the CPUs that this process may run on.
+    pub(crate) fn load(
+        flags: Raw,
+        file: Option<&Path>,
+        allowed: &[usize],
+    ) -> Result<Self, ConfigError> {
         let file = file.map(Raw::read).transpose()?.unwrap_or_default();
-        Self::from_raw(&flags.over(file), &ringtide_uring::probe::allowed())
+        Self::from_raw(&flags.over(file), allowed)
     }
 
     /// Validates what was written. `allowed` are the CPUs that this process may run on.

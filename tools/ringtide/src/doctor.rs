@@ -9,6 +9,7 @@ mod host;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use ringtide_uring::probe;
 use serde::Serialize;
 
 use crate::cli::DoctorArgs;
@@ -97,7 +98,7 @@ pub(crate) fn run(args: DoctorArgs) -> Result<(), Failure> {
         cpus: args.cpus,
         ..Raw::default()
     };
-    let config = Config::load(flags, args.config.as_deref())
+    let config = Config::load(flags, args.config.as_deref(), &probe::allowed())
         .map_err(|error| Failure::usage(error.to_string()))?;
     let host = Host::look(&config);
     let checks = checks::all(&host);

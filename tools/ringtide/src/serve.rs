@@ -42,7 +42,7 @@ const SAY_EVERY: Duration = Duration::from_secs(1);
 
 /// Runs a broker until it is told to stop.
 pub(crate) fn run(args: ServeArgs) -> Result<(), Failure> {
-    let config = Config::load(args.settings, args.config.as_deref())
+    let config = Config::load(args.settings, args.config.as_deref(), &probe::allowed())
         .map_err(|error| Failure::usage(error.to_string()))?;
     let log = logging::start(config.log_level, config.log_format)?;
     serve(&config, &log.flusher()).map_err(|failure| {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ringtide_perf::BenchError;
 use ringtide_perf::broker::{Broker, Launch};
-use ringtide_uring::StopSignal;
+use ringtide_uring::{StopSignal, probe};
 use tempfile::TempDir;
 
 use crate::bench::placement::Placement;
@@ -92,7 +92,8 @@ fn start_here(start: &Start, data: &Path) -> Result<(String, Runs), BenchError> 
     let mut settings: Vec<_> = decided.map(|(key, value)| (key.to_owned(), value)).into();
     settings.extend(start.more.iter().cloned());
     let settings = Raw::from_pairs(&settings).map_err(wrong)?;
-    let config = Config::load(settings, None).map_err(|error| wrong(error.to_string()))?;
+    let config = Config::load(settings, None, &probe::allowed())
+        .map_err(|error| wrong(error.to_string()))?;
     let log = logging::start(tracing::Level::WARN, LogFormat::Auto)
         .map_err(|failure| wrong(failure.to_string()))?;
     let opened = Opened::open(&config, &log.flusher());
