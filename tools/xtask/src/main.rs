@@ -1,9 +1,10 @@
 //! Tasks of the repository, run as `cargo xtask TASK`.
 //!
-//! `generate` makes the FlatBuffers code anew, or with `--check` says whether it is as it should be;
-//! `instructions` holds what the parts need against their baseline, or with `--accept` makes a new
-//! one; `tidy` checks the rules of the layout.
+//! `fuzz` runs the fuzz targets; `generate` makes the FlatBuffers code anew, or with `--check` says
+//! whether it is as it should be; `instructions` holds what the parts need against their baseline, or
+//! with `--accept` makes a new one; `tidy` checks the rules of the layout.
 
+mod fuzz;
 mod generate;
 mod instructions;
 mod tidy;
@@ -12,12 +13,14 @@ mod tree;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-const USAGE: &str = "usage: cargo xtask generate [--check] | instructions [--accept] | tidy";
+const USAGE: &str = "usage: cargo xtask fuzz [TARGET] [--seconds N] [--merge] | fuzz --planted | \
+                     generate [--check] | instructions [--accept] | tidy";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let result = match args[..] {
+        ["fuzz", ref rest @ ..] => fuzz::run(&root(), rest),
         ["generate"] => generate::write(&root()),
         ["generate", "--check"] => generate::check(&root()),
         ["instructions"] => instructions::check(&root()),

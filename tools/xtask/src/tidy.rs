@@ -29,7 +29,7 @@ const TOP: [&str; 14] = [
 
 /// Which of our crates a crate may be built from. What is absent here is an invariant: the schema
 /// knows bytes only, the logic (log, shard) knows no kernel, the client knows no engine.
-const MAY_IMPORT: [(&str, &[&str]); 11] = [
+const MAY_IMPORT: [(&str, &[&str]); 12] = [
     ("ringtide-schema", &[]),
     ("ringtide-io", &["ringtide-schema"]),
     ("ringtide-log", &["ringtide-schema", "ringtide-io"]),
@@ -57,6 +57,16 @@ const MAY_IMPORT: [(&str, &[&str]); 11] = [
             "ringtide-session",
             "ringtide-client",
             "ringtide-perf",
+        ],
+    ),
+    (
+        "ringtide-fuzz",
+        &[
+            "ringtide-schema",
+            "ringtide-io",
+            "ringtide-log",
+            "ringtide-session",
+            "ringtide-shard",
         ],
     ),
     ("xtask", &[]),

@@ -1,0 +1,103 @@
+//! The index of a segment.
+//!
+//! What is taken is made of the bytes that were read, but for fields without a meaning. Where entries
+//! ascend, as the writer leaves them, whatever is looked up gives a range that begins at an entry, ends at one or
+//! at the end of the segment, and holds what was asked for.
+
+#![no_main]
+
+use std::sync::Arc;
+
+use libfuzzer_sys::fuzz_target;
+use ringtide_fuzz::{bounded, seal, sealed_by};
+use ringtide_io::IndexBytes;
+use ringtide_log::segment::{Range, Segment};
+use ringtide_schema::index::{ENTRY_BYTES, HEADER_BYTES, IndexEntry, IndexView, encode};
+use ringtide_schema::store::SegmentT;
+
+sealed_by!(seal::index);
+
+/// As a segment of at most 2 GiB has them.
+fn ascend(entries: &[IndexEntry], end: u64) -> bool {
+    let pairs = entries.windows(2).all(|pair| {
+        pair[0].relative_offset < pair[1].relative_offset
+            && pair[0].position < pair[1].position
+            && pair[0].max_timestamp_before_ms <= pair[1].max_timestamp_before_ms
+    });
+    let first = entries.first().is_some_and(|first| {
+        first.relative_offset == 0
+            && first.position == 0
+            && first.max_timestamp_before_ms == i64::MIN
+    });
+    let last = entries
+        .last()
+        .is_some_and(|last| u64::from(last.position) < end);
+    pairs && first && last
+}
+
+fn between_batches(range: Range, entries: &[IndexEntry], base: u64, end: (u64, u64)) {
+    let places = entries
+        .iter()
+        .map(|e| (u64::from(e.position), base + u64::from(e.relative_offset)))
+        .chain([end]);
+    let places: Vec<(u64, u64)> = places.collect();
+    let stop = (range.position + range.bytes, range.next_offset);
+    assert!(
+        places.iter().any(|place| place.0 == range.position),
+        "{range:?} begins within a batch"
+    );
+    assert!(places.contains(&stop), "{range:?} ends within a batch");
+    assert!(stop.0 <= end.0, "{range:?} passes the end");
+}
+
+fn looked_up(bytes: &[u8], view: &IndexView<'_>, entries: &[IndexEntry]) {
+    let base = view.base_offset;
+    let end_bytes = u64::from(view.covered_bytes);
+    let last = entries
+        .last()
+        .map_or(0, |last| u64::from(last.relative_offset));
+    let Some(end_offset) = base
+        .checked_add(last + 1)
+        .filter(|&end| end <= i64::MAX as u64)
+    else {
+        return;
+    };
+    let end = (end_bytes, end_offset);
+    let mut segment = Segment::load(SegmentT {
+        base_offset: base,
+        next_offset: end_offset,
+        bytes: end_bytes,
+        sealed: true,
+        ..SegmentT::default()
+    });
+    segment.set_index(IndexBytes::File(Arc::new(bytes.to_vec())));
+    assert_eq!(segment.index.entries(), entries);
+    for entry in entries.iter().take(64) {
+        let offset = base + u64::from(entry.relative_offset);
+        for most in [1, u64::from(entry.position), u64::MAX >> 1] {
+            let range = segment.range(offset, most, end);
+            between_batches(range, entries, base, end);
+            assert!(range.position <= u64::from(entry.position));
+            assert!(
+                range.next_offset > offset && range.bytes > 0,
+                "{range:?} without {offset}"
+            );
+        }
+        let range = segment.range_of_time(entry.timestamp_ms, end);
+        between_batches(range, entries, base, end);
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(view) = bounded(0, || IndexView::check(data)) else {
+        return;
+    };
+    assert_eq!(HEADER_BYTES + view.len() * ENTRY_BYTES, data.len());
+    let entries: Vec<IndexEntry> = (0..view.len()).map(|i| view.get(i)).collect();
+    let again = encode(view.base_offset, view.covered_bytes, &entries);
+    assert_eq!(again[12..28], data[12..28]);
+    assert_eq!(again[HEADER_BYTES..], data[HEADER_BYTES..]);
+    if ascend(&entries, u64::from(view.covered_bytes)) {
+        looked_up(data, &view, &entries);
+    }
+});

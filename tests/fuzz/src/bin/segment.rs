@@ -1,0 +1,45 @@
+//! A segment as `ringtide inspect` shows it.
+//!
+//! Read through the file it has the same batches as its bytes, up to the first that is damaged, and what is
+//! counted as damage is what lines call so.
+
+#![no_main]
+
+use std::fs;
+
+use libfuzzer_sys::fuzz_target;
+use ringtide_fuzz::{seal, sealed_by};
+use ringtide_log::recovery::{inspect, log_name};
+use ringtide_schema::batch::{CRC_START, check_stored};
+
+sealed_by!(seal::batches);
+
+/// What the last line says of batches that follow one another from offset `base` on.
+fn summary(bytes: &[u8], base: u64) -> String {
+    let (mut position, mut batches, mut records) = (0, 0, 0);
+    let (mut next_offset, mut prefix_crc) = (base, 0);
+    while let Ok(header) = check_stored(&bytes[position..]) {
+        prefix_crc = crc32c::crc32c_append(prefix_crc, &bytes[position..position + CRC_START]);
+        position += header.batch_bytes;
+        batches += 1;
+        records += u64::from(header.record_count);
+        next_offset = header.next_offset();
+    }
+    let whole = bytes.len();
+    format!(
+        "{position} bytes of {whole}: {batches} batches, {records} records, next offset {next_offset}, \
+         prefix crc {prefix_crc:#010x}"
+    )
+}
+
+fuzz_target!(|data: &[u8]| {
+    let dir = tempfile::tempdir().expect("a place for the segment");
+    let path = dir.path().join(log_name(0));
+    fs::write(&path, data).expect("written");
+    let mut out = Vec::new();
+    let bad = inspect::segment(&path, &mut out).expect("readable");
+    let text = String::from_utf8(out).expect("text");
+    let counted = text.lines().filter(|line| line.starts_with("BAD ")).count();
+    assert_eq!(counted, bad as usize, "{text}");
+    assert_eq!(text.lines().last(), Some(&*summary(data, 0)), "{text}");
+});
