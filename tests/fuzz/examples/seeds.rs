@@ -185,7 +185,12 @@ fn wire() -> io::Result<()> {
         };
         let hello = frame(Op::Hello, 1, &packed(|b| hello.pack(b)), &[]);
         let stream = [&[hello][..], &request].concat();
-        put("shard", name, &cut(&[7, 60, 50], &stream))?;
+        let mut input = cut(&[7, 60, 50], &stream);
+        put("shard", name, &input)?;
+        for (shards, number) in [("first-of-two", 1), ("second-of-two", 3)] {
+            input[0] = input[0] & 15 | number << 4;
+            put("shard", &format!("{name}-{shards}"), &input)?;
+        }
     }
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! A slot of the write-ahead log as `ringtide inspect` shows it. The input is its header, 64 bytes, and then
 //! frames, as `ringtide_fuzz::directory` has them.
 //!
-//! Whatever lies there is shown to its end; what is counted as damage is what lines call so, and a frame whose
-//! every checksum is right is shown with all its entries.
+//! Whatever lies there is shown to its end, each frame that another follows with all its entries; what is
+//! counted as damage is what lines call so.
 
 #![no_main]
 
@@ -19,12 +19,29 @@ sealed_by!(seal::data_directory);
 /// Whether the numbers of all frames are such that one can be added: past that, showing them panics.
 fn countable(slot: &[u8]) -> bool {
     const MOST: u64 = u64::MAX >> 2;
-    let headers = slot
-        .chunks(BLOCK_BYTES)
-        .filter_map(|block| FrameHeader::decode(block).ok());
-    headers
-        .into_iter()
-        .all(|(header, _)| header.first_seq < MOST && header.frame_seq < MOST)
+    let blocks = slot.chunks(BLOCK_BYTES);
+    let mut headers = blocks.filter_map(|block| FrameHeader::decode(block).ok());
+    headers.all(|(header, _)| header.first_seq < MOST && header.frame_seq < MOST)
+}
+
+/// Each frame has all its entries before the next one begins.
+fn entries(text: &str) {
+    let mut left = 0;
+    for line in text.lines() {
+        if line.starts_with("frame ") {
+            assert_eq!(left, 0, "entries are missing before {line:?}");
+            let count = line
+                .split(" bytes, ")
+                .nth(1)
+                .and_then(|rest| rest.split(' ').next());
+            left = count
+                .and_then(|count| count.parse().ok())
+                .expect("a number of entries");
+        } else if line.starts_with("  entry ") {
+            assert!(left > 0, "one entry too many: {line:?}");
+            left -= 1;
+        }
+    }
 }
 
 fuzz_target!(|data: &[u8]| {
@@ -40,6 +57,7 @@ fuzz_target!(|data: &[u8]| {
         let mut out = Vec::new();
         let bad = inspect::wal(&file.path(), &mut out).expect("readable");
         let text = String::from_utf8(out).expect("text");
+        entries(&text);
         let lines = || text.lines();
         let count = |word: &str| lines().filter(|line| line.starts_with(word)).count();
         assert_eq!(count("BAD "), bad as usize, "{text}");

@@ -1,7 +1,8 @@
-//! A whole shard and one connection, whose bytes come cut anywhere.
+//! One or two shards and a connection to one of them, whose bytes come cut anywhere. The high bits of the
+//! first byte say how many shards and which.
 //!
-//! However they are cut, each request has the same answers but for what they say of the time between, no
-//! matter whether it was understood; and the shard never ends.
+//! However they are cut, each request is answered as often and with the same errors, whether it was
+//! understood or not; and no shard ends.
 
 #![no_main]
 
@@ -19,7 +20,7 @@ mod disk;
 #[expect(dead_code, reason = "the input has the requests")]
 mod peer;
 #[path = "../../../../engine/shard/tests/shard/world.rs"]
-#[expect(dead_code, reason = "one shard and one connection are a part of it")]
+#[expect(dead_code, reason = "a connection is a part of it")]
 mod world;
 
 use world::{Setup, World};
@@ -29,9 +30,9 @@ sealed_by!(seal::cut_frames);
 /// The operations and errors of the answers to each request, or nothing if the connection was closed.
 type Answers = Option<BTreeMap<u64, Vec<(u8, Option<u16>)>>>;
 
-fn answers(setup: &Setup, pieces: &[&[u8]]) -> Answers {
+fn answers(setup: &Setup, shard: usize, pieces: &[&[u8]]) -> Answers {
     let mut world = World::new(setup);
-    let peer = world.open(0);
+    let peer = world.open(shard);
     for piece in pieces {
         world.write(peer, piece);
         world.step();
@@ -57,7 +58,12 @@ fn answers(setup: &Setup, pieces: &[&[u8]]) -> Answers {
 
 fuzz_target!(|data: &[u8]| {
     let (stream, pieces) = cut(data);
-    let setup = Setup::new(1).topic("ticks", 2);
-    let whole = answers(&setup, &[stream]);
-    assert_eq!(answers(&setup, &pieces), whole);
+    let first = data.first().map_or(0, |byte| byte >> 4);
+    let (shards, shard) = match first & 1 {
+        0 => (1, 0),
+        _ => (2, usize::from(first >> 1 & 1)),
+    };
+    let setup = Setup::new(shards).topic("ticks", 2);
+    let whole = answers(&setup, shard, &[stream]);
+    assert_eq!(answers(&setup, shard, &pieces), whole);
 });
