@@ -1,5 +1,5 @@
 //! Writes the inputs that every corpus begins with, made of the golden bytes and of what writers write:
-//! `cargo run --manifest-path tests/fuzz/Cargo.toml --example seeds`.
+//! `cargo run --release --example seeds` in tests/fuzz.
 //!
 //! Their names say what they are. What runs have found beside them is named by its hash.
 

@@ -14,6 +14,7 @@ use ringtide_fuzz::{seal, sealed_by};
 use ringtide_log::recovery::{RecoverError, RecoverOptions, Recovered, Report, recover, verify};
 use ringtide_schema::identity::Identity;
 use ringtide_schema::snapshot;
+use ringtide_schema::store::GroupSnapshotT;
 
 sealed_by!(seal::data_directory);
 
@@ -37,12 +38,20 @@ fn refuses(report: &Report) -> bool {
     report.problems.iter().any(will_not)
 }
 
+/// What the groups hold. After a clean stop a start leaves snapshots as they are, and what it leaves out of
+/// them the next one leaves out again: which of them wrote it last may differ.
+fn contents(recovered: Recovered) -> Vec<GroupSnapshotT> {
+    let mut groups = recovered.groups;
+    groups.iter_mut().for_each(|group| group.incarnation = 0);
+    groups
+}
+
 /// Whether the numbers are none that end the counting: there a start adds past the last number there is.
 fn countable(data: &[u8]) -> bool {
     const MOST: u64 = u64::MAX >> 2;
     directory::parts(data).all(|(kind, _, contents)| match kind {
         Kind::Identity => Identity::decode(contents).map_or(true, |identity| {
-            identity.incarnation < MOST && identity.leader_epoch < u32::MAX
+            identity.incarnation < MOST && identity.leader_epoch < u32::MAX >> 2
         }),
         Kind::Snapshot => snapshot::decode(contents).map_or(true, |group| {
             let partitions = || group.partitions.iter().flatten();
@@ -83,5 +92,5 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(second.identity.incarnation, first.identity.incarnation + 1);
     assert_eq!(second.topics, first.topics);
     assert_eq!(second.next_topic_serial, first.next_topic_serial);
-    assert_eq!(second.groups, first.groups);
+    assert_eq!(contents(second), contents(first));
 });
