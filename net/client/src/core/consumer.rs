@@ -278,10 +278,14 @@ impl Consumer {
         let (mut start, mut whole) = (0, 0);
         let mut fault = None;
         let mut follows = None;
+        let mut first = from;
         for batch in Batches::new(payload) {
             match batch {
                 Ok((header, bytes)) => {
                     let (base, next) = (header.base_offset, header.next_offset());
+                    if whole == 0 {
+                        first = base;
+                    }
                     if !state.continues(&header, follows) {
                         // Where it should lie is known from the one before it.
                         let behind = follows.map(|follows: u64| follows + (next - base));
@@ -305,6 +309,12 @@ impl Consumer {
                     fault = Some((why, next.filter(|&next| next > state.arrived)));
                 }
             }
+        }
+        if fault.is_none() && state.arrived == from {
+            // The broker sends nothing that ends before what was asked for: a header is wrong.
+            let (base, expected) = (first, from);
+            fault = Some((BatchError::WrongOffset { base, expected }, None));
+            start = whole;
         }
         let offset = state.arrived;
         if whole > start {

@@ -178,6 +178,28 @@ fn a_damaged_batch_in_front_of_what_was_asked_for_is_passed_over() {
 }
 
 #[test]
+fn a_payload_whose_first_offset_is_wrong_is_an_error_and_not_passed_over() {
+    let (mut world, key) = with_two_batches();
+    world.send(0);
+    world.heal();
+    let log = world.model.log("t", 0);
+    let mut batches: Vec<Vec<u8>> = log.batches.iter().map(|b| b.1.clone()).collect();
+    // As if the log were long and a bit of the first batch had gone.
+    for (batch, base_offset) in batches.iter_mut().zip([36_u64, 101, 102]) {
+        batch[..8].copy_from_slice(&base_offset.to_be_bytes());
+    }
+    let consumer = world.core.consumer(key);
+    consumer.seek(0, Start::Offset(102));
+    consumer.cursors[0].place = Place::Known;
+    consumer.cursors[0].arrived = 102;
+    consumer.arrived(0, &batches.concat());
+    match consumer.take() {
+        Some(Err(Error::BadBatch { offset: 102, .. })) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn an_error_is_told_before_what_arrives_later_and_forgotten_by_a_seek() {
     let (mut world, key) = with_two_batches();
     let payload = world.model.log("t", 0).batches[0].1.clone();
