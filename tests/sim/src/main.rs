@@ -22,6 +22,9 @@ struct Args {
     /// Plant a fault of the disk or the driver (docs/SIMULATION.md has their names) and play until a seed finds it
     #[arg(long)]
     plant: Option<String>,
+    /// Play until a seed fails, and end well then
+    #[arg(long)]
+    until_found: bool,
     /// Print what happens
     #[arg(long)]
     trace: bool,
@@ -59,7 +62,7 @@ fn main() -> ExitCode {
     let began = Instant::now();
     let next = AtomicU64::new(args.seed);
     let end = args.seed.saturating_add(args.seeds);
-    let is_search = planted != Planted::Nothing;
+    let is_search = planted != Planted::Nothing || args.until_found;
     let failed = Mutex::new(Vec::new());
     let (events, faults, records) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let done = AtomicU64::new(0);

@@ -2,11 +2,13 @@
 //!
 //! `fuzz` runs the fuzz targets; `generate` makes the FlatBuffers code anew, or with `--check` says
 //! whether it is as it should be; `instructions` holds what the parts need against their baseline, or
-//! with `--accept` makes a new one; `tidy` checks the rules of the layout.
+//! with `--accept` makes a new one; `planted` lets the simulation find faults that are planted in a copy
+//! of the sources; `tidy` checks the rules of the layout.
 
 mod fuzz;
 mod generate;
 mod instructions;
+mod planted;
 mod tidy;
 mod tree;
 
@@ -14,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: cargo xtask fuzz [TARGET] [--seconds N] [--merge] | fuzz --planted | \
-                     generate [--check] | instructions [--accept] | tidy";
+                     generate [--check] | instructions [--accept] | planted [FAULT] | tidy";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -25,6 +27,8 @@ fn main() -> ExitCode {
         ["generate", "--check"] => generate::check(&root()),
         ["instructions"] => instructions::check(&root()),
         ["instructions", "--accept"] => instructions::accept(&root()),
+        ["planted"] => planted::run(&root(), None),
+        ["planted", name] => planted::run(&root(), Some(name)),
         ["tidy"] => tidy::run(&root()),
         _ => Err(USAGE.into()),
     };
