@@ -10,4 +10,4 @@ pub mod random;
 pub mod world;
 
 pub use planted::Planted;
-pub use world::{Outcome, run, run_telling};
+pub use world::{Limits, Outcome, run, run_telling};

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::Parser;
-use ringtide_sim::{Planted, run, run_telling};
+use ringtide_sim::{Limits, Planted, run, run_telling};
 
 /// Plays seeds and names those that break a promise
 #[derive(Parser)]
@@ -28,6 +28,15 @@ struct Args {
     /// Print what happens
     #[arg(long)]
     trace: bool,
+    /// Play with so many clients at the most
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    clients: u64,
+    /// Play so many faults at the most
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    faults: u64,
+    /// Play so many records of each client at the most
+    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    records: u64,
     /// Threads [default: one for each core]
     #[arg(long)]
     threads: Option<usize>,
@@ -56,6 +65,11 @@ fn main() -> ExitCode {
             }
         },
     };
+    let limits = Limits {
+        clients: args.clients,
+        faults: args.faults,
+        records: args.records,
+    };
     let threads = args
         .threads
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
@@ -77,14 +91,17 @@ fn main() -> ExitCode {
                     }
                     PLAYED.set(seed);
                     let outcome = match args.trace {
-                        true => run_telling(seed, planted, |event| println!("{event}")),
-                        false => run(seed, planted),
+                        true => run_telling(seed, planted, limits, |event| println!("{event}")),
+                        false => run(seed, planted, limits),
                     };
                     events.fetch_add(outcome.events, Ordering::Relaxed);
                     faults.fetch_add(outcome.faults, Ordering::Relaxed);
                     records.fetch_add(outcome.records, Ordering::Relaxed);
                     if let Some(violation) = outcome.violation {
                         println!("seed {seed}: {violation}");
+                        if !is_search {
+                            println!("{}", shortest(seed, limits, outcome.events));
+                        }
                         failed.lock().expect("not poisoned").push(seed);
                     }
                     let done = 1 + done.fetch_add(1, Ordering::Relaxed);
@@ -114,4 +131,42 @@ fn main() -> ExitCode {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     }
+}
+
+/// The least of a failing seed that still fails, as the command that plays it.
+fn shortest(seed: u64, limits: Limits, events: u64) -> String {
+    let (mut least, mut events) = (limits, events);
+    for set in [
+        (|limits, n| Limits {
+            faults: n,
+            ..limits
+        }) as fn(Limits, u64) -> Limits,
+        |limits, n| Limits {
+            clients: n,
+            ..limits
+        },
+        |limits, n| Limits {
+            records: n,
+            ..limits
+        },
+    ] {
+        for n in [0, 1, 2, 3, 5, 10, 20, 40, 80, 160, 320] {
+            let tried = set(least, n);
+            let outcome = run(seed, Planted::Nothing, tried);
+            if outcome.violation.is_some() && outcome.events <= events {
+                (least, events) = (tried, outcome.events);
+                break;
+            }
+        }
+    }
+    let flag = |name: &str, limit: u64| match limit {
+        u64::MAX => String::new(),
+        limit => format!(" --{name} {limit}"),
+    };
+    format!(
+        "  {events} events: cargo run --release -p ringtide-sim -- --seed {seed} --seeds 1 --trace{}{}{}",
+        flag("clients", least.clients),
+        flag("faults", least.faults),
+        flag("records", least.records)
+    )
 }

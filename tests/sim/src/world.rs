@@ -41,6 +41,26 @@ pub struct Outcome {
     pub violation: Option<Violation>,
 }
 
+/// At most so much of what a seed would play: what is left plays as it would have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Clients.
+    pub clients: u64,
+    /// Faults.
+    pub faults: u64,
+    /// Records of each client.
+    pub records: u64,
+}
+
+impl Limits {
+    /// All that a seed plays.
+    pub const NONE: Self = Self {
+        clients: u64::MAX,
+        faults: u64::MAX,
+        records: u64::MAX,
+    };
+}
+
 enum Event {
     /// An operation of this start of the broker ends.
     Disk(Ticket),
@@ -131,13 +151,18 @@ struct World {
 }
 
 /// Plays a seed.
-pub fn run(seed: u64, planted: Planted) -> Outcome {
-    play(World::new(seed, planted))
+pub fn run(seed: u64, planted: Planted, limits: Limits) -> Outcome {
+    play(World::new(seed, planted, limits))
 }
 
 /// Plays a seed and tells every event.
-pub fn run_telling(seed: u64, planted: Planted, tell: impl FnMut(&str) + 'static) -> Outcome {
-    let mut world = World::new(seed, planted);
+pub fn run_telling(
+    seed: u64,
+    planted: Planted,
+    limits: Limits,
+    tell: impl FnMut(&str) + 'static,
+) -> Outcome {
+    let mut world = World::new(seed, planted, limits);
     world.tell = Some(Box::new(tell));
     play(world)
 }
@@ -152,17 +177,21 @@ fn play(mut world: World) -> Outcome {
 }
 
 impl World {
-    fn new(seed: u64, planted: Planted) -> Self {
+    fn new(seed: u64, planted: Planted, limits: Limits) -> Self {
         let mut random = Random::new(seed);
         let disk = Disk::new(random.next_u64(), planted);
-        let clients = random.between(1, 5) as u32;
+        let clients = random.between(1, 5).min(limits.clients) as u32;
         let retention = TOPICS.map(|_| {
             random
                 .percent(30)
                 .then(|| random.between(1 << 20, 3 << 20) as i64)
         });
         let actors = (0..clients)
-            .map(|n| Actor::new(n, &retention, &mut random))
+            .map(|n| {
+                let mut actor = Actor::new(n, &retention, &mut random);
+                actor.to_send = actor.to_send.min(limits.records);
+                actor
+            })
             .collect();
         Self {
             now: Now {
@@ -181,7 +210,7 @@ impl World {
             retention,
             is_well: true,
             oracle: Oracle::default(),
-            faults_left: random.between(0, 4),
+            faults_left: random.between(0, 4).min(limits.faults),
             outcome: Outcome {
                 trace: seed,
                 events: 0,
