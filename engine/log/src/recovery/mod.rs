@@ -8,7 +8,9 @@
 //! The order of its writes makes it safe to interrupt at any point: segments, then snapshots of
 //! data groups, then that of the metadata group, then `identity` with the next incarnation (which
 //! makes every WAL slot free), and only then is anything removed. Before `identity` is replaced,
-//! a second run finds the same log and comes to the same result.
+//! a second run finds the same log and comes to the same result. After a clean stop there is nothing to
+//! write but `identity`. On a full disk slots of the log go earlier: free ones, and then the oldest once
+//! snapshots hold what is in them.
 //!
 //! What stops a start rather than lose or change acknowledged data is in [`error`]; what a break in
 //! the log means is decided by the table in [`table`]. [`verify`] and [`inspect`] read the same
