@@ -18,6 +18,8 @@ use crate::{le, put_le};
 pub const IDENTITY_BYTES: usize = 64;
 /// The version of the data directory that this version of the broker reads and writes.
 pub const FORMAT: u16 = 1;
+/// Leader epochs are below this: in a record batch they have a sign.
+const MAX_LEADER_EPOCH: u32 = i32::MAX as u32;
 const MAGIC: [u8; 8] = *b"RTDATADR";
 
 /// Identity and state of a data directory.
@@ -117,10 +119,14 @@ impl Identity {
         match identity {
             _ if state > 1 => Err(IdentityError::Impossible("state")),
             Self { groups: 0, .. } => Err(IdentityError::Impossible("number of groups")),
-            Self { incarnation: 0, .. } => Err(IdentityError::Impossible("incarnation")),
+            // A start writes the next ones: the last of each is none to begin from.
             Self {
-                leader_epoch: 0, ..
-            } => Err(IdentityError::Impossible("leader epoch")),
+                incarnation: 0 | u64::MAX,
+                ..
+            } => Err(IdentityError::Impossible("incarnation")),
+            Self { leader_epoch, .. } if leader_epoch == 0 || leader_epoch >= MAX_LEADER_EPOCH => {
+                Err(IdentityError::Impossible("leader epoch"))
+            }
             _ => Ok(identity),
         }
     }

@@ -68,6 +68,9 @@ pub enum IndexError {
         /// Over what was read.
         computed: u32,
     },
+    /// Entries that no writer makes.
+    #[error("entry {0} is not behind the one before it, or outside of what the index covers")]
+    Order(usize),
 }
 
 /// The index as the bytes of its file. `covered_bytes`: how much of the segment it knows.
@@ -117,7 +120,23 @@ impl<'a> IndexView<'a> {
         if stored != computed || le!(u32, bytes, 36) != 0 {
             return Err(IndexError::Checksum { stored, computed });
         }
-        Ok(Self::trusted(bytes))
+        let view = Self::trusted(bytes);
+        match (0..view.len()).find(|&i| !view.is_in_order(i)) {
+            Some(wrong) => Err(IndexError::Order(wrong)),
+            None => Ok(view),
+        }
+    }
+
+    /// The first entry is the segment's first batch, each other one is behind the one before.
+    fn is_in_order(&self, i: usize) -> bool {
+        let entry = self.get(i);
+        let follows = match i.checked_sub(1).map(|before| self.get(before)) {
+            None => entry.relative_offset == 0 && entry.position == 0,
+            Some(before) => {
+                before.relative_offset < entry.relative_offset && before.position < entry.position
+            }
+        };
+        follows && entry.position < self.covered_bytes
     }
 
     /// A view of bytes that [`Self::check`] accepted before.
@@ -157,13 +176,18 @@ mod tests {
 
     #[test]
     fn an_index_round_trips_and_every_bit_flip_is_detected() {
-        let entry = IndexEntry {
-            relative_offset: 7,
-            position: 32768,
+        let first = IndexEntry {
+            relative_offset: 0,
+            position: 0,
             timestamp_ms: 1_700_000_000_000,
             max_timestamp_before_ms: i64::MIN,
         };
-        let bytes = encode(1000, 40_000, &[entry, entry]);
+        let entry = IndexEntry {
+            relative_offset: 7,
+            position: 32768,
+            ..first
+        };
+        let bytes = encode(1000, 40_000, &[first, entry]);
         let view = IndexView::check(&bytes).expect("just written");
         assert_eq!(
             (view.base_offset, view.covered_bytes, view.len()),
@@ -174,6 +198,25 @@ mod tests {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(IndexView::check(&flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn entries_that_do_not_ascend_or_lie_outside_are_not_believed() {
+        let entry = |relative_offset, position| IndexEntry {
+            relative_offset,
+            position,
+            timestamp_ms: 0,
+            max_timestamp_before_ms: 0,
+        };
+        let checked = |entries: &[IndexEntry]| {
+            IndexView::check(&encode(0, 100, entries)).map(|view| view.len())
+        };
+        assert_eq!(checked(&[entry(0, 0), entry(1, 99)]), Ok(2));
+        assert_eq!(checked(&[entry(1, 0)]), Err(IndexError::Order(0)));
+        assert_eq!(checked(&[entry(0, 1)]), Err(IndexError::Order(0)));
+        for wrong in [entry(0, 50), entry(1, 0), entry(1, 100)] {
+            assert_eq!(checked(&[entry(0, 0), wrong]), Err(IndexError::Order(1)));
         }
     }
 }

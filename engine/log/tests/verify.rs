@@ -307,6 +307,18 @@ fn an_open_segment_may_end_within_a_batch_or_in_zeros() {
 }
 
 #[test]
+fn a_file_of_another_name_that_begins_with_no_batch_is_no_segment() {
+    let (b, id) = directory();
+    let (path, bytes) = copied(&b, id);
+    let path = path.with_file_name("notes.txt");
+    fs::write(&path, &bytes).expect("written");
+    assert_eq!(judged(&path, inspect::segment).1, 0);
+    fs::write(&path, "once upon a time there was a log\n".repeat(9)).expect("written");
+    let (text, bad) = judged(&path, inspect::segment);
+    assert!(bad == 1 && text.contains("it is not a segment"), "{text}");
+}
+
+#[test]
 fn a_bad_batch_is_damage_when_a_whole_one_follows() {
     let (b, id) = directory();
     let (path, pristine) = copied(&b, id);

@@ -336,8 +336,11 @@ impl Shard {
                 if was_awaited && gets_space {
                     self.put_first(i);
                 } else if was_awaited {
-                    // Who has waited for long enough is told.
+                    // Who has waited for long enough is told; a search has no time of its own.
                     self.wake(i);
+                    if let Some(fault) = self.held_up(i) {
+                        self.refuse_searches(i, u64::MAX, &fault);
+                    }
                 }
             }
             Err(WriteError::Unreadable(message)) => {
@@ -425,16 +428,21 @@ impl Shard {
 
     /// Something needs space that is not there: publishes are refused until it could be written.
     pub(crate) fn disk_is_full(&mut self, message: &str, now: Now) {
-        if self.upkeep.disk_full.is_none() {
+        let why = format!("it goes on by itself when there is space: {message}");
+        let is_news = self.upkeep.disk_full.replace(why).is_none();
+        self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
+        if is_news {
             tracing::error!(
                 why = message,
                 "disk full: publishes are refused until there is space"
             );
+            // Readers of partitions that are not tried again yet, and have waited for long enough.
+            for i in 0..self.partitions.len() {
+                if self.held(i).is_some_and(|held| held.is_awaited) {
+                    self.wake(i);
+                }
+            }
         }
-        self.upkeep.disk_full = Some(format!(
-            "it goes on by itself when there is space: {message}"
-        ));
-        self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
     }
 
     /// The log has no room for an entry: that passes, unless what holds its memory or its slots waits

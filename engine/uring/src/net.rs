@@ -85,6 +85,8 @@ pub(crate) struct Net {
     accept_again_ns: Option<u64>,
     /// No more connections: the shard ends.
     closed: bool,
+    /// It was said that there is no room; said again once a quarter of it was free in between.
+    is_full_said: bool,
     /// Accepted beyond the bound, before the kernel was told to stop.
     surplus: VecDeque<OwnedFd>,
     conns: Vec<Option<Conn>>,
@@ -118,6 +120,7 @@ impl Net {
             accepting: Receiving::Off,
             accept_again_ns: None,
             closed: false,
+            is_full_said: false,
             surplus: VecDeque::new(),
             conns: Vec::new(),
             free: Vec::new(),
@@ -229,6 +232,17 @@ impl Net {
             self.accept(ring);
         } else {
             self.pause_accepting(ring);
+            self.say_full();
+        }
+    }
+
+    fn say_full(&mut self) {
+        if !self.closed && !std::mem::replace(&mut self.is_full_said, true) {
+            tracing::warn!(
+                connections = self.open,
+                "a shard has all connections that it may have: others wait until one ends, or raise \
+                 max-connections"
+            );
         }
     }
 
@@ -540,6 +554,7 @@ impl Net {
         assert_eq!(conn.id, id);
         self.free.push(slot_of(id));
         self.open -= 1;
+        self.is_full_said &= self.open * 4 > self.max_connections * 3;
         let Conn {
             socket,
             mut out,

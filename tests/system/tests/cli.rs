@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
+use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine;
@@ -372,13 +373,16 @@ fn offsets_that_cannot_be_printed_are_a_failure_and_the_records_are_published() 
     let (broker, cli) = scene(1);
     let full = File::options().write(true).open("/dev/full");
     let mut command = cli.command(&["produce", "t", "--offsets"]);
-    let mut producer = command.stdout(full.expect("a full device")).spawn();
-    let producer = producer.as_mut().expect("the binary starts");
+    command.stderr(Stdio::piped());
+    let producer = command.stdout(full.expect("a full device")).spawn();
+    let mut producer = producer.expect("the binary starts");
     let mut stdin = producer.stdin.take().expect("piped");
     stdin.write_all(b"one\ntwo\n").expect("written");
     drop(stdin);
-    let status = producer.wait().expect("it ends");
-    assert_eq!(status.code(), Some(exit::FAILED));
+    let ended = producer.wait_with_output().expect("it ends");
+    assert_eq!(ended.status.code(), Some(exit::FAILED));
+    let told = String::from_utf8_lossy(&ended.stderr);
+    assert!(told.contains("2 records acknowledged"), "{told}");
     assert_eq!(held(&broker), [[b"one".to_vec(), b"two".to_vec()]]);
 }
 

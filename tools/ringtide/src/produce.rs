@@ -22,7 +22,7 @@ use rustix::io::Errno;
 
 use crate::cli::{AcksArg, CompressionArg, ProduceArgs};
 use crate::connect::{connect, exit_of, of_topic};
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::ledger::{Done, Ledger};
 use crate::lines::{Line, LineError, Splitter};
 use crate::output;
@@ -116,7 +116,13 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
     publishing.settle();
     let unprinted = publishing.out.and_then(|out| out.failed);
     match (publishing.ledger.failure(), ended) {
-        (None, Ok(())) => unprinted.map_or(Ok(()), |error| Err(output::failure(error))),
+        (None, Ok(())) => unprinted.map_or(Ok(()), |error| {
+            let mut failure = output::failure(error);
+            if failure.exit != Exit::Done {
+                failure.message += &format!("; {}", publishing.ledger.counted());
+            }
+            Err(failure)
+        }),
         (Some(failure), Ok(()) | Err(Stop::Failed)) => Err(failure),
         (failure, Err(stop)) => {
             let counted = publishing.ledger.counted();
@@ -124,7 +130,7 @@ pub(crate) fn run(args: &ProduceArgs) -> Result<(), Failure> {
             let exit = match (&failure, &stop) {
                 (Some(failure), _) => failure.exit,
                 (None, Stop::Send { error, .. }) => exit_of(error),
-                (None, _) => crate::exit::Exit::Failed,
+                (None, _) => Exit::Failed,
             };
             match failure {
                 Some(failure) => message = format!("{message}. {failure}"),

@@ -5,12 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use toml::Spanned;
 
 use crate::config::ConfigError;
+
+/// A file of settings is shorter than this.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a setting stood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,10 +151,19 @@ impl Text {
 impl Raw {
     /// The settings in a TOML file.
     pub(crate) fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+        let unreadable = |why: String| ConfigError::Unreadable {
             path: path.into(),
-            why: error.to_string(),
-        })?;
+            why,
+        };
+        let mut text = String::new();
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+            .map_err(|error| unreadable(error.to_string()))?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(unreadable(format!(
+                "it has more than {MAX_FILE_BYTES} bytes"
+            )));
+        }
         Self::parse(path, &text)
     }
 
@@ -253,4 +267,15 @@ fn nearest(key: &str) -> Option<&'static str> {
         .max_by(|a, b| likeness(a).total_cmp(&likeness(b)))
         .copied()?;
     (likeness(&best) > 0.8).then_some(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_without_end_is_refused() {
+        let error = Raw::read(Path::new("/dev/zero")).expect_err("no settings");
+        assert!(error.to_string().contains("more than 1048576"), "{error}");
+    }
 }

@@ -550,6 +550,18 @@ mod tests {
     }
 
     #[test]
+    fn connections_leave_a_quarter_of_the_open_files() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = config(home.path());
+        config.max_connections = 1_000;
+        // Of two shards.
+        assert_eq!(connections(&config, Some(1_000)), 375);
+        assert_eq!(connections(&config, Some(10_000)), 1_000);
+        assert_eq!(connections(&config, None), 1_000);
+        assert_eq!(connections(&config, Some(0)), 1);
+    }
+
+    #[test]
     fn slots_are_dealt_in_turn_and_missing_ones_get_names_of_their_own() {
         let home = tempfile::tempdir().expect("a directory");
         let free = vec![

@@ -289,6 +289,10 @@ pub fn segment(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
                     (None, Some(name)) => {
                         Some(format!("the segment is sealed: {name} is beside it"))
                     }
+                    // A segment that was copied under another name begins with a batch.
+                    (None, None) if base.is_none() && position == 0 => {
+                        Some("it is not a segment, or its first batch is damaged".to_owned())
+                    }
                     (None, None) => None,
                 };
                 match why {

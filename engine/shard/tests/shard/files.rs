@@ -337,6 +337,64 @@ fn a_fetch_that_waits_for_a_block_of_a_full_disk_is_answered_when_its_wait_is_ov
 }
 
 #[test]
+fn a_search_that_needs_a_block_of_a_full_disk_is_refused() {
+    let setup = Setup::new(1).topic("old", 1).topic("large", 1);
+    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
+    let setup = setup
+        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
+        .open();
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    no_block_is_free(&mut world, &Rc::default(), || false);
+    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
+    world.pass(SECOND);
+    world.hear(peer);
+    let asked = world.list_offsets(peer, old, 1);
+    world.pass(3 * SECOND);
+    let heard = world.hear(peer);
+    let answer = heard.iter().find(|f| f.correlation == asked);
+    assert_eq!(answer.and_then(|f| f.error()), Some(ErrorCode::DiskFull));
+}
+
+#[test]
+fn fetches_that_are_due_when_a_disk_is_found_full_are_answered_at_once() {
+    let setup = Setup::new(1).topic("old", 4).topic("large", 30);
+    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
+    let olds = (0..4).map(|partition| PartitionId { partition, ..old });
+    let setup = olds.clone().fold(setup, |setup, id| {
+        setup
+            .segment(id, &[batch(&[1; 5_000]), batch(b"last")])
+            .open()
+    });
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    no_block_is_free(&mut world, &Rc::default(), || false);
+    world.nodes[0].disk.holds = Box::new(|path, op| {
+        matches!(op, DiskOp::Write { .. }) && path.starts_with("data/partitions")
+    });
+    for partition in 0..30 {
+        let part = (PartitionId { partition, ..large }, batch(&[1; 300_000]));
+        world.publish(peer, DURABLE, &[part]);
+    }
+    world.pass(SECOND / 10);
+    let asked: Vec<u64> = olds.map(|id| world.fetch(peer, id, 0, 0)).collect();
+    world.pass(SECOND / 10);
+    let heard = world.hear(peer);
+    let is_asked = |f: &&Heard| asked.contains(&f.correlation);
+    assert_eq!(heard.iter().filter(is_asked).count(), 0, "answered early");
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    world.pass(SECOND / 10);
+    let heard = world.hear(peer);
+    let refused = heard.iter().filter(is_asked);
+    assert!(
+        refused
+            .clone()
+            .all(|f| f.error() == Some(ErrorCode::DiskFull))
+    );
+    assert_eq!(refused.count(), asked.len(), "somebody waits for a turn");
+}
+
+#[test]
 fn a_reader_does_not_wait_for_what_else_finds_no_block() {
     let setup = Setup::new(1).topic("old", 1).topic("large", 30);
     let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
