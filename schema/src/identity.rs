@@ -18,7 +18,7 @@ use crate::{le, put_le};
 pub const IDENTITY_BYTES: usize = 64;
 /// The version of the data directory that this version of the broker reads and writes.
 pub const FORMAT: u16 = 1;
-/// Leader epochs are below this: in a record batch they have a sign.
+/// The last leader epoch: in a record batch they have a sign.
 const MAX_LEADER_EPOCH: u32 = i32::MAX as u32;
 const MAGIC: [u8; 8] = *b"RTDATADR";
 
@@ -119,16 +119,30 @@ impl Identity {
         match identity {
             _ if state > 1 => Err(IdentityError::Impossible("state")),
             Self { groups: 0, .. } => Err(IdentityError::Impossible("number of groups")),
-            // A start writes the next ones: the last of each is none to begin from.
-            Self {
-                incarnation: 0 | u64::MAX,
-                ..
-            } => Err(IdentityError::Impossible("incarnation")),
-            Self { leader_epoch, .. } if leader_epoch == 0 || leader_epoch >= MAX_LEADER_EPOCH => {
+            Self { incarnation: 0, .. } => Err(IdentityError::Impossible("incarnation")),
+            Self { leader_epoch, .. } if leader_epoch == 0 || leader_epoch > MAX_LEADER_EPOCH => {
                 Err(IdentityError::Impossible("leader epoch"))
             }
             _ => Ok(identity),
         }
+    }
+
+    /// As the next start writes it.
+    ///
+    /// # Errors
+    /// `Impossible` at the last incarnation or leader epoch that there is.
+    pub fn next_start(&self) -> Result<Self, IdentityError> {
+        let incarnation = self.incarnation.checked_add(1);
+        let leader_epoch = self.leader_epoch + u32::from(!self.clean);
+        Ok(Self {
+            clean: false,
+            snapshots_crc: 0,
+            incarnation: incarnation.ok_or(IdentityError::Impossible("incarnation"))?,
+            leader_epoch: (leader_epoch <= MAX_LEADER_EPOCH)
+                .then_some(leader_epoch)
+                .ok_or(IdentityError::Impossible("leader epoch"))?,
+            ..*self
+        })
     }
 }
 
@@ -155,5 +169,39 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(Identity::decode(&flipped).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn the_last_start_that_can_be_counted_has_none_behind_it() {
+        let last = Identity {
+            data_directory: TopicId { hi: 1, lo: 2 },
+            groups: 64,
+            clean: true,
+            incarnation: u64::MAX - 1,
+            leader_epoch: MAX_LEADER_EPOCH,
+            shards: 1,
+            slot_bytes: 1 << 20,
+            snapshots_crc: 0,
+        };
+        let next = last.next_start().expect("one is left");
+        assert_eq!(Identity::decode(&next.encode()), Ok(next));
+        let impossible = |what| Err(IdentityError::Impossible(what));
+        assert_eq!(next.next_start(), impossible("incarnation"));
+        let (clean, incarnation) = (false, 1);
+        let crashed = Identity {
+            clean,
+            incarnation,
+            ..last
+        };
+        assert_eq!(crashed.next_start(), impossible("leader epoch"));
+        let leader_epoch = MAX_LEADER_EPOCH + 1;
+        let beyond = Identity {
+            leader_epoch,
+            ..last
+        };
+        assert_eq!(
+            Identity::decode(&beyond.encode()),
+            impossible("leader epoch")
+        );
     }
 }

@@ -68,8 +68,10 @@ pub enum IndexError {
         /// Over what was read.
         computed: u32,
     },
-    /// Entries that no writer makes.
-    #[error("entry {0} is not behind the one before it, or outside of what the index covers")]
+    /// Entries that no writer makes, or none of bytes that are covered.
+    #[error(
+        "entry {0} is not behind the one before it, outside of what the index covers, or absent"
+    )]
     Order(usize),
 }
 
@@ -121,19 +123,27 @@ impl<'a> IndexView<'a> {
             return Err(IndexError::Checksum { stored, computed });
         }
         let view = Self::trusted(bytes);
+        let is_lacking = view.is_empty() && view.covered_bytes > 0;
         match (0..view.len()).find(|&i| !view.is_in_order(i)) {
             Some(wrong) => Err(IndexError::Order(wrong)),
+            None if is_lacking => Err(IndexError::Order(0)),
             None => Ok(view),
         }
     }
 
-    /// The first entry is the segment's first batch, each other one is behind the one before.
+    /// Each entry is behind the one before. The first is the segment's first batch, unless that was damaged
+    /// when a broker went on with the segment.
     fn is_in_order(&self, i: usize) -> bool {
         let entry = self.get(i);
         let follows = match i.checked_sub(1).map(|before| self.get(before)) {
-            None => entry.relative_offset == 0 && entry.position == 0,
+            None if entry.position == 0 => {
+                entry.relative_offset == 0 && entry.max_timestamp_before_ms == i64::MIN
+            }
+            None => entry.relative_offset > 0,
             Some(before) => {
-                before.relative_offset < entry.relative_offset && before.position < entry.position
+                before.relative_offset < entry.relative_offset
+                    && before.position < entry.position
+                    && before.max_timestamp_before_ms <= entry.max_timestamp_before_ms
             }
         };
         follows && entry.position < self.covered_bytes
@@ -203,20 +213,31 @@ mod tests {
 
     #[test]
     fn entries_that_do_not_ascend_or_lie_outside_are_not_believed() {
-        let entry = |relative_offset, position| IndexEntry {
+        let entry = |relative_offset, position, before| IndexEntry {
             relative_offset,
             position,
             timestamp_ms: 0,
-            max_timestamp_before_ms: 0,
+            max_timestamp_before_ms: before,
         };
+        let first = entry(0, 0, i64::MIN);
         let checked = |entries: &[IndexEntry]| {
             IndexView::check(&encode(0, 100, entries)).map(|view| view.len())
         };
-        assert_eq!(checked(&[entry(0, 0), entry(1, 99)]), Ok(2));
-        assert_eq!(checked(&[entry(1, 0)]), Err(IndexError::Order(0)));
-        assert_eq!(checked(&[entry(0, 1)]), Err(IndexError::Order(0)));
-        for wrong in [entry(0, 50), entry(1, 0), entry(1, 100)] {
-            assert_eq!(checked(&[entry(0, 0), wrong]), Err(IndexError::Order(1)));
+        assert_eq!(checked(&[first, entry(1, 50, 5), entry(2, 99, 5)]), Ok(3));
+        assert_eq!(checked(&[entry(3, 7, 0)]), Ok(1), "behind a damaged one");
+        for wrong in [entry(1, 0, i64::MIN), entry(0, 1, i64::MIN), entry(0, 0, 0)] {
+            assert_eq!(checked(&[wrong]), Err(IndexError::Order(0)));
         }
+        let second = entry(1, 50, 5);
+        for wrong in [
+            entry(1, 60, 5),
+            entry(2, 50, 5),
+            entry(2, 60, 4),
+            entry(2, 100, 5),
+        ] {
+            assert_eq!(checked(&[first, second, wrong]), Err(IndexError::Order(2)));
+        }
+        assert_eq!(checked(&[]), Err(IndexError::Order(0)));
+        assert!(IndexView::check(&encode(0, 0, &[])).is_ok());
     }
 }

@@ -88,8 +88,11 @@ prop_compose! {
         times in vec(any::<(i64, i64)>(), 20),
     ) -> Vec<IndexEntry> {
         let mut place = (0, 0);
-        let entries = steps.iter().zip(times).map(|(step, (timestamp_ms, max_timestamp_before_ms))| {
+        let mut before_ms = i64::MIN;
+        let entries = steps.iter().zip(times).map(|(step, (timestamp_ms, latest_ms))| {
             let (relative_offset, position) = place;
+            let max_timestamp_before_ms = before_ms;
+            before_ms = before_ms.max(latest_ms);
             place = (relative_offset + step.0, position + step.1);
             IndexEntry { relative_offset, position, timestamp_ms, max_timestamp_before_ms }
         });
@@ -224,7 +227,7 @@ proptest! {
         behind in 1..1_000_000_u32,
         entries in index_entries(),
     ) {
-        let covered_bytes = entries.last().map_or(0, |last| last.position) + behind;
+        let covered_bytes = entries.last().map_or(0, |last| last.position + behind);
         let bytes = index::encode(base_offset, covered_bytes, &entries);
         let view = IndexView::check(&bytes).expect("just written");
         prop_assert_eq!((view.base_offset, view.covered_bytes), (base_offset, covered_bytes));

@@ -110,7 +110,7 @@ impl Cause {
             Self::Device => "see the kernel log; the disk may be failing",
             Self::TooManyOpen => "raise the limit of open files (ulimit -n)",
             Self::Short => "the file was cut; restore the whole data directory from a copy",
-            Self::Other => "nothing was changed that a second start would not do again",
+            Self::Other => "mend that and start again: nothing is lost by it",
         }
     }
 }

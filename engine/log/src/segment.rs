@@ -166,10 +166,16 @@ impl Segment {
     /// (a position between batches and the offset there). It may begin with earlier batches.
     pub fn range(&self, offset: u64, max_bytes: u64, end: (u64, u64)) -> Range {
         let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
-        let first = self
-            .index
-            .partition_point(|e| relative(e) <= offset)
-            .saturating_sub(1);
+        let behind = self.index.partition_point(|e| relative(e) <= offset);
+        if behind == 0 && self.index.len() > 0 {
+            // What is before the first entry was damaged when it was indexed.
+            return Range {
+                position: 0,
+                bytes: 0,
+                next_offset: offset,
+            };
+        }
+        let first = behind.saturating_sub(1);
         let at = |i: usize| match i < self.index.len() {
             true => {
                 let e = self.index.get(i);

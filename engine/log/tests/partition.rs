@@ -9,7 +9,7 @@ use ringtide_io::{
     Chunk, DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpenMode, Pool,
 };
 use ringtide_log::partition::{
-    Ops, Partition, PartitionOp, Plan, SYNC_BYTES, TimePlan, WriteError,
+    FileRange, Ops, Partition, PartitionOp, Plan, SYNC_BYTES, TimePlan, WriteError,
 };
 use ringtide_schema::batch::{Batches, Codec, Header, assign};
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
@@ -50,6 +50,8 @@ struct World {
     last_file: u64,
     turn: u64,
     is_full: bool,
+    /// Ranges that memory ended.
+    joined: u32,
     unreadable: HashSet<PathBuf>,
 }
 
@@ -80,6 +82,7 @@ impl World {
             last_file: 0,
             turn: 0,
             is_full: false,
+            joined: 0,
             unreadable: HashSet::new(),
         }
     }
@@ -201,6 +204,16 @@ impl World {
         }
     }
 
+    /// Goes on as a snapshot has the partition, with the files as they are; what it lacks was never there.
+    fn restart(&mut self) {
+        let stored = self.partition.store();
+        self.appended.retain(|b| b.next <= stored.next_offset);
+        self.under_way.clear();
+        self.open.clear();
+        let config = *self.partition.config();
+        self.partition = Partition::load(stored, GroupId(0), config, PathBuf::from("p"), 2);
+    }
+
     fn step(&mut self) {
         self.turn += 1;
         match self.random.below(12) {
@@ -233,6 +246,7 @@ impl World {
                 }
             }
             8 if self.random.below(4) == 0 => self.is_full = !self.is_full,
+            8 if self.random.below(8) == 0 => self.restart(),
             _ if !self.under_way.is_empty() => {
                 let i = self.random.below(self.under_way.len() as u64) as usize;
                 match self.complete(i) {
@@ -262,12 +276,10 @@ impl World {
                 let bytes = slices.iter().map(|s| &s[..]).collect::<Vec<_>>().concat();
                 (bytes, next_offset)
             }
-            Plan::File {
-                file,
-                position,
-                bytes,
-                next_offset,
-            } => (self.in_file(file, position, bytes), next_offset),
+            Plan::File { range, next_offset } => {
+                self.joined += u32::from(!range.rest.is_empty());
+                (self.in_file(&range), next_offset)
+            }
         };
         let first = Header::peek(&read).expect("a batch").base_offset;
         assert!(first <= offset && offset < next_offset);
@@ -283,10 +295,12 @@ impl World {
         true
     }
 
-    fn in_file(&self, file: FileId, position: u64, bytes: usize) -> Vec<u8> {
-        let contents = &self.files[&self.open[&file]];
-        let range = position as usize..position as usize + bytes;
-        contents[range].to_vec()
+    fn in_file(&self, range: &FileRange) -> Vec<u8> {
+        let position = range.position as usize;
+        let in_file = range.file.map_or(&[][..], |file| {
+            &self.files[&self.open[&file]][position..position + range.bytes]
+        });
+        [in_file, &range.rest].concat()
     }
 
     /// Searches once for a time; whether the search came to an end.
@@ -304,13 +318,8 @@ impl World {
                 TimePlan::Wait => return false,
                 TimePlan::None => None,
                 TimePlan::Batch(bytes) => Some(Header::peek(&bytes).expect("a batch").base_offset),
-                TimePlan::File {
-                    file,
-                    position,
-                    bytes,
-                    otherwise,
-                } => {
-                    let read = self.in_file(file, position, bytes);
+                TimePlan::File { range, otherwise } => {
+                    let read = self.in_file(&range);
                     let found = Batches::new(&read)
                         .map(|batch| batch.expect("whole batches").0)
                         .find(|h| h.max_timestamp_ms >= timestamp_ms);
@@ -374,7 +383,7 @@ fn built(log: &[u8], base_offset: u64) -> IndexBytes {
 
 #[test]
 fn readers_find_what_was_appended_whatever_the_disk_does() {
-    let (mut reads, mut searches) = (0, 0);
+    let (mut reads, mut searches, mut joined) = (0, 0, 0);
     for seed in 0..40 {
         let segment_bytes = [64 << 10, 300 << 10, 4 << 20][seed as usize % 3];
         let mut world = World::new(seed, segment_bytes);
@@ -400,7 +409,9 @@ fn readers_find_what_was_appended_whatever_the_disk_does() {
         }
         let stored = world.partition.store();
         assert_eq!(stored.next_offset, world.partition.latest(), "all synced");
+        joined += world.joined;
     }
+    assert!(joined > 400, "{joined}");
     assert!(reads > 30_000 && searches > 20_000, "{reads} {searches}");
 }
 

@@ -114,7 +114,7 @@ fn a_wrong_index_is_found_but_not_serious() {
     fs::write(&path, index::encode(0, log.len() as u32, &[entry])).expect("written");
     assert_eq!(report(&b).problems, []);
     let wrong = IndexEntry {
-        position: 7,
+        timestamp_ms: entry.timestamp_ms + 1,
         ..entry
     };
     for bytes in [
@@ -384,7 +384,7 @@ fn a_segment_an_index_and_a_snapshot_are_shown() {
         "{text}"
     );
     let index_path = partition(&b, id).join(index_name(6));
-    fs::write(&index_path, index::encode(6, 17, &[])).expect("written");
+    fs::write(&index_path, index::encode(6, 0, &[])).expect("written");
     assert!(shown(&index_path, inspect::index).contains("0 entries, crc ok"));
     let group = b.group_of(id);
     let text = shown(

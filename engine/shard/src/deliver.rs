@@ -1,9 +1,9 @@
 //! What leaves a shard: answers first, then fetches, then subscriptions in turn. Batches are taken
 //! from the log only when the session's one egress is free, so a slow peer holds one delivery.
 
-use ringtide_io::net::Body;
-use ringtide_io::{DiskOp, Egress, FileId, NetOp, Now, Slice};
-use ringtide_log::partition::Plan;
+use ringtide_io::net::{Body, Slices};
+use ringtide_io::{DiskOp, Egress, NetOp, Now, Slice};
+use ringtide_log::partition::{FileRange, Plan};
 use ringtide_schema::flatbuffers::{FlatBufferBuilder, WIPOffset};
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
 use ringtide_schema::limits::{MAX_DELIVERY_BYTES, MAX_MEMORY_DELIVERY_BYTES, MAX_PAYLOAD_BYTES};
@@ -27,7 +27,14 @@ enum Next {
     /// More was put into the head.
     Inline,
     /// A body, whose header is at the end of the head.
-    Body(Body),
+    Body(Source),
+}
+
+/// Where batches are.
+enum Source {
+    Nothing,
+    Memory(Slices),
+    File(FileRange),
 }
 
 /// What there is for a reader at an offset.
@@ -38,7 +45,7 @@ enum Supply {
     Later,
     /// Batches up to the next offset.
     Batches {
-        body: Body,
+        source: Source,
         bytes: usize,
         next_offset: u64,
     },
@@ -60,13 +67,13 @@ impl Shard {
         let mut head = std::mem::replace(&mut session.out, spare);
         let answers_bytes = head.len();
         let may_deliver = !session.is_closing && !session.is_undrained;
-        let mut body = Body::Nothing;
+        let mut source = Source::Nothing;
         while may_deliver && head.len() < HEAD_BYTES {
             match self.next_delivery(key, &mut head, now, fx) {
                 Next::Nothing => break,
                 Next::Inline => {}
                 Next::Body(next) => {
-                    body = next;
+                    source = next;
                     break;
                 }
             }
@@ -76,6 +83,19 @@ impl Shard {
         };
         let finished = std::mem::take(&mut session.finished);
         let SessionKey::Remote(shard, conn) = key else {
+            let body = match source {
+                Source::Nothing => Body::Nothing,
+                Source::Memory(slices) => Body::Memory(slices),
+                Source::File(range) => {
+                    // The frame goes on with what is sent next.
+                    session.out.extend_from_slice(&range.rest);
+                    range.file.map_or(Body::Nothing, |file| Body::File {
+                        file,
+                        position: range.position,
+                        bytes: range.bytes,
+                    })
+                }
+            };
             return self.send(key, Egress { head, body }, fx);
         };
         let mut reply = Reply {
@@ -88,18 +108,14 @@ impl Shard {
             return;
         }
         session.is_undrained |= reply.is_delivery;
-        match body {
-            Body::Nothing => {}
-            Body::Memory(slices) => {
+        match source {
+            Source::Nothing => {}
+            Source::Memory(slices) => {
                 slices.iter().for_each(|s| reply.bytes.extend_from_slice(s));
             }
-            Body::File {
-                file,
-                position,
-                bytes,
-            } => {
+            Source::File(range) => {
                 session.is_sending = true;
-                return self.read_for_remote(key, reply, file, position, bytes, fx);
+                return self.read_for_remote(key, reply, range, fx);
             }
         }
         fx.mail.push((shard, Mail::Reply { conn, reply }));
@@ -123,19 +139,22 @@ impl Shard {
     }
 
     /// A file range cannot go through a mailbox: it is read first.
-    fn read_for_remote(
-        &mut self,
-        key: SessionKey,
-        reply: Reply,
-        file: FileId,
-        position: u64,
-        bytes: usize,
-        fx: &mut Fx,
-    ) {
-        let Some(into) = self.pool.take() else {
-            unreachable!("`supply` has looked for a chunk");
+    fn read_for_remote(&mut self, key: SessionKey, reply: Reply, range: FileRange, fx: &mut Fx) {
+        let (Some(into), Some(file)) = (self.pool.take(), range.file) else {
+            unreachable!("`supply` has looked for a chunk, and `deliver` for a file");
         };
-        let op = self.op(Pending::RemoteRead { key, reply, bytes });
+        let FileRange {
+            position,
+            bytes,
+            rest,
+            ..
+        } = range;
+        let op = self.op(Pending::RemoteRead {
+            key,
+            reply,
+            bytes,
+            rest,
+        });
         fx.disk.push((
             op,
             DiskOp::Read {
@@ -153,7 +172,7 @@ impl Shard {
         &mut self,
         key: SessionKey,
         mut reply: Reply,
-        read: Option<&[u8]>,
+        read: Option<(&[u8], Vec<u8>)>,
         fx: &mut Fx,
     ) {
         let (Some(session), SessionKey::Remote(shard, conn)) = (self.sessions.get_mut(&key), key)
@@ -163,8 +182,9 @@ impl Shard {
         session.is_sending = false;
         self.mark_ready(key);
         let mail = match read {
-            Some(read) => {
+            Some((read, rest)) => {
                 reply.bytes.extend_from_slice(read);
+                reply.bytes.extend_from_slice(&rest);
                 Mail::Reply { conn, reply }
             }
             None => Mail::Broken { conn },
@@ -195,23 +215,19 @@ impl Shard {
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);
             let is_due = now.mono_ns >= f.deadline_ns;
             let visible = self.held(i).map_or(0, |h| h.log.visible());
-            let supply = match self.supply(key, i, offset, max_bytes, fx) {
-                Supply::Later if is_due => self.held_up(i).map_or(Supply::Later, Supply::Lost),
-                supply => supply,
-            };
-            let (body, bytes) = match supply {
-                Supply::AtEnd if is_due || min_bytes == 0 => (Body::Nothing, 0),
+            let (source, bytes) = match self.supply(key, i, offset, max_bytes, fx) {
+                Supply::AtEnd if is_due || min_bytes == 0 => (Source::Nothing, 0),
                 Supply::Batches {
-                    body,
+                    source,
                     bytes,
                     next_offset,
                 } => {
-                    let is_growing = matches!(body, Body::Memory(_)) && next_offset >= visible;
+                    let is_growing = matches!(source, Source::Memory(_)) && next_offset >= visible;
                     if is_growing && bytes < min_bytes && !is_due {
                         at += 1;
                         continue;
                     }
-                    (body, bytes)
+                    (source, bytes)
                 }
                 Supply::AtEnd | Supply::Later => {
                     at += 1;
@@ -233,7 +249,7 @@ impl Shard {
                 leader_epoch: held.log.leader_epoch(),
             };
             self.end_fetch(key, at);
-            return self.deliver(head, Op::Fetch, correlation, body, bytes, |b| {
+            return self.deliver(head, Op::Fetch, correlation, source, bytes, |b| {
                 answer.pack(b)
             });
         }
@@ -253,13 +269,13 @@ impl Shard {
             }
             let (i, offset, number) = (s.partition, s.next_offset, s.number);
             let max_bytes = MAX_DELIVERY_BYTES.min(s.credit as usize);
-            let (body, bytes, next_offset) = match self.supply(key, i, offset, max_bytes, fx) {
+            let (source, bytes, next_offset) = match self.supply(key, i, offset, max_bytes, fx) {
                 Supply::AtEnd | Supply::Later => continue,
                 Supply::Batches {
-                    body,
+                    source,
                     bytes,
                     next_offset,
-                } => (body, bytes, next_offset),
+                } => (source, bytes, next_offset),
                 Supply::Lost(fault) => {
                     self.end_subscription(key, at, head, &fault);
                     return Next::Inline;
@@ -275,7 +291,7 @@ impl Shard {
                 s.next_offset = next_offset;
                 s.credit -= bytes as i64;
             }
-            return self.deliver(head, Op::Push, number, body, bytes, |b| {
+            return self.deliver(head, Op::Push, number, source, bytes, |b| {
                 wire::Push::create(b, &wire::PushArgs { visible })
             });
         }
@@ -298,39 +314,28 @@ impl Shard {
             SessionKey::Remote(..) => max_bytes.min(MAX_MEMORY_DELIVERY_BYTES),
         };
         let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
-        let (body, bytes, next_offset) = match plan {
+        let (source, bytes, next_offset) = match plan {
             Some(Plan::AtEnd) => return Supply::AtEnd,
-            Some(Plan::Wait) => {
-                self.want_readable(i);
-                return Supply::Later;
-            }
+            Some(Plan::Wait) => return Supply::Later,
             Some(Plan::Memory {
                 slices,
                 bytes,
                 next_offset,
-            }) => (Body::Memory(slices), bytes, next_offset),
-            Some(Plan::File {
-                file,
-                position,
-                bytes,
-                next_offset,
-            }) => {
-                if matches!(key, SessionKey::Remote(..)) && self.pool.free_chunks() == 0 {
+            }) => (Source::Memory(slices), bytes, next_offset),
+            Some(Plan::File { range, next_offset }) => {
+                let is_remote = matches!(key, SessionKey::Remote(..));
+                if is_remote && range.file.is_some() && self.pool.free_chunks() == 0 {
                     self.short_of_memory.insert(key);
                     return Supply::Later;
                 }
-                let body = Body::File {
-                    file,
-                    position,
-                    bytes,
-                };
-                (body, bytes, next_offset)
+                let bytes = range.len();
+                (Source::File(range), bytes, next_offset)
             }
             Some(Plan::OutOfRange) | None => return Supply::Lost(self.out_of_range(i, offset)),
         };
         assert!(bytes <= MAX_PAYLOAD_BYTES, "a delivery of {bytes} bytes");
         Supply::Batches {
-            body,
+            source,
             bytes,
             next_offset,
         }
@@ -344,22 +349,26 @@ impl Shard {
         head: &mut Vec<u8>,
         op: Op,
         correlation: u64,
-        body: Body,
+        source: Source,
         bytes: usize,
         build: impl FnOnce(&mut FlatBufferBuilder<'static>) -> WIPOffset<T>,
     ) -> Next {
         self.encoder
             .frame(head, op, FLAG_RESPONSE, correlation, bytes, build);
         let is_plenty = self.pool.free_chunks() * 2 > self.pool.chunks();
-        match body {
-            Body::Nothing => Next::Inline,
-            Body::Memory(slices) if !is_plenty || bytes <= INLINE_BYTES => {
+        match source {
+            Source::Nothing => Next::Inline,
+            Source::Memory(slices) if !is_plenty || bytes <= INLINE_BYTES => {
                 slices
                     .iter()
                     .for_each(|s: &Slice| head.extend_from_slice(s));
                 Next::Inline
             }
-            body => Next::Body(body),
+            Source::File(range) if range.file.is_none() => {
+                head.extend_from_slice(&range.rest);
+                Next::Inline
+            }
+            source => Next::Body(source),
         }
     }
 }

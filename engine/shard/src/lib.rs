@@ -65,8 +65,6 @@ struct Held {
     is_retiring: bool,
     /// One of the writers is at work here.
     is_writing: bool,
-    /// Readers wait for its first write-out.
-    is_awaited: bool,
     /// Offsets of consumers that are on their way into the log.
     commits_under_way: usize,
 }
@@ -94,6 +92,8 @@ enum Pending {
         key: SessionKey,
         reply: Reply,
         bytes: usize,
+        /// What follows it.
+        rest: Vec<u8>,
     },
 }
 
@@ -284,7 +284,6 @@ impl Shard {
             is_retiring: false,
             wants_sync: false,
             is_writing: false,
-            is_awaited: false,
             commits_under_way: 0,
         })));
         i

@@ -110,10 +110,11 @@ impl Logic for Shard {
                 key,
                 reply,
                 bytes: want,
+                rest,
             }) => match result {
                 Ok(DiskDone::Read { chunk, bytes }) if bytes == want => {
                     let read = chunk.slice(chunk.len() - bytes..chunk.len());
-                    self.remote_read_done(key, reply, Some(&read), fx);
+                    self.remote_read_done(key, reply, Some((&read, rest)), fx);
                 }
                 result => {
                     let error = result

@@ -1,7 +1,7 @@
 //! Questions about a partition, and the offsets that named consumers keep there.
 
 use ringtide_io::{DiskOp, Now};
-use ringtide_log::partition::TimePlan;
+use ringtide_log::partition::{FileRange, TimePlan};
 use ringtide_log::wal::{EntryClass, EntryMeta};
 use ringtide_schema::batch::Batches;
 use ringtide_schema::error_code::ErrorCode;
@@ -32,8 +32,8 @@ pub(crate) struct Search {
     timestamp_ms: i64,
     /// Nothing before this offset is late enough.
     offset: u64,
-    /// A read is under way; where to go on if it finds nothing.
-    pub(crate) reading: Option<u64>,
+    /// A read is under way; where to go on if it finds nothing, and the bytes that follow what is read.
+    pub(crate) reading: Option<(u64, Vec<u8>)>,
 }
 
 impl Shard {
@@ -186,24 +186,31 @@ impl Shard {
                 number,
                 Err(Fault::new(ErrorCode::UnknownTopic, "the topic was deleted")),
             ),
-            Some(TimePlan::Wait) => self.want_readable(i),
+            Some(TimePlan::Wait) => {}
             Some(TimePlan::None) => self.end_search(number, Ok(None)),
             Some(TimePlan::Batch(bytes)) => {
                 let found = first_at_or_after(&bytes, timestamp_ms, offset);
                 self.end_search(number, found);
             }
-            Some(TimePlan::File {
-                file,
-                position,
-                bytes,
-                otherwise,
-            }) => {
+            Some(TimePlan::File { range, otherwise }) => {
+                let FileRange {
+                    file,
+                    position,
+                    bytes,
+                    rest,
+                } = range;
+                let Some(file) = file else {
+                    if let Some(s) = self.searches.get_mut(&number) {
+                        s.reading = Some((otherwise, Vec::new()));
+                    }
+                    return self.search_read(number, Ok(&rest), fx);
+                };
                 let Some(into) = self.pool.take().filter(|c| c.room() >= bytes) else {
                     let fault = Fault::new(ErrorCode::Overloaded, "no memory for the search");
                     return self.end_search(number, Err(fault));
                 };
                 if let Some(s) = self.searches.get_mut(&number) {
-                    s.reading = Some(otherwise);
+                    s.reading = Some((otherwise, rest));
                 }
                 let op = self.op(Pending::Search(number));
                 fx.disk.push((
@@ -224,10 +231,11 @@ impl Shard {
         let Some(s) = self.searches.get_mut(&number) else {
             return;
         };
-        let otherwise = s.reading.take().unwrap_or(s.offset);
         let (timestamp_ms, offset) = (s.timestamp_ms, s.offset);
+        let (otherwise, rest) = s.reading.take().unwrap_or((offset, Vec::new()));
         let found = match read {
-            Ok(bytes) => first_at_or_after(bytes, timestamp_ms, offset),
+            Ok(bytes) if rest.is_empty() => first_at_or_after(bytes, timestamp_ms, offset),
+            Ok(bytes) => first_at_or_after(&[bytes, &rest].concat(), timestamp_ms, offset),
             Err(message) => Err(Fault::new(ErrorCode::DataUnreadable, message)),
         };
         match found {

@@ -283,26 +283,6 @@ impl Shard {
         }
     }
 
-    /// A reader waits for a partition's index, file, or first write-out.
-    pub(crate) fn want_readable(&mut self, i: usize) {
-        if let Some(held) = self.held(i)
-            && held.log.needs_flush()
-        {
-            let is_news = !std::mem::replace(&mut held.is_awaited, true);
-            self.queue_writer(i, false);
-            if is_news {
-                self.hurry(i);
-            }
-        }
-    }
-
-    /// Why a reader waits for longer than it may: what it reads needs a block of a disk that has none.
-    pub(crate) fn held_up(&mut self, i: usize) -> Option<Fault> {
-        let is_awaited = self.held(i).is_some_and(|held| held.is_awaited);
-        let why = self.upkeep.disk_full.as_ref().filter(|_| is_awaited)?;
-        Some(Fault::new(ErrorCode::DiskFull, why.clone()))
-    }
-
     /// These offsets cannot be had any more: everybody who is there is told.
     pub(crate) fn fail_watchers(
         &mut self,

@@ -110,22 +110,21 @@ impl Shard {
         }
     }
 
-    /// A snapshot finds no space, or a block that readers wait for, or a broker that stops none for its
-    /// segments: an empty slot of the log gives its own. It is made again when there is space. Whether any is
-    /// on its way.
-    pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) -> bool {
+    /// A snapshot finds no space, or a broker that stops none for its segments: an empty slot of the log
+    /// gives its own. It is made again when there is space.
+    pub(crate) fn give_up_slot(&mut self, now: Now, fx: &mut Fx) {
         if self
             .ops
             .values()
             .any(|p| matches!(p, Pending::RemoveSlot(_)))
         {
-            return true;
+            return;
         }
         let Some(file) = self.wal.take_free_slot(self.is_stopping) else {
-            return false;
+            return;
         };
         let Some(path) = self.upkeep.slot_paths.remove(&file) else {
-            return false;
+            return;
         };
         tracing::warn!(path = %path.display(), "the disk is full: a slot of the log is given up for now");
         fx.disk.push((OpId(0), DiskOp::Close { file }));
@@ -136,7 +135,6 @@ impl Shard {
         let op = self.op(Pending::RemoveSlot(path));
         fx.disk.push((op, remove));
         self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
-        true
     }
 
     pub(crate) fn slot_removed(
@@ -195,23 +193,6 @@ impl Shard {
         if !held.is_queued && !held.is_writing {
             held.is_queued = true;
             self.upkeep.queue.push_back(i);
-        }
-    }
-
-    /// On a full disk readers wait for a partition: it is tried before the others, and at once.
-    pub(crate) fn hurry(&mut self, i: usize) {
-        if self.upkeep.disk_full.is_some() {
-            self.put_first(i);
-            self.upkeep.retry_at_ns = 0;
-        }
-    }
-
-    /// A partition that waits for a writer is the next to have one.
-    fn put_first(&mut self, i: usize) {
-        let queue = &mut self.upkeep.queue;
-        if let Some(at) = queue.iter().position(|&queued| queued == i) {
-            queue.remove(at);
-            queue.push_front(i);
         }
     }
 
@@ -287,7 +268,6 @@ impl Shard {
         };
         let Some(held) = self.held(i) else { return };
         let was_writing = held.is_writing;
-        let was_awaited = held.is_awaited;
         let result = held.log.completed(op, result, turn);
         let is_done = was_writing && !held.log.is_writing();
         if is_done {
@@ -301,7 +281,6 @@ impl Shard {
             || held.log.unsynced_bytes() >= SYNC_BYTES
             || held.wants_sync
             || held.log.needs_flush();
-        held.is_awaited &= held.log.needs_flush();
         let sync = held.log.unsynced_bytes() >= SYNC_BYTES;
         let sealed = held.log.take_sealed_file();
         if is_done {
@@ -312,8 +291,7 @@ impl Shard {
         }
         match result {
             Ok(progress) => {
-                // A block that readers waited for says nothing of space for records.
-                if is_done && !was_awaited && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
+                if is_done && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
                     self.disk_has_space();
                 }
                 if is_done {
@@ -322,25 +300,14 @@ impl Shard {
                 }
                 if is_done && again {
                     self.queue_writer(i, sync);
-                    // Its index and its file come before the block that readers wait for.
-                    if was_awaited {
-                        self.hurry(i);
-                    }
                 }
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
                 self.disk_is_full(&message, now);
                 self.queue_writer(i, true);
-                let gets_space = (self.is_stopping || was_awaited) && self.give_up_slot(now, fx);
-                if was_awaited && gets_space {
-                    self.put_first(i);
-                } else if was_awaited {
-                    // Who has waited for long enough is told; a search has no time of its own.
-                    self.wake(i);
-                    if let Some(fault) = self.held_up(i) {
-                        self.refuse_searches(i, u64::MAX, &fault);
-                    }
+                if self.is_stopping {
+                    self.give_up_slot(now, fx);
                 }
             }
             Err(WriteError::Unreadable(message)) => {
@@ -370,7 +337,7 @@ impl Shard {
             held.log.evict(keep);
         }
         self.upkeep.checkpoint_moved |= progress.synced;
-        // What readers waited for may be there: an index, a file, the first write-out.
+        // What readers waited for may be there: an index, a file.
         self.wake(i);
         self.step_searches(i, fx);
     }
@@ -436,12 +403,6 @@ impl Shard {
                 why = message,
                 "disk full: publishes are refused until there is space"
             );
-            // Readers of partitions that are not tried again yet, and have waited for long enough.
-            for i in 0..self.partitions.len() {
-                if self.held(i).is_some_and(|held| held.is_awaited) {
-                    self.wake(i);
-                }
-            }
         }
     }
 

@@ -69,6 +69,8 @@ fn generation_of(id: ConnId) -> u32 {
     (id.0 >> SLOT_BITS) as u32
 }
 
+/// How often it is said at the most that no more connections are taken.
+const SAY_FULL_NS: u64 = 60_000_000_000;
 /// How long accepting rests after the system had no descriptor or memory for another connection.
 const ACCEPT_REST_NS: u64 = 100_000_000;
 
@@ -85,8 +87,8 @@ pub(crate) struct Net {
     accept_again_ns: Option<u64>,
     /// No more connections: the shard ends.
     closed: bool,
-    /// It was said that there is no room; said again once a quarter of it was free in between.
-    is_full_said: bool,
+    /// When it may be said again that there is no room.
+    say_full_ns: u64,
     /// Accepted beyond the bound, before the kernel was told to stop.
     surplus: VecDeque<OwnedFd>,
     conns: Vec<Option<Conn>>,
@@ -120,7 +122,7 @@ impl Net {
             accepting: Receiving::Off,
             accept_again_ns: None,
             closed: false,
-            is_full_said: false,
+            say_full_ns: 0,
             surplus: VecDeque::new(),
             conns: Vec::new(),
             free: Vec::new(),
@@ -232,16 +234,17 @@ impl Net {
             self.accept(ring);
         } else {
             self.pause_accepting(ring);
-            self.say_full();
+            self.say_full(to.now.mono_ns);
         }
     }
 
-    fn say_full(&mut self) {
-        if !self.closed && !std::mem::replace(&mut self.is_full_said, true) {
+    fn say_full(&mut self, now_ns: u64) {
+        if !self.closed && now_ns >= self.say_full_ns {
+            self.say_full_ns = now_ns + SAY_FULL_NS;
             tracing::warn!(
                 connections = self.open,
-                "a shard has all connections that it may have: others wait until one ends, or raise \
-                 max-connections"
+                "a shard has all connections that max-connections and the limit of open files leave it: \
+                 others wait until one ends"
             );
         }
     }
@@ -554,7 +557,6 @@ impl Net {
         assert_eq!(conn.id, id);
         self.free.push(slot_of(id));
         self.open -= 1;
-        self.is_full_said &= self.open * 4 > self.max_connections * 3;
         let Conn {
             socket,
             mut out,

@@ -14,7 +14,7 @@ use toml::Spanned;
 
 use crate::config::ConfigError;
 
-/// A file of settings is shorter than this.
+/// A file of settings is no longer than this.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a setting stood.
@@ -155,15 +155,16 @@ impl Raw {
             path: path.into(),
             why,
         };
-        let mut text = String::new();
+        let mut bytes = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text))
+            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
             .map_err(|error| unreadable(error.to_string()))?;
-        if text.len() as u64 > MAX_FILE_BYTES {
+        if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(unreadable(format!(
                 "it has more than {MAX_FILE_BYTES} bytes"
             )));
         }
+        let text = String::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))?;
         Self::parse(path, &text)
     }
 
@@ -189,7 +190,8 @@ impl Raw {
                     nearest,
                 });
             };
-            let value = plain(&value).ok_or_else(|| ConfigError::WrongType {
+            let plain = plain(&value).filter(|_| key == "cpus" || !value.is_array());
+            let value = plain.ok_or_else(|| ConfigError::WrongType {
                 path: path.into(),
                 line,
                 what: type_name(&value),

@@ -34,7 +34,7 @@ const WAL_WRITES_IN_FLIGHT: usize = 4;
 /// Durable writes that are measured for the start-up line.
 const MEASURED_WRITES: usize = 16;
 /// How long a port in use is waited for.
-const PORT_PATIENCE: Duration = Duration::from_secs(1);
+const PORT_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried.
 const PORT_RETRY: Duration = Duration::from_millis(5);
 /// How often a long recovery says how far it is.

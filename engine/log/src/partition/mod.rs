@@ -20,7 +20,7 @@ use ringtide_schema::topic::{TopicConfig, Visibility};
 
 use crate::producers::{Producers, Verdict};
 use crate::segment::Segment;
-pub use read::{Plan, TimePlan};
+pub use read::{FileRange, Plan, TimePlan};
 use write_out::Writer;
 pub use write_out::{SYNC_BYTES, WriteError, WriteProgress};
 

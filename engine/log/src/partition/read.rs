@@ -28,18 +28,38 @@ pub enum Plan {
     },
     /// From a file. The offset is in the range, which may begin with earlier batches.
     File {
-        /// Opened for reading.
-        file: FileId,
-        /// First byte.
-        position: u64,
-        /// Number of bytes, whole batches.
-        bytes: usize,
+        /// Where most of it is.
+        range: FileRange,
         /// The first offset after the range.
         next_offset: u64,
     },
-    /// An index or a file has been asked for, or the partition must be written out first: try
-    /// again after the next operation of the partition.
+    /// An index or a file has been asked for: try again after the next operation of the partition.
     Wait,
+}
+
+/// Whole batches that a file begins and memory may end.
+#[derive(Debug)]
+pub struct FileRange {
+    /// Opened for reading; none where no byte is in a file.
+    pub file: Option<FileId>,
+    /// First byte.
+    pub position: u64,
+    /// Number of bytes in the file.
+    pub bytes: usize,
+    /// What follows them: the end of the segment as a snapshot held it, until the file has it, too.
+    pub rest: Vec<u8>,
+}
+
+impl FileRange {
+    /// All of its bytes.
+    pub fn len(&self) -> usize {
+        self.bytes + self.rest.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
 }
 
 /// Where the first record at or after a time is.
@@ -51,12 +71,8 @@ pub enum TimePlan {
     Batch(Slice),
     /// In this file range if anywhere before `otherwise`, an offset to go on from.
     File {
-        /// Opened for reading.
-        file: FileId,
-        /// First byte.
-        position: u64,
-        /// Number of bytes, whole batches.
-        bytes: usize,
+        /// Where most of it is.
+        range: FileRange,
         /// Where to go on if it is not in the range.
         otherwise: u64,
     },
@@ -82,9 +98,6 @@ impl Partition {
         let Some(i) = found.checked_sub(1) else {
             return Plan::OutOfRange;
         };
-        if !self.segments[i].meta.sealed && self.writer.needs_flush {
-            return Plan::Wait;
-        }
         let Some(file) = self.reader(i, turn, ops) else {
             return Plan::Wait;
         };
@@ -96,10 +109,24 @@ impl Partition {
             return Plan::OutOfRange;
         }
         Plan::File {
-            file,
-            position: range.position,
-            bytes: range.bytes as usize,
+            range: self.file_range(i, file, range.position, range.bytes as usize),
             next_offset: range.next_offset,
+        }
+    }
+
+    /// A range of a segment, parted into what its file has and what it has not yet.
+    fn file_range(&self, i: usize, file: Option<FileId>, position: u64, bytes: usize) -> FileRange {
+        let (file_end, carried) = match self.segments[i].meta.sealed {
+            true => (u64::MAX, &[][..]),
+            false => self.writer.carried(),
+        };
+        let in_file = bytes.min(file_end.saturating_sub(position) as usize);
+        let start = (position + in_file as u64).saturating_sub(file_end) as usize;
+        FileRange {
+            file,
+            position,
+            bytes: in_file,
+            rest: carried[start..start + bytes - in_file].to_vec(),
         }
     }
 
@@ -150,12 +177,16 @@ impl Partition {
         }
     }
 
-    /// The segment's file for reading, if it is open and its index is loaded; asks for what is not.
-    fn reader(&mut self, i: usize, turn: u64, ops: &mut Ops<'_>) -> Option<FileId> {
+    /// The segment's file for reading, if it is open and its index is loaded; asks for what is not. No file
+    /// is needed where nothing is in it.
+    fn reader(&mut self, i: usize, turn: u64, ops: &mut Ops<'_>) -> Option<Option<FileId>> {
         let bytes = match self.segments[i].meta.sealed {
             true => self.segments[i].meta.bytes,
             false => self.writer.readable,
         };
+        if bytes == 0 {
+            return Some(None);
+        }
         let segment = &mut self.segments[i];
         let (base, keep) = (segment.meta.base_offset, segment.meta.sealed);
         if matches!(segment.index, Index::Unloaded) {
@@ -187,7 +218,7 @@ impl Partition {
             Reader::Opening(_) => None,
             Reader::Open(file, _) => {
                 segment.reader = Reader::Open(file, turn);
-                segment.has_index().then_some(file)
+                segment.has_index().then_some(Some(file))
             }
         }
     }
@@ -230,18 +261,14 @@ impl Partition {
             if before || segment.meta.max_timestamp_ms < timestamp_ms {
                 continue;
             }
-            if !segment.meta.sealed && self.writer.needs_flush {
-                return TimePlan::Wait;
-            }
             let Some(file) = self.reader(i, turn, ops) else {
                 return TimePlan::Wait;
             };
             let range = self.segments[i].range_of_time(timestamp_ms, (end_position, end_offset));
             if range.bytes > 0 && range.next_offset > offset {
+                let bytes = range.bytes.min(CHUNK_BYTES as u64) as usize;
                 return TimePlan::File {
-                    file,
-                    position: range.position,
-                    bytes: range.bytes.min(CHUNK_BYTES as u64) as usize,
+                    range: self.file_range(i, file, range.position, bytes),
                     otherwise: range.next_offset,
                 };
             }

@@ -74,12 +74,16 @@ pub(super) struct Writer {
     aligned: u64,
     /// The bytes from `aligned` to `assigned`.
     carry: Vec<u8>,
-    /// Readers of the active segment find whole batches up to here in the file, synced.
+    /// Readers of the active segment find whole batches up to here in the file, synced; or, in a partition that
+    /// was just loaded, a part of the first batch of `carried`.
     pub(super) readable: u64,
+    /// What the snapshot held behind the whole blocks of the file: readers take it from here until the file
+    /// has it, too.
+    carried: Vec<u8>,
     /// Blocks were written since the last sync.
     unsynced: u64,
-    /// The carry is not in the file yet although no memory holds its batches.
-    pub(super) needs_flush: bool,
+    /// The partial block is to be written, too, so that memory can be given up.
+    needs_flush: bool,
     /// This round wrote the last, partial block too.
     flushing: bool,
     /// The round under way is the segment's last.
@@ -124,13 +128,27 @@ impl Writer {
             assigned: aligned + tail.len() as u64,
             aligned,
             readable: aligned,
-            needs_flush: !tail.is_empty(),
+            carried: tail.clone(),
             synced: Synced {
                 active: None,
                 tail: tail.clone(),
             },
             carry: tail,
             ..Self::default()
+        }
+    }
+
+    /// Where the file of the active segment ends for readers, and the bytes behind that which are here.
+    pub(super) fn carried(&self) -> (u64, &[u8]) {
+        (self.readable, &self.carried)
+    }
+
+    /// The file has whole batches up to here.
+    fn now_readable(&mut self, position: u64) {
+        if position > self.readable {
+            self.readable = position;
+            // A round begins with the carry, so that the file has all of it, or nothing.
+            self.carried = Vec::new();
         }
     }
 }
@@ -176,7 +194,7 @@ impl Partition {
         self.synced_offset() >= offset
     }
 
-    /// Whether readers wait for the partial block of a partition that was just loaded.
+    /// Whether the partial block is still to be written.
     pub fn needs_flush(&self) -> bool {
         self.writer.needs_flush
     }
@@ -404,9 +422,7 @@ impl Partition {
             return false;
         }
         let written = if w.flushing { w.assigned } else { w.aligned };
-        // A flush may have gone further than the whole blocks written since.
-        let readable = written.max(w.readable);
-        self.writer.syncing = Some((meta, w.carry.clone(), readable));
+        self.writer.syncing = Some((meta, w.carry.clone(), written));
         self.writer.state = State::Syncing;
         ops.out.push((PartitionOp::Sync, DiskOp::Sync { file }));
         true
@@ -477,12 +493,8 @@ impl Partition {
             }
             (PartitionOp::Sync, Ok(_)) => {
                 if let Some((meta, tail, readable)) = self.writer.syncing.take() {
-                    assert!(
-                        readable >= self.writer.readable,
-                        "{}: synced goes back",
-                        self.id
-                    );
-                    self.writer.readable = readable;
+                    // A flush may have gone further than the whole blocks written since.
+                    self.writer.now_readable(readable);
                     self.writer.synced = Synced {
                         active: Some(meta),
                         tail,
@@ -543,7 +555,7 @@ impl Partition {
                 w.needs_flush = false;
                 // Not synced, but in the file: a reader finds it there, and no acknowledgement
                 // rests on it (the snapshot or the log holds the bytes).
-                w.readable = w.readable.max(w.assigned);
+                w.now_readable(w.assigned);
             }
         } else if let Some(undo) = undo {
             w.carry = undo.carry;

@@ -29,7 +29,7 @@ use ringtide_schema::store::GroupSnapshotT;
 pub use self::chain::LogEnd;
 use self::chain::{Chain, ChainCounts, Strays};
 pub use self::error::RecoverError;
-use self::error::{BadSegment, Contradiction, OldSnapshot};
+use self::error::{BadIdentity, BadSegment, Contradiction, OldSnapshot};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
 use self::replay::{Mode, Replay};
@@ -249,6 +249,8 @@ fn take_over(
     leftovers: Vec<PathBuf>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
+    let path = dir.join("identity");
+    let next = old.next_start().map_err(|why| BadIdentity { path, why })?;
     let slot_files = slots::list(&dir.join("wal"))?;
     let directories = layout::partitions(dir)?;
     let snapshots = layout::snapshots(dir, &old)?;
@@ -276,13 +278,9 @@ fn take_over(
     garbage.files.extend(leftovers);
 
     let identity = Identity {
-        clean: false,
-        snapshots_crc: 0,
-        incarnation: old.incarnation + 1,
-        leader_epoch: old.leader_epoch + u32::from(!old.clean),
         shards: u32::from(options.shards),
         slot_bytes: options.slot_bytes,
-        ..old
+        ..next
     };
     let topics = replay.metadata().topics().cloned().collect();
     let next_topic_serial = replay.metadata().next_serial();
@@ -496,7 +494,8 @@ fn check_open_segments(
             if is_clean {
                 return Err(OldSnapshot { path, want, have }.into());
             }
-            // What a killed broker wrote and no log has any more.
+            // What a killed broker wrote and no log has any more; an index of it is wrong.
+            files::remove_file(&path.with_extension("index"))?;
             let file = files::open_write(&path, false, false)?;
             files::set_len(&file, &path, want)?;
             files::sync_data(&file, &path)?;

@@ -146,9 +146,10 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
             Vec::new()
         }
     };
-    let bytes_of = |p: &PartitionT| p.segments.iter().flatten().map(|s| s.bytes).sum::<u64>();
-    let total = partitions.iter().map(bytes_of).sum();
-    let mut done = 0;
+    // What a damaged snapshot says has no bound.
+    let segments = partitions.iter().flat_map(|p| p.segments.iter().flatten());
+    let total = segments.fold(0_u64, |sum, s| sum.saturating_add(s.bytes));
+    let mut done = 0_u64;
     for stored in &partitions {
         let Some(topic) = stored.topic.as_ref() else {
             continue;
@@ -164,7 +165,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
         let directory = dir.join("partitions").join(id.dir_name());
         for segment in stored.segments.iter().flatten() {
             check_segment(&directory, segment, stored, &mut report);
-            done += segment.bytes;
+            done = done.saturating_add(segment.bytes);
             progress(Progress::Reading { done, total });
         }
     }
@@ -274,8 +275,8 @@ fn read_segment(
     } else {
         (stored.tail.clone().unwrap_or_default(), stored.next_offset)
     };
-    let log_bytes = segment.bytes + tail.len() as u64;
-    report.segment_bytes += log_bytes;
+    let log_bytes = segment.bytes.saturating_add(tail.len() as u64);
+    report.segment_bytes = report.segment_bytes.saturating_add(log_bytes);
     let index_path = directory.join(index_name(segment.base_offset));
     let index_bytes = files::read_whole(&index_path)?.filter(|_| segment.sealed);
     let mut index = None;

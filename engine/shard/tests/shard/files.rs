@@ -2,9 +2,8 @@
 
 use std::cell::Cell;
 use std::path::PathBuf;
-use std::rc::Rc;
 
-use ringtide_io::{DiskErrorKind, DiskOp, OpenMode};
+use ringtide_io::{DiskErrorKind, DiskOp};
 use ringtide_schema::batch::Codec;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
@@ -250,173 +249,75 @@ fn a_stop_goes_on_when_a_snapshot_that_lets_files_go_ends_last() {
     assert!(world.is_stopped(), "nothing moved the checkpoint");
 }
 
-#[test]
-fn what_was_there_at_the_start_is_read_although_the_disk_has_no_free_block() {
-    let setup = Setup::new(1).topic("old", 1).topic("large", 1);
-    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
-    let setup = setup
-        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
-        .open();
+/// What is read of a partition whose last batches a snapshot holds, over a shard with a full disk.
+fn read_on_a_full_disk(shard: u16, batches: &[Vec<u8>]) {
+    let setup = Setup::new(2).topic("old", 2).topic("large", 60);
+    let (old, large) = (setup.on_shard("old", shard), setup.on_shard("large", shard));
+    let setup = setup.segment(old, batches).open();
+    let whole: usize = batches.iter().map(Vec::len).sum();
     let mut world = World::new(&setup);
     let peer = world.connect(0);
-    let slots_gone = Cell::new(0);
-    let large_dir = format!("data/partitions/{}", large.dir_name());
-    world.nodes[0].disk.fails = Box::new(move |path, op| {
-        let needs_space = match op {
-            DiskOp::Write { .. }
-            | DiskOp::Open {
-                mode: OpenMode::Append { .. },
-                ..
-            } => path.starts_with("data/partitions"),
-            DiskOp::CreateSlot { .. } | DiskOp::Replace { .. } => true,
-            DiskOp::Remove { .. } => {
-                slots_gone.set(slots_gone.get() + 1);
-                false
-            }
-            _ => false,
-        };
-        let has_room = slots_gone.get() > 0 && !path.starts_with(&large_dir);
-        (needs_space && !has_room).then_some(DiskErrorKind::Full)
-    });
-    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
-    world.pass(SECOND);
-    world.hear(peer);
-    let asked = world.fetch(peer, old, 0, 60_000);
-    world.pass(5 * SECOND);
-    let heard = world.hear(peer);
-    let answer = heard.iter().find(|f| f.correlation == asked);
-    assert!(answer.is_some_and(|f| f.error().is_none() && f.payload.len() > 5_000));
-    let asked = world.publish(peer, DURABLE, &[(large, batch(b"no room"))]);
-    let refused = world.answer(peer, asked).results()[0].1;
-    assert_eq!(
-        refused,
-        ErrorCode::DiskFull as u16,
-        "a block is no room for records"
-    );
-}
-
-/// No segment can be written; slots of the log are given up as often as `gone` counts.
-fn no_block_is_free(
-    world: &mut World,
-    gone: &Rc<Cell<u64>>,
-    may_be_written: impl Fn() -> bool + 'static,
-) {
-    let gone = Rc::clone(gone);
-    world.nodes[0].disk.fails = Box::new(move |path, op| {
-        let needs_space = match op {
+    let disk = &mut world.nodes[usize::from(shard)].disk;
+    disk.fails = Box::new(|path, op| {
+        let is_full = match op {
             DiskOp::Write { .. } => path.starts_with("data/partitions"),
             DiskOp::CreateSlot { .. } | DiskOp::Replace { .. } => true,
-            DiskOp::Remove { .. } => {
-                gone.set(gone.get() + 1);
-                false
-            }
             _ => false,
         };
-        (needs_space && !may_be_written()).then_some(DiskErrorKind::Full)
+        is_full.then_some(DiskErrorKind::Full)
     });
-}
-
-#[test]
-fn a_fetch_that_waits_for_a_block_of_a_full_disk_is_answered_when_its_wait_is_over() {
-    let setup = Setup::new(1).topic("old", 1).topic("large", 1);
-    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
-    let setup = setup
-        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
-        .open();
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
-    no_block_is_free(&mut world, &Rc::default(), || false);
-    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
-    world.pass(SECOND);
-    world.hear(peer);
-    let asked = world.fetch(peer, old, 0, 1_000);
-    world.pass(3 * SECOND);
-    let heard = world.hear(peer);
-    let answer = heard.iter().find(|f| f.correlation == asked);
-    assert_eq!(answer.and_then(|f| f.error()), Some(ErrorCode::DiskFull));
-}
-
-#[test]
-fn a_search_that_needs_a_block_of_a_full_disk_is_refused() {
-    let setup = Setup::new(1).topic("old", 1).topic("large", 1);
-    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
-    let setup = setup
-        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
-        .open();
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
-    no_block_is_free(&mut world, &Rc::default(), || false);
-    world.publish(peer, DURABLE, &[(large, batch(&[1; 300_000]))]);
-    world.pass(SECOND);
-    world.hear(peer);
-    let asked = world.list_offsets(peer, old, 1);
-    world.pass(3 * SECOND);
-    let heard = world.hear(peer);
-    let answer = heard.iter().find(|f| f.correlation == asked);
-    assert_eq!(answer.and_then(|f| f.error()), Some(ErrorCode::DiskFull));
-}
-
-#[test]
-fn fetches_that_are_due_when_a_disk_is_found_full_are_answered_at_once() {
-    let setup = Setup::new(1).topic("old", 4).topic("large", 30);
-    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
-    let olds = (0..4).map(|partition| PartitionId { partition, ..old });
-    let setup = olds.clone().fold(setup, |setup, id| {
-        setup
-            .segment(id, &[batch(&[1; 5_000]), batch(b"last")])
-            .open()
-    });
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
-    no_block_is_free(&mut world, &Rc::default(), || false);
-    world.nodes[0].disk.holds = Box::new(|path, op| {
-        matches!(op, DiskOp::Write { .. }) && path.starts_with("data/partitions")
-    });
-    for partition in 0..30 {
+    // Those of this shard wait for a block.
+    for partition in 0..60 {
         let part = (PartitionId { partition, ..large }, batch(&[1; 300_000]));
         world.publish(peer, DURABLE, &[part]);
     }
-    world.pass(SECOND / 10);
-    let asked: Vec<u64> = olds.map(|id| world.fetch(peer, id, 0, 0)).collect();
-    world.pass(SECOND / 10);
-    let heard = world.hear(peer);
-    let is_asked = |f: &&Heard| asked.contains(&f.correlation);
-    assert_eq!(heard.iter().filter(is_asked).count(), 0, "answered early");
-    world.nodes[0].disk.holds = Box::new(|_, _| false);
-    world.pass(SECOND / 10);
-    let heard = world.hear(peer);
-    let refused = heard.iter().filter(is_asked);
-    assert!(
-        refused
-            .clone()
-            .all(|f| f.error() == Some(ErrorCode::DiskFull))
+    world.pass(SECOND);
+    world.hear(peer);
+    let fetched = world.fetch(peer, old, 0, 0);
+    let late = i64::MAX;
+    let (first, none) = (
+        world.list_offsets(peer, old, 0),
+        world.list_offsets(peer, old, late),
     );
-    assert_eq!(refused.count(), asked.len(), "somebody waits for a turn");
+    let pushed = world.subscribe(peer, old, 0, 1 << 20);
+    world.pass(SECOND / 10);
+    let heard = world.hear(peer);
+    let said = |number: u64, op: Op| {
+        let mut frames = heard
+            .iter()
+            .filter(|f| f.correlation == number && f.op == op);
+        let only = frames.next().expect("an answer");
+        assert_eq!((only.error(), frames.count()), (None, 0));
+        only
+    };
+    assert_eq!(said(fetched, Op::Fetch).payload.len(), whole);
+    assert_eq!(said(pushed, Op::Push).payload.len(), whole);
+    let found = |number| {
+        let answer = said(number, Op::ListOffsets);
+        answer.table::<wire::ListOffsetsResponse<'_>>().offset()
+    };
+    assert_eq!(found(first), 0);
+    assert_eq!(found(none), batches.len() as u64);
+    let refused = world.publish(peer, DURABLE, &[(large, batch(b"no room"))]);
+    assert_eq!(
+        world.answer(peer, refused).results()[0].1,
+        ErrorCode::DiskFull as u16
+    );
 }
 
 #[test]
-fn a_reader_does_not_wait_for_what_else_finds_no_block() {
-    let setup = Setup::new(1).topic("old", 1).topic("large", 30);
-    let (old, large) = (setup.on_shard("old", 0), setup.on_shard("large", 0));
-    let setup = setup
-        .segment(old, &[batch(&[1; 5_000]), batch(b"last")])
-        .open();
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
-    let gone = Rc::new(Cell::new(0));
-    let given = Rc::clone(&gone);
-    no_block_is_free(&mut world, &gone, move || given.get() > 0);
-    for partition in 0..30 {
-        let part = (PartitionId { partition, ..large }, batch(&[1; 300_000]));
-        world.publish(peer, DURABLE, &[part]);
+fn a_read_needs_no_block_of_a_full_disk() {
+    for shard in [0, 1] {
+        read_on_a_full_disk(shard, &[batch(&[1; 5_000]), batch(b"last")]);
+        read_on_a_full_disk(shard, &[batch(&[1; 50_000]), batch(&[2; 9_000])]);
     }
-    world.pass(SECOND);
-    world.hear(peer);
-    let asked = world.fetch(peer, old, 0, 1_000);
-    world.pass(SECOND / 2);
-    let heard = world.hear(peer);
-    let answer = heard.iter().find(|f| f.correlation == asked);
-    assert!(answer.is_some_and(|f| f.error().is_none() && f.payload.len() > 5_000));
+}
+
+#[test]
+fn what_only_a_snapshot_holds_is_read_without_a_file() {
+    for shard in [0, 1] {
+        read_on_a_full_disk(shard, &[batch(b"first"), batch(b"second")]);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::fs;
 
 use ringtide_io::{DiskErrorKind, DiskOp, FileId, OpenMode};
-use ringtide_schema::index::{self, IndexView};
+use ringtide_schema::index::{self, IndexEntry, IndexView};
 
 use crate::remote::{Done, Shard};
 
@@ -36,7 +36,13 @@ fn a_segment_is_written_synced_sealed_and_read() {
         .disk(|_| DiskOp::Sync { file: FileId(1) })
         .expect("sync");
     let sealed_index = index_path.clone();
-    let index = index::encode(0, 20_000, &[]);
+    let first = IndexEntry {
+        relative_offset: 0,
+        position: 0,
+        timestamp_ms: 0,
+        max_timestamp_before_ms: i64::MIN,
+    };
+    let index = index::encode(0, 20_000, &[first]);
     let sealed = shard.disk(move |_| DiskOp::Seal {
         file: FileId(1),
         bytes: 20_000,

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ringtide_schema::batch::{BatchError, Batches, Header};
+use ringtide_schema::batch::{BatchError, Batches, Header, check_stored};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::TopicId;
 use ringtide_schema::record::{Record, RecordHeader, Records, records};
@@ -530,16 +530,19 @@ impl Reader {
         self.chunk = self.chunk.take().filter(|c| c.cursor != cursor);
     }
 
-    /// Whether there is another batch with records that are wanted, without checking it.
+    /// Whether there is another batch with records that are wanted. One is passed over for having none only if its
+    /// checksum says that it has none.
     pub(crate) fn has_more(&mut self) -> bool {
         let Some(chunk) = &self.chunk else {
             return false;
         };
-        while let Some(Ok((header, bytes))) = Batches::new(&chunk.bytes[self.at..]).next() {
-            if header.next_offset() > chunk.from
-                && header.record_count > 0
-                && !header.attributes.is_control()
-            {
+        while let Some(batch) = Batches::new(&chunk.bytes[self.at..]).next() {
+            let Ok((header, bytes)) = batch else {
+                return true;
+            };
+            let is_empty = header.record_count == 0 || header.attributes.is_control();
+            let is_wanted = header.next_offset() > chunk.from;
+            if is_wanted && !(is_empty && check_stored(bytes).is_ok()) {
                 return true;
             }
             self.at += bytes.len();
@@ -587,6 +590,62 @@ impl Reader {
                     },
                 )))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ringtide_schema::batch::{Codec, HEADER_BYTES, assign};
+    use ringtide_schema::record::BatchBuilder;
+
+    use super::*;
+
+    fn batch(base_offset: u64, values: &[&[u8]]) -> Vec<u8> {
+        let mut builder = BatchBuilder::new(Codec::None);
+        values
+            .iter()
+            .for_each(|value| builder.push(1, None, Some(value), &[]));
+        let mut out = Vec::new();
+        builder.finish(-1, -1, -1, &mut out).expect("records");
+        assign(&mut out, base_offset, 1);
+        out
+    }
+
+    /// The values that a payload gives, or that an error ended it.
+    fn read(bytes: Vec<u8>, from: u64) -> Result<Vec<Vec<u8>>, Error> {
+        let mut reader = Reader::new("t".into(), 1 << 20);
+        reader.begin(Chunk {
+            cursor: 0,
+            topic: TopicId::default(),
+            partition: 0,
+            from,
+            bytes,
+        });
+        let mut values = Vec::new();
+        while reader.has_more() {
+            match reader.next() {
+                Some(Ok(batch)) => {
+                    values.extend(batch.records().map(|r| r.value.unwrap_or(b"").to_vec()));
+                }
+                Some(Err((_, error))) => return Err(error),
+                None => break,
+            }
+        }
+        Ok(values)
+    }
+
+    #[test]
+    fn no_bit_of_a_header_makes_records_disappear() {
+        let payload = [batch(0, &[b"one"]), batch(1, &[b"two", b"three"])].concat();
+        let whole = read(payload.clone(), 0).expect("nothing is wrong");
+        assert_eq!(whole, [&b"one"[..], b"two", b"three"]);
+        // Where a batch begins and how long it is, is looked at when it arrives; of the epoch nothing depends.
+        for bit in 16 * 8..HEADER_BYTES * 8 {
+            let mut damaged = payload.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            let found = read(damaged, 0);
+            assert!(found.is_err(), "bit {bit}: {found:?}");
         }
     }
 }
