@@ -12,7 +12,7 @@ use crate::core::Core;
 use crate::core::call::{Request, TopicSettings};
 use crate::core::consumer::{Batch, Position, Reader};
 use crate::error::Result;
-use crate::options::{ConsumerOptions, Options, ProducerOptions};
+use crate::options::{ConsumerOptions, Options, ProducerOptions, Start};
 use crate::record::{Delivered, Record, Ticket};
 
 /// A call under way.
@@ -222,6 +222,28 @@ impl Client {
         let key = self.0.add_consumer(Arc::new(topic), options)?;
         let reader = Reader::new(name, limit);
         Ok(Consumer { key, reader })
+    }
+
+    /// The partitions that stand still after an error that was given.
+    pub fn stopped(&mut self, consumer: &Consumer) -> Vec<u32> {
+        self.0.consumer(consumer.key).stopped()
+    }
+
+    /// Moves to another place in a partition; what had arrived for it is forgotten.
+    ///
+    /// # Errors
+    /// [`crate::Error::Invalid`] for a partition that it does not read.
+    pub fn seek(
+        &mut self,
+        consumer: &mut Consumer,
+        partition: u32,
+        start: Start,
+        now: Instant,
+    ) -> Result<()> {
+        let cursor = self.0.consumer(consumer.key).cursor_of(partition)?;
+        consumer.reader.forget(cursor);
+        self.0.seek(consumer.key, cursor, start, now);
+        Ok(())
     }
 
     /// Gives every batch that arrived since the last call, and every error.

@@ -173,7 +173,7 @@ impl Actor {
         oracle: &mut Oracle,
     ) -> Result<(), Violation> {
         if now_ns >= self.acts_at_ns {
-            self.begin(now, random)?;
+            self.begin(now, random, oracle)?;
             self.acts_at_ns = now_ns + random.between(10_000, 20_000_000);
             self.send(now, wall_ms, random, oracle);
             self.commit(now, random);
@@ -182,7 +182,12 @@ impl Actor {
         self.look(now, oracle)
     }
 
-    fn begin(&mut self, now: Instant, random: &mut Random) -> Result<(), Violation> {
+    fn begin(
+        &mut self,
+        now: Instant,
+        random: &mut Random,
+        oracle: &mut Oracle,
+    ) -> Result<(), Violation> {
         let (name, visible) = TOPICS[self.topic];
         match self.begun {
             Begun::Yes => {}
@@ -234,6 +239,7 @@ impl Actor {
                 let options = ConsumerOptions::new()
                     .start(Start::Earliest)
                     .delivery(delivery);
+                oracle.topic(self.topic, topic.id, topic.partitions());
                 self.found = Some(topic.clone());
                 let consumer = self.client.add_consumer(topic, options);
                 let wrong = |e| format!("options were refused: {e}");
@@ -260,7 +266,13 @@ impl Actor {
             let Ok(ticket) = self.client.send(producer, &record, wall_ms, now) else {
                 return;
             };
-            oracle.publish(id, self.topic, partition, value, self.idempotence);
+            oracle.publish(
+                id,
+                self.topic,
+                partition,
+                value,
+                self.idempotence && self.acks != Acks::None,
+            );
             self.tickets
                 .insert((partition, ticket.number), self.next_number);
             self.next_number += 1;
@@ -355,11 +367,16 @@ impl Actor {
         }
         if let Some(consumer) = &mut self.consumer {
             let is_durable = TOPICS[*topic].1 == Visibility::Durable;
+            let mut is_told = false;
             client.batches(consumer, now, |batch| {
                 let batch = match batch {
                     Ok(batch) => batch,
                     // What it had read was only accepted, and is gone.
                     Err(Error::OffsetOutOfRange { .. }) if !is_durable || may_be_removed => return,
+                    Err(error) if oracle.may_be_told(*topic, &error) => {
+                        is_told = true;
+                        return;
+                    }
                     Err(error) => {
                         found = Err(format!("a consumer was told: {error}"));
                         return;
@@ -387,6 +404,19 @@ impl Actor {
                     }
                 }
             });
+            // A read that failed is tried again; what rotted stays as it is.
+            if is_told {
+                for partition in client.stopped(consumer) {
+                    let start = match places.get(&partition) {
+                        _ if oracle.is_rotten(*topic, partition) => continue,
+                        Some(&(offset, _)) => Start::Offset(offset),
+                        None => Start::Earliest,
+                    };
+                    client
+                        .seek(consumer, partition, start, now)
+                        .map_err(|e| e.to_string())?;
+                }
+            }
         }
         found
     }

@@ -17,8 +17,9 @@
 //!   sector that it was to save is on the device or is not, and no later sync saves it (as Linux does).
 //! - The disk is full for a while: whatever needs more space fails, a write after a part of it; what is removed gives
 //!   its space back.
-//!
-//! Not modelled yet: reads that fail, bits that rot.
+//! - A read fails with EIO, once.
+//! - A bit of an index, or of a segment where a checksum or the reader looks at it, is another one from now on: not in
+//!   the leader epoch of a batch, which nothing covers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -188,6 +189,8 @@ pub struct Disk {
     pub room: Option<u64>,
     /// The next operation that changes a file fails with EIO.
     pub fails_next: bool,
+    /// The next operation that reads a file fails with EIO.
+    pub fails_next_read: bool,
     /// Operations that failed because of that.
     pub failures: u64,
     /// What is going to happen to a recovery.
@@ -212,6 +215,7 @@ impl Disk {
             planted,
             room: None,
             fails_next: false,
+            fails_next_read: false,
             failures: 0,
             interruption: None,
             is_interrupted: false,
@@ -276,7 +280,18 @@ impl Disk {
             under_way.op,
             DiskOp::Read { .. } | DiskOp::LoadIndex { .. } | DiskOp::Open { .. }
         );
-        let result = if changes && mem::take(&mut self.fails_next) {
+        let reads = match &under_way.op {
+            DiskOp::Read { .. } | DiskOp::LoadIndex { .. } => true,
+            DiskOp::Open { mode, .. } => *mode == OpenMode::Read,
+            _ => false,
+        };
+        let result = if reads && mem::take(&mut self.fails_next_read) {
+            self.failures += 1;
+            Err(DiskError {
+                kind: DiskErrorKind::Os(5),
+                message: format!("{:?}: Input/output error", under_way.op),
+            })
+        } else if changes && mem::take(&mut self.fails_next) {
             self.failures += 1;
             let message = format!("{:?}: Input/output error", under_way.op);
             self.fail(under_way);
@@ -548,6 +563,33 @@ impl Disk {
             let bytes = &self.inodes[inode].now;
             (path.as_path(), bytes.read(0, bytes.len))
         })
+    }
+
+    /// Flips a bit of an index or a segment that may be damaged; which file that is.
+    pub fn rot(&mut self, may_be: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+        let files: Vec<(PathBuf, usize)> = self
+            .names
+            .iter()
+            .filter(|(path, inode)| may_be(path) && self.inodes[**inode].now.len > 0)
+            .map(|(path, &inode)| (path.clone(), inode))
+            .collect();
+        let nth = self.random.below(files.len() as u64) as usize;
+        let (path, inode) = files.into_iter().nth(nth)?;
+        let Inode { now, stable, .. } = &mut self.inodes[inode];
+        let position = match path.extension().is_some_and(|e| e == "log") {
+            true => self.random.below(now.written.len() as u64) as usize,
+            false => self.random.below(now.len as u64) as usize,
+        };
+        let bit = 1 << self.random.below(8);
+        if path.extension().is_some_and(|e| e == "log") && is_uncovered(now, position) {
+            return None;
+        }
+        for bytes in [now, stable] {
+            if let Some(byte) = bytes.written.get_mut(position) {
+                *byte ^= bit;
+            }
+        }
+        Some(path)
     }
 
     /// The broker is killed: what is under way happened, in part or in whole, or did not.
@@ -880,6 +922,19 @@ fn read(path: &Path) -> Bytes {
     }
     bytes.set_len(len);
     bytes
+}
+
+/// Whether a byte of a segment is one that neither a checksum nor a reader looks at.
+fn is_uncovered(segment: &Bytes, position: usize) -> bool {
+    let mut begin = 0;
+    while let Some(Ok(header)) = segment.written.get(begin..).map(Header::peek) {
+        let end = begin + header.batch_bytes;
+        if position < end {
+            return (begin + 12..begin + 16).contains(&position);
+        }
+        begin = end;
+    }
+    true
 }
 
 fn beside(path: &Path) -> PathBuf {

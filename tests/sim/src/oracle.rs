@@ -1,8 +1,11 @@
 //! What must be true, whatever happened: a plain map of each partition, and the promises as checks on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use ringtide_client::{Acks, Error};
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::ids::{PartitionId, TopicId};
 
 /// A record that a client published: who, and the how-manieth of that client.
 pub type Id = (u32, u64);
@@ -46,6 +49,12 @@ pub struct Oracle {
     published: BTreeMap<Id, Published>,
     /// What a topic delivers once it is durable, by topic, partition and offset.
     durable: BTreeMap<(usize, u32, u64), Id>,
+    /// The directories of partitions.
+    places: BTreeMap<String, (usize, u32)>,
+    /// Partitions of which a segment rotted: what is there may be refused, and nothing else be given instead.
+    rotten: BTreeSet<(usize, u32)>,
+    /// The disk has failed to read.
+    pub reads_fail: bool,
     /// Outcomes so far.
     pub outcomes: u64,
     /// Records delivered so far.
@@ -69,6 +78,46 @@ fn id_of(value: &[u8]) -> Option<Id> {
 }
 
 impl Oracle {
+    /// A topic was made, or found.
+    pub fn topic(&mut self, topic: usize, id: TopicId, partitions: u32) {
+        self.places.extend((0..partitions).map(|partition| {
+            let id = PartitionId {
+                topic: id,
+                partition,
+            };
+            (id.dir_name(), (topic, partition))
+        }));
+    }
+
+    /// Whose file it is.
+    pub fn place_of(&self, path: &Path) -> Option<(usize, u32)> {
+        let directory = path.parent()?.file_name()?.to_str()?;
+        self.places.get(directory).copied()
+    }
+
+    /// A bit of this file rotted. An index is derived: nobody may notice.
+    pub fn damaged(&mut self, path: &Path) {
+        if path.extension().is_some_and(|e| e == "log") {
+            self.rotten.extend(self.place_of(path));
+        }
+    }
+
+    /// Whether a segment rotted.
+    pub fn is_damaged(&self) -> bool {
+        !self.rotten.is_empty()
+    }
+
+    /// Whether a segment of this partition rotted.
+    pub fn is_rotten(&self, topic: usize, partition: u32) -> bool {
+        self.rotten.contains(&(topic, partition))
+    }
+
+    /// Whether a consumer of a topic may be told of this.
+    pub fn may_be_told(&self, topic: usize, error: &Error) -> bool {
+        let is_rotten = self.rotten.iter().any(|place| place.0 == topic);
+        is_rotten || self.reads_fail && error.code() == Some(ErrorCode::DataUnreadable)
+    }
+
     /// A client hands over a record.
     pub fn publish(
         &mut self,
@@ -198,7 +247,8 @@ impl Oracle {
         let mut places: BTreeMap<Id, u64> = BTreeMap::new();
         let mut last: BTreeMap<u32, u64> = BTreeMap::new();
         let first = log.first().map_or(0, |(offset, _)| *offset);
-        if first > 0 {
+        let is_rotten = self.is_rotten(topic, partition);
+        if first > 0 && !is_rotten {
             // A batch has a header of 61 bytes, a record some more than its value.
             let bytes: usize = log.iter().map(|(_, value)| value.len() + 61 + 40).sum();
             // The oldest segment goes while there is more than that.
@@ -211,7 +261,7 @@ impl Oracle {
         }
         for (expected, (offset, value)) in (first..).zip(log) {
             let place = format!("{topic}/{partition}");
-            if *offset != expected {
+            if *offset != expected && !is_rotten {
                 return Err(format!(
                     "offset {offset} of {place} where {expected} is next"
                 ));
@@ -230,6 +280,9 @@ impl Oracle {
                     "record {id:?} of {place} comes after {before} of its client"
                 ));
             }
+        }
+        if is_rotten {
+            return Ok(());
         }
         for ((_, _, offset), id) in self
             .durable

@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use ringtide_io::{Body, ConnId, Disconnect, Egress, Logic as _, NetOp, Now, OpId};
-use ringtide_shard::Mail;
-
-use crate::client::{Actor, TOPICS};
+use ringtide_io::{ConnId, Disconnect, Egress, Logic as _, Now, OpId};
 use ringtide_log::files::Cause;
 use ringtide_log::recovery::RecoverError;
+use ringtide_shard::Mail;
 
+use self::network::{Break, Conn};
+use crate::client::{Actor, TOPICS};
 use crate::disk::{Disk, Ended, Interruption, Ticket};
 use crate::host::{Broker, PORT, Socket};
 use crate::oracle::{Oracle, Violation};
 use crate::planted::Planted;
 use crate::random::Random;
+
+mod network;
 
 const US: u64 = 1_000;
 const MS: u64 = 1_000_000;
@@ -41,7 +43,8 @@ pub struct Outcome {
     pub violation: Option<Violation>,
 }
 
-/// At most so much of what a seed would play: what is left plays as it would have.
+/// At most so much of what a seed would play. Fewer clients or faults make it another play, which may break
+/// another promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Clients.
@@ -72,7 +75,9 @@ enum Event {
     Sent(ConnId, Egress),
     Connect(usize, usize, u16),
     Lost(usize, usize, ConnId),
-    Reset,
+    Break(Break),
+    /// The shard learns that nobody is there any more.
+    HangUp(ConnId),
     Fault(Fault),
     Room,
     Start,
@@ -95,7 +100,8 @@ impl Event {
             Self::Lost(client, link, conn) => {
                 format!("client {client} loses {conn:?}, its link {link}")
             }
-            Self::Reset => "a connection breaks".into(),
+            Self::Break(how) => format!("a connection: {how:?}"),
+            Self::HangUp(conn) => format!("the peer of {conn:?} does not answer"),
             Self::Fault(fault) => format!("{fault:?}"),
             Self::Room => "the disk has space again".into(),
             Self::Start => "the broker starts".into(),
@@ -112,16 +118,10 @@ enum Fault {
     DiskError,
     /// There is no space for a while.
     DiskFull,
-}
-
-/// A connection that a client made.
-struct Conn {
-    client: usize,
-    link: usize,
-    shard: u16,
-    /// Bytes of one direction keep their order.
-    to_shard_ns: u64,
-    to_client_ns: u64,
+    /// The next read of the disk fails.
+    ReadError,
+    /// A bit of a file is another one.
+    Rot,
 }
 
 type Tell = Box<dyn FnMut(&str)>;
@@ -143,6 +143,8 @@ struct World {
     retention: [Option<i64>; 2],
     /// Nothing has happened yet that makes a client give up a connection.
     is_well: bool,
+    /// The broker does not start on what rotted, which ends the run.
+    is_refused: bool,
     oracle: Oracle,
     faults_left: u64,
     outcome: Outcome,
@@ -209,6 +211,7 @@ impl World {
             next_conn: 0,
             retention,
             is_well: true,
+            is_refused: false,
             oracle: Oracle::default(),
             faults_left: random.between(0, 4).min(limits.faults),
             outcome: Outcome {
@@ -250,6 +253,9 @@ impl World {
             }
             world.actors.iter().all(Actor::is_done) && world.now.mono_ns > quiet.1 + QUIET_NS
         })?;
+        if self.is_refused {
+            return Ok(());
+        }
         for (topic, logs) in self.actors.iter().filter_map(Actor::read) {
             for (partition, log) in (0..).zip(logs) {
                 let retention = self.retention[topic];
@@ -260,7 +266,7 @@ impl World {
     }
 
     fn until(&mut self, what: &str, mut is_so: impl FnMut(&Self) -> bool) -> Result<(), Violation> {
-        while !is_so(self) {
+        while !self.is_refused && !is_so(self) {
             self.step()?;
             if self.now.mono_ns > PATIENCE_NS {
                 let open = self.oracle.open();
@@ -301,18 +307,25 @@ impl World {
         if self.faults_left == 0 {
             return;
         }
-        let fault = match self.random.below(10) {
+        let fault = match self.random.below(12) {
             0..3 => Fault::PowerCut,
             3..5 => Fault::Kill,
             5 => Fault::DiskError,
             6 | 7 => Fault::DiskFull,
+            8 => Fault::ReadError,
+            9 => Fault::Rot,
             _ => Fault::Stop,
         };
         let after = self.random.between(MS, 1_500 * MS);
         self.at(after, Event::Fault(fault));
         for _ in 0..self.random.below(3) {
             let after = self.random.between(MS, 1_500 * MS);
-            self.at(after, Event::Reset);
+            let how = match self.random.below(4) {
+                0 | 1 => Break::Reset,
+                2 => Break::Stall,
+                _ => Break::HalfOpen,
+            };
+            self.at(after, Event::Break(how));
         }
     }
 
@@ -369,7 +382,11 @@ impl World {
         match event {
             Event::Start => return self.start(),
             Event::Fault(fault) => self.fault(fault),
-            Event::Reset => self.reset(),
+            Event::Break(how) => self.break_one(how),
+            Event::HangUp(conn) if is_current => {
+                self.hang_up(conn, Disconnect::Error(110));
+                self.conns.remove(&conn);
+            }
             Event::Room => self.disk.room = None,
             Event::Disk(ticket) => {
                 if let Some(Ended { shard, id, result }) = self.disk.complete(ticket) {
@@ -407,7 +424,7 @@ impl World {
             Event::ToClient(conn, bytes) => {
                 self.note(bytes.len() as u64);
                 let now = self.instant();
-                if let Some(conn) = self.conns.get(&conn) {
+                if let Some(conn) = self.conns.get(&conn).filter(|c| !c.is_half_open) {
                     self.actors[conn.client]
                         .client
                         .received(conn.link, &bytes, now);
@@ -415,7 +432,11 @@ impl World {
             }
             Event::Connect(client, link, shard) => self.connect(client, link, shard),
             Event::Lost(client, link, conn) => self.lost(client, link, conn),
-            Event::Early(..) | Event::Mail(..) | Event::Sent(..) | Event::ToShard(..) => {}
+            Event::Early(..)
+            | Event::Mail(..)
+            | Event::Sent(..)
+            | Event::ToShard(..)
+            | Event::HangUp(_) => {}
         }
         Ok(())
     }
@@ -468,6 +489,8 @@ impl World {
             {
                 self.at(100 * MS, Event::Start);
             }
+            // It says so rather than serve what is damaged.
+            Err(_) if self.oracle.is_damaged() => self.is_refused = true,
             Err(refusal) => return Err(format!("the broker does not start: {refusal}")),
         }
         Ok(())
@@ -498,6 +521,20 @@ impl World {
                 self.at(again, Event::Room);
                 return self.next_fault();
             }
+            Fault::ReadError => {
+                self.disk.fails_next_read = true;
+                self.oracle.reads_fail = true;
+                return self.next_fault();
+            }
+            Fault::Rot => {
+                if let Some(path) = self.disk.rot(|path| self.oracle.place_of(path).is_some()) {
+                    self.oracle.damaged(&path);
+                    if let Some(tell) = &mut self.tell {
+                        tell(&format!("             a bit of {} rots", path.display()));
+                    }
+                }
+                return self.next_fault();
+            }
             Fault::Stop => {
                 let now = self.now;
                 let broker = self.broker.as_mut().expect("it runs");
@@ -516,6 +553,7 @@ impl World {
     fn ended(&mut self, is_silent: bool) {
         self.broker = None;
         self.epoch += 1;
+        self.conns.retain(|_, conn| !conn.is_half_open);
         let conns: Vec<_> = self
             .conns
             .iter()
@@ -531,131 +569,6 @@ impl World {
         }
         let wait = self.random.between(MS, SECOND);
         self.at(wait, Event::Start);
-    }
-
-    // ---- the network --------------------------------------------------------------------------
-
-    fn connect(&mut self, client: usize, link: usize, shard: u16) {
-        let now = self.instant();
-        let is_up = self
-            .broker
-            .as_ref()
-            .is_some_and(|b| b.nodes.len() > usize::from(shard));
-        if !is_up {
-            let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
-            self.actors[client]
-                .client
-                .connect_failed(link, &refused, now);
-            return;
-        }
-        self.next_conn += 1;
-        let id = ConnId(self.next_conn);
-        let conn = Conn {
-            client,
-            link,
-            shard,
-            to_shard_ns: 0,
-            to_client_ns: 0,
-        };
-        self.conns.insert(id, conn);
-        self.actors[client].conns.insert(link, id);
-        let peer = ([192, 0, 2, client as u8], 1024 + (id.0 % 60_000) as u16).into();
-        if let Some((node, at)) = self.node(shard) {
-            node.sockets.insert(id, Socket::default());
-            node.shard.accepted(id, peer, at, &mut node.fx);
-        }
-        self.actors[client].client.connected(link, now);
-    }
-
-    fn lost(&mut self, client: usize, link: usize, conn: ConnId) {
-        let now = self.instant();
-        if self.conns.remove(&conn).is_some() && self.actors[client].conns.get(&link) == Some(&conn)
-        {
-            self.actors[client].conns.remove(&link);
-            self.actors[client]
-                .client
-                .lost(link, "connection reset", now);
-        }
-    }
-
-    /// A connection breaks on both sides.
-    fn reset(&mut self) {
-        let nth = self.random.below(self.conns.len() as u64) as usize;
-        let Some((&id, conn)) = self.conns.iter().nth(nth) else {
-            return;
-        };
-        let (client, link) = (conn.client, conn.link);
-        self.is_well = false;
-        self.hang_up(id, Disconnect::Error(104));
-        let wait = self.latency();
-        self.at(wait, Event::Lost(client, link, id));
-    }
-
-    /// The shard's side of a connection ends.
-    fn hang_up(&mut self, conn: ConnId, why: Disconnect) {
-        let Some(shard) = self.conns.get(&conn).map(|c| c.shard) else {
-            return;
-        };
-        if let Some((node, now)) = self.node(shard)
-            && node.sockets.remove(&conn).is_some()
-        {
-            node.shard.disconnected(conn, why, now, &mut node.fx);
-        }
-    }
-
-    /// An egress left: its bytes are on their way, in pieces.
-    fn sent(&mut self, id: ConnId, mut egress: Egress) {
-        let Some(shard) = self.conns.get(&id).map(|c| c.shard) else {
-            return;
-        };
-        let mut bytes = egress.head.clone();
-        match std::mem::take(&mut egress.body) {
-            Body::Nothing => {}
-            Body::Memory(slices) => slices.iter().for_each(|s| bytes.extend_from_slice(s)),
-            Body::File {
-                file,
-                position,
-                bytes: count,
-            } => match self.disk.range(shard, file, position, count) {
-                Some(range) => bytes.extend(range),
-                None => return self.hang_up(id, Disconnect::FileTooShort),
-            },
-        }
-        self.carry(id, &bytes, false);
-        let is_there = self.socket(id).map(|s| s.is_sending = false).is_some();
-        if let (true, Some((node, now))) = (is_there, self.node(shard)) {
-            node.shard.sent(id, egress, now, &mut node.fx);
-        }
-    }
-
-    /// Bytes travel: cut anywhere, late, in order.
-    fn carry(&mut self, id: ConnId, bytes: &[u8], is_to_shard: bool) {
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let most = match self.random.below(4) {
-                0 => self.random.between(1, 100),
-                1 => self.random.between(1, 5_000),
-                _ => rest.len() as u64,
-            };
-            let (piece, after) = rest.split_at((most as usize).min(rest.len()));
-            rest = after;
-            let latency = self.latency();
-            let now_ns = self.now.mono_ns;
-            let Some(conn) = self.conns.get_mut(&id) else {
-                return;
-            };
-            let last = match is_to_shard {
-                true => &mut conn.to_shard_ns,
-                false => &mut conn.to_client_ns,
-            };
-            *last = (*last).max(now_ns + latency);
-            let time = *last;
-            let event = match is_to_shard {
-                true => Event::ToShard(id, piece.to_vec()),
-                false => Event::ToClient(id, piece.to_vec()),
-            };
-            self.at_time(time, event);
-        }
     }
 
     // ---- turns --------------------------------------------------------------------------------
@@ -689,7 +602,7 @@ impl World {
             }
             node.shard.turn(self.now, &mut node.fx);
             if let Some(fatal) = node.fx.fatal.take() {
-                if self.disk.failures == 0 {
+                if self.disk.failures == 0 && !self.oracle.is_damaged() {
                     return Err(format!("shard {shard} cannot go on: {}", fatal.message));
                 }
                 if let Some(tell) = &mut self.tell {
@@ -742,42 +655,6 @@ impl World {
             self.ended(is_cut);
         }
         Ok(())
-    }
-
-    fn net(&mut self, node: &mut crate::host::Node, op: NetOp) {
-        let (NetOp::Send(id, _)
-        | NetOp::Pause(id)
-        | NetOp::Resume(id)
-        | NetOp::Close(id)
-        | NetOp::Abort(id)) = &op;
-        let id = *id;
-        let Some(socket) = node.sockets.get_mut(&id) else {
-            return;
-        };
-        match op {
-            NetOp::Send(_, egress) => {
-                assert!(!socket.is_sending, "two egresses of {id:?}");
-                socket.is_sending = true;
-                let latency = self.latency();
-                self.at(latency, Event::Sent(id, egress));
-            }
-            NetOp::Pause(_) => socket.is_paused = true,
-            NetOp::Resume(_) => {
-                socket.is_paused = false;
-                node.is_due = true;
-            }
-            NetOp::Close(_) | NetOp::Abort(_) => {
-                // What was sent arrives before the end.
-                node.sockets.remove(&id);
-                node.shard
-                    .disconnected(id, Disconnect::Asked, self.now, &mut node.fx);
-                if let Some(conn) = self.conns.get(&id) {
-                    let (client, link) = (conn.client, conn.link);
-                    let time = conn.to_client_ns.max(self.now.mono_ns + US);
-                    self.at_time(time, Event::Lost(client, link, id));
-                }
-            }
-        }
     }
 
     /// Every client looks after itself.
