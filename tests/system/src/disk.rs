@@ -73,6 +73,19 @@ impl MountedDisk {
         &self.mount_point
     }
 
+    /// The block device that it lies on.
+    ///
+    /// # Panics
+    /// When it lies on none.
+    #[must_use]
+    pub fn device(&self) -> PathBuf {
+        let mount_point = self.mount_point.display().to_string();
+        let device = run("findmnt", &["-n", "-o", "SOURCE", &mount_point]).expect("it is mounted");
+        let device = PathBuf::from(device.trim());
+        assert!(device.is_absolute(), "{device:?} is no device");
+        device
+    }
+
     /// Bytes that can still be written.
     ///
     /// # Panics
@@ -98,13 +111,14 @@ fn prepare() -> Result<TempDir, String> {
     TempDir::new_in(data_root()).map_err(|e| format!("no folder to mount at: {e}"))
 }
 
-fn run(program: &str, args: &[&str]) -> Result<(), String> {
+/// Runs a program to its end; gives what it said.
+pub(crate) fn run(program: &str, args: &[&str]) -> Result<String, String> {
     let output = Command::new(program)
         .args(args)
         .output()
         .map_err(|e| format!("{program} cannot be run: {e}"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     Err(format!(
         "{program} failed: {}",

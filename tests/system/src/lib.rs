@@ -9,7 +9,8 @@
 //!
 //! Environment: `RINGTIDE_BIN` names a binary to test instead of the one of this workspace,
 //! `RINGTIDE_FEED` a feed file, `RINGTIDE_TEST_DIR` a folder for data directories,
-//! `RINGTIDE_KILLS` how often the broker is killed, `RINGTIDE_SEED` the seed of what is random;
+//! `RINGTIDE_KILLS` how often the broker is killed, `RINGTIDE_CUTS` how often the power is cut,
+//! `RINGTIDE_SEED` the seed of what is random;
 //! with `RINGTIDE_TEST_KEEP` the data directory of a failed test stays.
 
 mod binary;
@@ -22,8 +23,10 @@ mod payload;
 mod peer;
 mod ports;
 mod random;
+mod recorded_disk;
 mod skip;
 
+pub mod block_trace;
 pub mod exit;
 pub mod feed;
 pub mod wait;
@@ -38,4 +41,5 @@ pub use payload::{Rec, batch, batch_at, now_ms, read_records, single};
 pub use peer::{Answer, Fault, Peer, Published, Refused, Topic};
 pub use ports::Ports;
 pub use random::Random;
+pub use recorded_disk::RecordedDisk;
 pub use skip::skip;
