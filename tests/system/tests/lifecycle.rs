@@ -710,6 +710,27 @@ fn doctor_reports_each_check_as_json() {
 }
 
 #[test]
+fn doctor_measures_flushes_only_when_asked_and_leaves_nothing_behind() {
+    let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
+    let report = |more: &[&str]| -> serde_json::Value {
+        let dir = home.path().to_str().expect("text");
+        let args = [&["doctor", "--data-dir", dir, "--json"], more].concat();
+        let finished = Cli::without_server().run(&args);
+        serde_json::from_slice(&finished.stdout).expect("JSON")
+    };
+    assert_eq!(report(&[]).get("flush_test"), None);
+    let report = report(&["--flush-test"]);
+    for kind in ["unsynced_write", "durable_write", "flush_of_much"] {
+        let times = &report["flush_test"][kind];
+        let ns = |field: &str| times[field].as_u64().expect("a time");
+        assert!(0 < ns("p50_ns") && ns("p50_ns") <= ns("p99_ns"), "{report}");
+    }
+    let checks = report["checks"].as_array().expect("checks");
+    assert!(checks.iter().any(|c| c["name"] == "flush"), "{report}");
+    assert_eq!(fs::read_dir(home.path()).expect("a folder").count(), 0);
+}
+
+#[test]
 fn doctor_says_what_it_found_to_a_person() {
     let home = tempfile::tempdir_in(ringtide_system_tests::data_root()).expect("a folder");
     let args = ["doctor", "--data-dir", home.path().to_str().expect("text")];

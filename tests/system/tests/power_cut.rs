@@ -13,7 +13,11 @@ use std::time::Duration;
 
 use ringtide_client::sync::{Client, Producer};
 use ringtide_client::{Delivered, Error, Options, ProducerOptions, Record, TopicSettings};
-use ringtide_system_tests::{Broker, Random, RecordedDisk, Setup, data_root, skip, wait};
+use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::ids::PartitionId;
+use ringtide_system_tests::{
+    Broker, Peer, Random, Rec, RecordedDisk, Setup, data_root, skip, wait,
+};
 
 const DISK_BYTES: u64 = 80 << 20;
 /// Enough that each slot of the log is used several times.
@@ -307,18 +311,15 @@ fn holds(broker: &Broker, of: &Published, safe: u64) -> Option<u64> {
     };
     let partition = topic.partition(of.partition);
     let mut peer = broker.peer_at(topic.shard(of.partition));
-    let mut offset = |at| {
-        let listed = peer.list_offsets(partition, at).expect("an offset");
-        listed.offset
-    };
-    let (start, end) = (offset(-2), offset(-1));
+    let (start, records) = wait::until("an end that retention does not pass", || {
+        read(&mut peer, partition)
+    });
+    let end = start + records.len() as u64;
     assert!(
         (safe..=of.sent).contains(&end),
         "{name} ends at {end}; acknowledged before the cut: {safe}, sent: {}",
         of.sent
     );
-    let records = peer.fetch_to(partition, start, end);
-    assert_eq!(records.len() as u64, end - start, "{name}");
     let mut bytes = 0;
     for (offset, record) in (start..end).zip(&records) {
         let want = of.value(offset);
@@ -335,6 +336,26 @@ fn holds(broker: &Broker, of: &Published, safe: u64) -> Option<u64> {
         "{name} begins at {start} and holds {bytes} bytes"
     );
     Some(end)
+}
+
+/// Reads a partition from its first record to its last; nothing if retention takes the first away meanwhile.
+fn read(peer: &mut Peer, partition: PartitionId) -> Option<(u64, Vec<Rec>)> {
+    let mut offset = |at| peer.list_offsets(partition, at).expect("an offset").offset;
+    let (start, end) = (offset(-2), offset(-1));
+    let mut all = Vec::new();
+    let mut at = start;
+    while at < end {
+        let correlation = peer.send_fetch(partition, at, 256 << 10, 1, 10_000);
+        let mut records = match peer.answer(correlation) {
+            Ok(answer) => answer.records(),
+            Err(fault) if fault.code() == ErrorCode::OffsetOutOfRange => return None,
+            Err(fault) => panic!("{fault:?}"),
+        };
+        records.retain(|record| record.offset >= at);
+        at = records.last().expect("records").offset + 1;
+        all.append(&mut records);
+    }
+    Some((start, all))
 }
 
 /// Keeps the disk of a cut if its test fails and somebody wants it.

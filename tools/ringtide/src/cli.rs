@@ -425,6 +425,10 @@ pub(crate) struct DoctorArgs {
     /// Check for the broker of this configuration file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Measure as well whether flushes of the device take the time that they should; writes 200 MiB
+    /// in all, to a file of 1 MiB in the data directory, or in the nearest above it that exists
+    #[arg(long)]
+    pub(crate) flush_test: bool,
     /// Write JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -1,9 +1,10 @@
 //! `ringtide doctor`: what of the host matters to a broker, what was found, and what mends it.
 //!
 //! [`host`] gathers facts, [`checks`] judges them without touching the machine, and here they are
-//! shown. `serve` makes the same checks and refuses in the same words.
+//! shown. `serve` makes the same checks and refuses in the same words. [`flush`] is only for who asks: it writes.
 
 mod checks;
+mod flush;
 mod host;
 
 use std::fmt::Write as _;
@@ -101,11 +102,20 @@ pub(crate) fn run(args: DoctorArgs) -> Result<(), Failure> {
     let config = Config::load(flags, args.config.as_deref(), &probe::allowed())
         .map_err(|error| Failure::usage(error.to_string()))?;
     let host = Host::look(&config);
-    let checks = checks::all(&host);
+    let mut checks = checks::all(&host);
+    let mut flush_test = None;
+    // Where no broker can write there is nothing to measure either.
+    if args.flush_test && host.directory.access.is_ok() && host.directory.direct_io.is_ok() {
+        let (check, test) = flush::run(&host.directory)?;
+        checks.push(check);
+        flush_test = Some(test);
+    }
     let text = if args.json {
-        json(&checks)
+        json(&checks, flush_test.as_ref())
     } else {
-        table(&checks)
+        let explained = flush_test.as_ref().map(flush::explained);
+        let apart = explained.map(|text| format!("\n{text}"));
+        table(&checks) + &apart.unwrap_or_default()
     };
     crate::output::print(&text)?;
     match unfit(&checks, &config.data_dir) {
@@ -183,19 +193,25 @@ fn table(checks: &[Check]) -> String {
     out
 }
 
-fn json(checks: &[Check]) -> String {
+fn json(checks: &[Check], flush_test: Option<&flush::FlushTest>) -> String {
     #[derive(Serialize)]
     struct Report<'a> {
         verdict: Verdict,
         checks: &'a [Check],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        flush_test: Option<&'a flush::FlushTest>,
     }
     let verdict = checks
         .iter()
         .map(|check| check.verdict)
         .max()
         .unwrap_or(Verdict::Ok);
-    let mut text =
-        serde_json::to_string_pretty(&Report { verdict, checks }).expect("strings are always JSON");
+    let report = Report {
+        verdict,
+        checks,
+        flush_test,
+    };
+    let mut text = serde_json::to_string_pretty(&report).expect("strings are always JSON");
     text.push('\n');
     text
 }
@@ -235,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_program_reads_the_same_with_the_worst_verdict_on_top() {
-        let json: serde_json::Value = serde_json::from_str(&json(&checks())).expect("JSON");
+        let json: serde_json::Value = serde_json::from_str(&json(&checks(), None)).expect("JSON");
         assert_eq!(json["verdict"], "required");
         assert_eq!(json["checks"][0]["verdict"], "ok");
         assert_eq!(json["checks"][0].get("mend"), None);

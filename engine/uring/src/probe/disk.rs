@@ -37,7 +37,7 @@ pub struct BlockDevice {
     pub rotational: Option<bool>,
 }
 
-/// How long single durable writes of 4 KiB take.
+/// How long single writes of 4 KiB take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WriteLatency {
     /// Half of them took at most this long.
@@ -183,31 +183,117 @@ pub fn block_device(directory: &Path) -> io::Result<Option<BlockDevice>> {
     }))
 }
 
-/// Measures `writes` single durable writes of 4 KiB, as the log makes them: direct, over blocks
-/// that were written before.
-pub fn durable_write_latency(directory: &Path, writes: usize) -> io::Result<WriteLatency> {
-    const FILE_BLOCKS: usize = 32;
-    let flags = libc::O_DIRECT | libc::O_DSYNC;
-    let scratch = Scratch::new(directory, flags)?;
-    scratch
-        .file
-        .write_all_at(&Blocks::new(FILE_BLOCKS * BLOCK_BYTES)?, 0)?;
-    scratch.file.sync_all()?;
-    let block = Blocks::new(BLOCK_BYTES)?;
-    let mut times = Vec::with_capacity(writes.max(1));
-    for i in 0..writes.max(1) {
-        let begin = Instant::now();
-        scratch
-            .file
-            .write_all_at(&block, (i % FILE_BLOCKS * BLOCK_BYTES) as u64)?;
-        times.push(begin.elapsed());
+/// What writes and flushes take according to what they wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushTimes {
+    /// A write of 4 KiB: for the device to have taken it.
+    pub unsynced: WriteLatency,
+    /// The same until it is on the medium, as the log writes (`O_DSYNC`).
+    pub durable: WriteLatency,
+    /// The same and a flush of the device's cache behind it (`fdatasync`).
+    pub flushed: WriteLatency,
+    /// A flush when nothing was written since the last one.
+    pub flush_of_nothing: WriteLatency,
+    /// A flush when [`FLUSH_BYTES`] were written since the last one; not their writing.
+    pub flush_of_much: WriteLatency,
+}
+
+/// What is written before a flush that has much to do.
+pub const FLUSH_BYTES: usize = FILE_BLOCKS * BLOCK_BYTES;
+
+/// Blocks of the file that is written to, one after the other and again from the first.
+const FILE_BLOCKS: usize = 256;
+
+/// A file whose blocks were written before, and how to write to it past the page cache.
+struct Written {
+    scratch: Scratch,
+    all: Blocks,
+}
+
+impl Written {
+    fn new(directory: &Path) -> io::Result<Self> {
+        let scratch = Scratch::new(directory, libc::O_DIRECT)?;
+        let all = Blocks::new(FILE_BLOCKS * BLOCK_BYTES)?;
+        scratch.file.write_all_at(&all, 0)?;
+        scratch.file.sync_all()?;
+        Ok(Self { scratch, all })
     }
+
+    /// The same file, opened for writes that are durable when they return.
+    fn durable(&self) -> io::Result<File> {
+        OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_DIRECT | libc::O_DSYNC)
+            .open(&self.scratch.path)
+    }
+
+    /// Writes the `number`th block; gives how long that took, with what `then` does.
+    fn time(
+        &self,
+        file: &File,
+        number: usize,
+        then: impl FnOnce(&File) -> io::Result<()>,
+    ) -> io::Result<Duration> {
+        let position = (number % FILE_BLOCKS * BLOCK_BYTES) as u64;
+        let begin = Instant::now();
+        file.write_all_at(&self.all[..BLOCK_BYTES], position)?;
+        then(file)?;
+        Ok(begin.elapsed())
+    }
+}
+
+/// Of at least one time.
+fn latency(mut times: Vec<Duration>) -> WriteLatency {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent).div_ceil(100).max(1) - 1];
-    Ok(WriteLatency {
+    WriteLatency {
         p50: at(50),
         p99: at(99),
         max: at(100),
+    }
+}
+
+/// Measures `writes` single durable writes of 4 KiB, as the log makes them: direct, over blocks
+/// that were written before.
+pub fn durable_write_latency(directory: &Path, writes: usize) -> io::Result<WriteLatency> {
+    let written = Written::new(directory)?;
+    let durable = written.durable()?;
+    let times: io::Result<Vec<_>> = (0..writes.max(1))
+        .map(|number| written.time(&durable, number, |_| Ok(())))
+        .collect();
+    times.map(latency)
+}
+
+/// Measures `rounds` of each kind, in turn, so that all are of the same moments.
+pub fn flush_times(directory: &Path, rounds: usize) -> io::Result<FlushTimes> {
+    let written = Written::new(directory)?;
+    let (direct, durable) = (&written.scratch.file, written.durable()?);
+    let flush = || {
+        let begin = Instant::now();
+        direct.sync_data().map(|()| begin.elapsed())
+    };
+    let mut times = [const { Vec::new() }; 5];
+    for number in 0..rounds.max(1) {
+        let unsynced = written.time(direct, number, |_| Ok(()))?;
+        let durable = written.time(&durable, number, |_| Ok(()))?;
+        let flushed = written.time(direct, number, File::sync_data)?;
+        let of_nothing = flush()?;
+        direct.write_all_at(&written.all, 0)?;
+        let of_much = flush()?;
+        for (times, time) in times
+            .iter_mut()
+            .zip([unsynced, durable, flushed, of_nothing, of_much])
+        {
+            times.push(time);
+        }
+    }
+    let [unsynced, durable, flushed, flush_of_nothing, flush_of_much] = times.map(latency);
+    Ok(FlushTimes {
+        unsynced,
+        durable,
+        flushed,
+        flush_of_nothing,
+        flush_of_much,
     })
 }
 
@@ -225,6 +311,10 @@ mod tests {
         if matches!(direct_io(path), DirectIo::Works) {
             let latency = durable_write_latency(path, 10).expect("measured");
             assert!(latency.p50 <= latency.p99 && latency.p99 <= latency.max);
+            let times = flush_times(path, 10).expect("measured");
+            for latency in [times.unsynced, times.durable, times.flush_of_much] {
+                assert!(latency.p50 <= latency.p99 && latency.p99 <= latency.max);
+            }
             if let Some((memory, position)) = alignment(path) {
                 assert!(memory.is_power_of_two() && position as usize <= BLOCK_BYTES);
             }

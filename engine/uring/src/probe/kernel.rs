@@ -17,6 +17,15 @@ pub fn release() -> String {
     release.to_string_lossy().into_owned()
 }
 
+/// Whether the processor says that a hypervisor is under this kernel; false where it does not say.
+pub fn is_virtual() -> bool {
+    let facts = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    facts
+        .lines()
+        .filter(|line| line.starts_with("flags"))
+        .any(|line| line.split_whitespace().any(|flag| flag == "hypervisor"))
+}
+
 /// Why there is no ring.
 #[derive(Debug, thiserror::Error)]
 pub enum NoIoUring {
