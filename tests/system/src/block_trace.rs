@@ -146,6 +146,21 @@ impl Trace {
         self.events.len() - 1
     }
 
+    /// What was on the medium when `events` events had happened: all that a power cut then is sure to leave.
+    ///
+    /// # Panics
+    /// When less than that has happened.
+    #[must_use]
+    pub fn medium(&self, events: usize) -> Vec<u8> {
+        let events = &self.events[..events];
+        let covered = covered(events);
+        let mut image = self.first.clone();
+        for (_, write) in writes(events).filter(|&(number, _)| covered[number]) {
+            image[write.position..write.position + write.data.len()].copy_from_slice(&write.data);
+        }
+        image
+    }
+
     /// The disk after the power was cut when `events` events had happened, and what was made of the cut.
     ///
     /// # Panics
@@ -257,6 +272,9 @@ mod tests {
         assert_eq!(outcomes(&trace, 0), [set(".")], "it had not arrived");
         assert_eq!(outcomes(&trace, before), [set(".a")]);
         assert_eq!(outcomes(&trace, trace.len()), [set("a")]);
+        trace.write(0, &B);
+        assert_eq!(trace.medium(trace.len()), A);
+        assert_eq!(trace.medium(before), [b'.'; SECTOR]);
     }
 
     #[test]

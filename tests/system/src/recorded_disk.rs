@@ -31,8 +31,9 @@ const DISK: &str = "disk";
 const DISK_INODE: INodeNo = INodeNo(2);
 /// Nothing of it changes, so the kernel may remember for long.
 const FOR_LONG: Duration = Duration::from_secs(3600);
-/// The longest time that an answer is held back.
+/// The longest time that answers are held back, mostly and now and then.
 const HELD_US: u64 = 150;
+const SELDOM_HELD_US: u64 = 10_000;
 
 /// A disk whose ext4 is mounted. All of it is taken down when this is dropped.
 #[derive(Debug)]
@@ -173,13 +174,22 @@ enum Answer {
     Flushed(usize, ReplyEmpty),
 }
 
-/// Answers what was done, a little late and in no particular order.
+/// Answers what was done, a little late, now and then quite late, and in no particular order.
 fn answer(trace: &Mutex<Trace>, due: &Receiver<Answer>, mut random: Random) {
-    while let Ok(first) = due.recv() {
-        std::thread::sleep(Duration::from_micros(random.below(HELD_US)));
-        let mut answers = vec![first];
+    let mut answers = Vec::new();
+    loop {
+        if answers.is_empty() {
+            let Ok(next) = due.recv() else { return };
+            answers.push(next);
+        }
+        let most = if random.percent(2) {
+            SELDOM_HELD_US
+        } else {
+            HELD_US
+        };
+        std::thread::sleep(Duration::from_micros(random.below(most)));
         answers.extend(due.try_iter());
-        while !answers.is_empty() {
+        for _ in 0..=random.below(answers.len() as u64) {
             let next = answers.swap_remove(random.below(answers.len() as u64) as usize);
             let mut trace = trace.lock().expect("a recorder that did not panic");
             match &next {
