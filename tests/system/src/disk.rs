@@ -26,7 +26,24 @@ impl MountedDisk {
     /// # Errors
     /// Why it cannot be had here.
     pub fn ext4(bytes: u64) -> Result<Self, String> {
-        let dir = prepare()?;
+        Self::ext4_below(&data_root(), bytes)
+    }
+
+    /// An ext4 of this size in memory: its device takes flushes, and they do nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be had here.
+    pub fn ext4_in_memory(bytes: u64) -> Result<Self, String> {
+        const TMPFS: u32 = 0x0102_1994;
+        let memory = Path::new("/dev/shm");
+        match rustix::fs::statfs(memory) {
+            Ok(facts) if facts.f_type as u32 == TMPFS => Self::ext4_below(memory, bytes),
+            _ => Err("/dev/shm is no file system in memory".into()),
+        }
+    }
+
+    fn ext4_below(root: &Path, bytes: u64) -> Result<Self, String> {
+        let dir = prepare(root)?;
         let image = dir.path().join("image");
         let file = std::fs::File::create(&image).map_err(|e| format!("no image: {e}"))?;
         file.set_len(bytes).map_err(|e| format!("no image: {e}"))?;
@@ -53,7 +70,7 @@ impl MountedDisk {
     /// # Errors
     /// Why it cannot be had here.
     pub fn ramfs() -> Result<Self, String> {
-        Self::mount(prepare()?, &["-t", "ramfs", "ramfs"])
+        Self::mount(prepare(&data_root())?, &["-t", "ramfs", "ramfs"])
     }
 
     fn mount(dir: TempDir, args: &[&str]) -> Result<Self, String> {
@@ -104,11 +121,11 @@ impl Drop for MountedDisk {
     }
 }
 
-fn prepare() -> Result<TempDir, String> {
+fn prepare(root: &Path) -> Result<TempDir, String> {
     if !is_root() {
         return Err("mounting a file system needs root".into());
     }
-    TempDir::new_in(data_root()).map_err(|e| format!("no folder to mount at: {e}"))
+    TempDir::new_in(root).map_err(|e| format!("no folder to mount at: {e}"))
 }
 
 /// Runs a program to its end; gives what it said.

@@ -5,7 +5,9 @@ use std::fs;
 use ringtide_client::sync::Client;
 use ringtide_client::{Idle, Options};
 use ringtide_schema::identity::Identity;
-use ringtide_system_tests::{Broker, Cli, Fault, Setup, exit, single, table, wait};
+use ringtide_system_tests::{
+    Broker, Cli, Fault, MountedDisk, Setup, exit, single, skip, table, wait,
+};
 use rustix::process::Signal;
 
 // ---- stopping ---------------------------------------------------------------------------------
@@ -728,6 +730,26 @@ fn doctor_measures_flushes_only_when_asked_and_leaves_nothing_behind() {
     let checks = report["checks"].as_array().expect("checks");
     assert!(checks.iter().any(|c| c["name"] == "flush"), "{report}");
     assert_eq!(fs::read_dir(home.path()).expect("a folder").count(), 0);
+}
+
+#[test]
+fn doctor_suspects_a_device_whose_flushes_do_nothing() {
+    let disk = match MountedDisk::ext4_in_memory(64 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            return skip("doctor_suspects_a_device_whose_flushes_do_nothing", &reason);
+        }
+    };
+    let dir = disk.path().to_str().expect("text");
+    let args = ["doctor", "--data-dir", dir, "--flush-test", "--json"];
+    let finished = Cli::without_server().run(&args);
+    let report: serde_json::Value = serde_json::from_slice(&finished.stdout).expect("JSON");
+    let checks = report["checks"].as_array().expect("checks");
+    let flush = checks.iter().find(|check| check["name"] == "flush");
+    let flush = flush.expect("the check of flushes");
+    assert_eq!(flush["verdict"], "advice", "{report}");
+    let matters = flush["matters"].as_str().expect("words");
+    assert!(matters.contains("ignores flushes"), "{matters}");
 }
 
 #[test]
