@@ -146,6 +146,19 @@ impl Trace {
         self.events.len() - 1
     }
 
+    /// How many writes no flush had covered when `events` events had happened.
+    ///
+    /// # Panics
+    /// When less than that has happened.
+    #[must_use]
+    pub fn open_writes(&self, events: usize) -> usize {
+        let events = &self.events[..events];
+        let covered = covered(events);
+        writes(events)
+            .filter(|&(number, _)| !covered[number])
+            .count()
+    }
+
     /// What was on the medium when `events` events had happened: all that a power cut then is sure to leave.
     ///
     /// # Panics

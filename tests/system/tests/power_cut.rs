@@ -37,6 +37,8 @@ const READER: &str = "reader";
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 /// By how many events acknowledgements are told to have come too early, to see that it is found.
 const TOO_EARLY: usize = 24;
+/// Places of which the one with most under way is taken.
+const CANDIDATES: usize = 20;
 /// As many find it for sure.
 const ENOUGH_CUTS: usize = 10;
 
@@ -331,8 +333,14 @@ fn cut(
     random: &mut Random,
 ) -> (usize, Vec<u8>) {
     let trace = disk.trace();
-    let mut at = from + random.below((trace.len() - from) as u64 + 1) as usize;
-    if random.percent(50) {
+    let mut anywhere = || from + random.below((trace.len() - from) as u64 + 1) as usize;
+    // Mostly little is under way; what is written seldom, such as snapshots, comes with more.
+    let candidates: Vec<usize> = (0..CANDIDATES).map(|_| anywhere()).collect();
+    let busiest = candidates.iter().max_by_key(|&&at| trace.open_writes(at));
+    let mut at = candidates[0];
+    if random.percent(30) {
+        at = *busiest.expect("candidates");
+    } else if random.percent(60) {
         // Where the broker's word is youngest.
         let of = &published[random.below(published.len() as u64) as usize];
         let acknowledged = &of.end.acknowledged;
