@@ -44,8 +44,8 @@ codes! {
     OutcomeUnknown = 5, "not all records were acknowledged: of some the outcome is unknown";
     /// `--count` was not reached.
     FewerThanAsked = 6, "consume delivered fewer records than --count asked for";
-    /// `verify` or `inspect` read what there is, and not all of it is right.
-    ProblemsFound = 7, "verify or inspect found problems";
+    /// `verify` or `inspect` read what there is, and not all of it is right; or `repair` did not mend all of it.
+    ProblemsFound = 7, "verify or inspect found problems, or repair left some";
     /// The host lacks something that the broker cannot do without.
     HostUnfit = 10, "the host lacks what the broker cannot do without; see ringtide doctor";
     /// Another process holds the data directory.

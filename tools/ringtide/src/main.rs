@@ -20,6 +20,7 @@ mod produce;
 mod progress;
 mod raw_config;
 mod record_json;
+mod repair;
 mod serve;
 mod setting;
 mod signals;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Inspect { kind, path } => offline::inspect_file(kind, &path),
         Command::Verify { data_dir } => offline::verify_directory(&data_dir),
+        Command::Repair(args) => repair::run(&args),
         Command::Doctor(args) => doctor::run(args),
     };
     match result {

@@ -27,14 +27,25 @@ impl From<LockError> for Failure {
 
 /// Runs `verify`.
 pub(crate) fn verify_directory(dir: &Path) -> Result<(), Failure> {
-    if !dir.is_dir() {
-        let message = format!(
-            "{} is not a directory; name one with --data-dir",
-            dir.display()
-        );
-        return Err(Failure::new(Exit::DirectoryUnusable, message));
-    }
+    check_directory(dir)?;
     let _lock = files::lock_read_only(dir)?;
+    judge(dir, &look(dir)?)
+}
+
+/// Refuses what is no directory.
+pub(crate) fn check_directory(dir: &Path) -> Result<(), Failure> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is not a directory; name one with --data-dir",
+        dir.display()
+    );
+    Err(Failure::new(Exit::DirectoryUnusable, message))
+}
+
+/// Reads a directory whose lock is held, and prints what is wrong with it.
+pub(crate) fn look(dir: &Path) -> Result<Report, Failure> {
     let mut progress = Progress::new();
     let report = verify(dir, &mut |step| {
         progress.tick(|elapsed| show(step, elapsed))
@@ -42,16 +53,21 @@ pub(crate) fn verify_directory(dir: &Path) -> Result<(), Failure> {
     .map_err(|error| Failure::new(Exit::DirectoryUnusable, error.to_string()))?;
     progress.clear();
     output::print(&text(dir, &report))?;
+    Ok(report)
+}
+
+/// Fails if a report has serious problems.
+pub(crate) fn judge(dir: &Path, report: &Report) -> Result<(), Failure> {
     let serious = report
         .problems
         .iter()
         .filter(|problem| problem.serious)
         .count();
-    if serious > 0 {
-        let message = format!("{}: problems that are serious: {serious}", dir.display());
-        return Err(Failure::new(Exit::ProblemsFound, message));
+    if serious == 0 {
+        return Ok(());
     }
-    Ok(())
+    let message = format!("{}: problems that are serious: {serious}", dir.display());
+    Err(Failure::new(Exit::ProblemsFound, message))
 }
 
 fn show(step: Step, elapsed: Duration) -> String {
@@ -107,8 +123,13 @@ fn text(dir: &Path, report: &Report) -> String {
             "the next start will replay {bytes} bytes of log: {frames} frames, {entries} entries"
         )
     };
-    if report.is_sound() {
+    if report.is_sound() && report.repaired.is_empty() {
         out.push_str("everything that was acknowledged is there\n");
+    } else if report.is_sound() {
+        out.push_str("everything is there but what repairs cut, which is kept:\n");
+        for path in &report.repaired {
+            let _ = writeln!(out, "  {}", path.display());
+        }
     }
     out
 }

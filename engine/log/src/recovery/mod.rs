@@ -32,7 +32,7 @@ pub use self::error::RecoverError;
 use self::error::{BadIdentity, BadSegment, Contradiction, OldSnapshot};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
-use self::replay::{Mode, Replay};
+use self::replay::{Cut, Mode, Replay};
 pub use self::segments::{index_name, log_name};
 pub use self::verify::{Problem, Report, verify};
 use crate::files;
@@ -44,6 +44,7 @@ pub mod inspect;
 mod layout;
 mod metadata;
 mod partition;
+pub mod repair;
 mod replay;
 mod scan;
 mod segments;
@@ -162,6 +163,16 @@ pub fn recover(
     options: RecoverOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
+    recover_or_cut(dir, options, false, progress)
+}
+
+/// [`recover`], or with `cut` what a repair does: logs end at their first damage.
+fn recover_or_cut(
+    dir: &Path,
+    options: RecoverOptions,
+    cut: bool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Recovered, RecoverError> {
     let began = Instant::now();
     let mut slots_given_up = 0;
     loop {
@@ -169,7 +180,7 @@ pub fn recover(
         let (recovered, old) = match layout::look(dir, &mut leftovers)? {
             Top::Fresh => (make(dir, &options), None),
             Top::Used(old) => {
-                let recovered = take_over(dir, old, &options, leftovers, progress);
+                let recovered = take_over(dir, old, &options, cut, leftovers, progress);
                 (recovered, Some(old))
             }
         };
@@ -246,6 +257,7 @@ fn take_over(
     dir: &Path,
     old: Identity,
     options: &RecoverOptions,
+    cut: bool,
     leftovers: Vec<PathBuf>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
@@ -258,6 +270,7 @@ fn take_over(
     let mode = Mode {
         direct: options.direct,
         dry: false,
+        cut,
     };
     let mut replay = Replay::new(dir, old, mode, snapshots, progress)?;
     let mut summary = Summary {
@@ -289,7 +302,10 @@ fn take_over(
     files::sync_directory(&dir.join("partitions"))?;
     let groups = replay.into_groups();
     for (snapshot, _) in &groups {
-        check_open_segments(dir, snapshot, old.clean)?;
+        match check_open_segments(dir, snapshot, old.clean) {
+            Err(RecoverError::BadSegment(_)) if cut => {}
+            checked => checked?,
+        }
     }
     let groups = match old.clean {
         // Those of the stop stay until this start is durable: an interrupted one is begun again from them.
@@ -334,7 +350,11 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
     let looked = slots::look_at_all(&listed, direct)?;
     let live = slots::sort_out(&looked, identity)?;
     // Only of a log that is whole.
-    let dry = Mode { direct, dry: true };
+    let dry = Mode {
+        direct,
+        dry: true,
+        cut: false,
+    };
     let Some((_, counts)) = replay_some(dir, identity, dry, &live, None)? else {
         return Ok(false);
     };
@@ -343,7 +363,7 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
     }
     // What stays must be a log of its own.
     let long = counts.iter().filter(|(_, counts)| counts.behind_first > 0);
-    let mode = Mode { direct, dry: false };
+    let mode = Mode { dry: false, ..dry };
     for (&shard, _) in long {
         let Some((groups, _)) = replay_some(dir, identity, mode, &live, Some(shard))? else {
             continue;
@@ -444,6 +464,13 @@ fn replay_logs(
             direct,
             only_first: false,
         };
+        let followed = match chain.follow(replay) {
+            Err(error) if replay.is_cutting() && error.is_of_log() => {
+                replay.cuts.push(Cut::Log { shard, error });
+                continue;
+            }
+            followed => followed?,
+        };
         let (
             end,
             ChainCounts {
@@ -452,7 +479,7 @@ fn replay_logs(
                 bytes,
                 ..
             },
-        ) = chain.follow(replay)?;
+        ) = followed;
         summary.frames += frames;
         summary.entries += entries;
         summary.wal_bytes += bytes;

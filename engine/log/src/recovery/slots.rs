@@ -211,6 +211,11 @@ impl Slot {
             .then_some((first.shard, first.generation))
     }
 
+    /// What is wrong with the header, if it is neither one nor blank.
+    pub(super) fn damaged_header(&self) -> Option<SlotError> {
+        self.header.err().filter(|error| *error != SlotError::Blank)
+    }
+
     /// Whether the slot was free: its header is blank, or of an earlier start. A header is written
     /// whole or not at all (it lies in one sector), so that anything else is damage.
     fn was_free(&self) -> bool {

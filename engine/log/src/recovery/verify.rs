@@ -64,6 +64,8 @@ pub struct Report {
     pub records: u64,
     /// What the next start will find in the log.
     pub log: Summary,
+    /// Directories of what repairs cut.
+    pub repaired: Vec<PathBuf>,
     /// What is wrong, in the order it was found.
     pub problems: Vec<Problem>,
 }
@@ -119,6 +121,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
         }
     };
     report.identity = Some(identity);
+    report.repaired = layout::repaired(dir)?;
     for path in leftovers {
         report.note(
             &path,
@@ -185,6 +188,14 @@ fn log(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<PartitionId>, RecoverError> {
     let slot_files = slots::list(&dir.join("wal"))?;
+    for slot in slots::look_at_all(&slot_files, false)? {
+        if let Some(error) = slot.damaged_header() {
+            let what = format!(
+                "{error}; frames say where their slot belongs, and its next use writes the header anew"
+            );
+            report.note(&slot.path, Some(0), what, false);
+        }
+    }
     let directories = layout::partitions(dir)?;
     let ids: Vec<PartitionId> = snapshots
         .iter()
@@ -200,6 +211,7 @@ fn log(
     let mode = Mode {
         direct: false,
         dry: true,
+        cut: false,
     };
     let mut replay = Replay::new(dir, *identity, mode, snapshots, progress)?;
     report.log.was_clean = identity.clean;
@@ -309,6 +321,16 @@ fn read_segment(
                 let what = format!("a batch with offset {found} where {expected} was to come");
                 report.note(path, Some(position), what, true);
             }
+            let epoch = header.leader_epoch.cast_unsigned();
+            if let Some(written) = epoch_at(stored, header.base_offset)
+                && epoch != written
+            {
+                let what = format!(
+                    "a batch with leader epoch {epoch} that was written under {written}; its records are whole, and \
+                     readers are given them with the wrong epoch"
+                );
+                report.note(path, Some(position), what, true);
+            }
             if let Some(index) = &mut index {
                 index_is_true &= index.batch(position, &header, &contents);
             }
@@ -342,6 +364,13 @@ fn read_segment(
         wrong_index(&index_path, None, report);
     }
     Ok(())
+}
+
+/// The epoch under which a partition wrote an offset.
+fn epoch_at(stored: &PartitionT, offset: u64) -> Option<u32> {
+    let mut starts = stored.epochs.iter().flatten().rev();
+    let start = starts.find(|start| start.start_offset <= offset)?;
+    Some(start.epoch)
 }
 
 fn wrong_index(path: &Path, error: Option<IndexError>, report: &mut Report) {
