@@ -142,6 +142,22 @@ fn later_frames_in_a_slot_without_header_or_first_frame_show_a_loss() {
 }
 
 #[test]
+fn a_damaged_first_frame_of_a_slot_is_named_there() {
+    for (slot, frame) in [(1, 15), (2, 30)] {
+        let (mut b, _) = log_of(40, 3000);
+        let damaged = b.logs[0].frames[frame];
+        assert_eq!((damaged.slot, damaged.position), (slot, BLOCK_BYTES));
+        b.overwrite(0, damaged, 0x5a);
+        b.store();
+        let RecoverError::Lost(lost) = b.recover().expect_err("data is gone") else {
+            panic!("another refusal")
+        };
+        let place = (lost.path.clone(), lost.position);
+        assert_eq!(place, (b.slot_path(0, slot), BLOCK_BYTES as u64));
+    }
+}
+
+#[test]
 fn a_slot_that_was_being_used_again_when_the_crash_came_is_not_missed() {
     // Three slots, full to the last block; snapshots hold everything; then the oldest was begun
     // again: its header is still blank, some of the new frames are there, some are not.

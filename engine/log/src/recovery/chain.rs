@@ -305,6 +305,17 @@ impl Chain<'_> {
                     return Ok((end, counts));
                 }
                 (Decision::Refuse(Refusal::Lost), Some(shown), Some(expected)) => {
+                    // It was either here or at the beginning of the next slot: there, if nothing of this log is.
+                    let next = self.slots.get(slot + 1).filter(|next| {
+                        torn.is_none()
+                            && !next.first.is_some_and(|(first, _)| {
+                                self.is_own(&first) && first.generation == next.generation
+                            })
+                    });
+                    let (path, position, found) = match next {
+                        Some(next) => (&next.path, BLOCK, Found::Torn),
+                        None => (path, position, found),
+                    };
                     return Err(Lost {
                         path: path.clone(),
                         position,
