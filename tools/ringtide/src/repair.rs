@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringtide_log::files;
-use ringtide_log::recovery::RecoverError;
 use ringtide_log::recovery::repair::{self, Plan};
+use ringtide_log::recovery::{RecoverError, Report};
 
 use crate::cli::RepairArgs;
 use crate::exit::{Exit, Failure};
@@ -42,6 +42,10 @@ pub(crate) fn run(args: &RepairArgs) -> Result<(), Failure> {
     if report.is_sound() {
         return Ok(());
     }
+    let report = mend_batches(dir, report)?;
+    if report.is_sound() {
+        return Ok(());
+    }
     let plan = repair::plan(dir).map_err(unmended)?;
     if plan.is_empty() {
         output::say("no cut mends what is wrong: restore the whole data directory from a copy");
@@ -67,6 +71,26 @@ pub(crate) fn run(args: &RepairArgs) -> Result<(), Failure> {
     note(dir, &done)?;
     output::print(&done)?;
     judge(dir, &look(dir)?)
+}
+
+/// Mends what the segments' checksums prove, and looks again if that was something.
+fn mend_batches(dir: &Path, report: Report) -> Result<Report, Failure> {
+    // What cannot be read is for the plan to say.
+    let mended = repair::mend_batches(dir).unwrap_or_default();
+    if mended.is_empty() {
+        return Ok(report);
+    }
+    let mut done = String::new();
+    for (path, position) in mended {
+        let _ = writeln!(
+            done,
+            "wrote offset and leader epoch of the batch at byte {position} of {} as they had been",
+            path.display()
+        );
+    }
+    note(dir, &done)?;
+    output::print(&done)?;
+    look(dir)
 }
 
 fn failed(error: files::FileError) -> Failure {

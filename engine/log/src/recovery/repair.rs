@@ -13,12 +13,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use ringtide_schema::batch::Header;
+use ringtide_schema::batch::{CRC_START, Header, LENGTH_EXCLUDES_BYTES};
 use ringtide_schema::identity::Identity;
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::snapshot;
-use ringtide_schema::store::{GroupSnapshotT, PartitionT};
+use ringtide_schema::store::{GroupSnapshotT, PartitionT, SegmentT};
 use ringtide_schema::wal::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FRAME_HEADER_BYTES, FrameHeader,
 };
@@ -30,6 +30,7 @@ use super::replay::{Cut, Mode, Replay};
 use super::scan::{Contents, Scan};
 use super::segments::{index_name, log_name};
 use super::slots::{self, LiveSlots};
+use super::verify::epoch_at;
 use super::{RecoverOptions, Report, Summary, check_open_segments, recover_or_cut, replay_logs};
 use crate::files::{self, FileError};
 
@@ -52,6 +53,88 @@ pub fn mend(report: &Report) -> Result<Vec<PathBuf>, FileError> {
         }
     }
     Ok(removed)
+}
+
+/// Writes base offsets and leader epochs of stored batches anew where they are wrong; gives where it did, file and byte.
+///
+/// No checksum of a batch covers them. What they must be follows from the batches before and from the snapshot, and
+/// the segment's own checksum of them shows that this is what was written: else nothing is changed.
+pub fn mend_batches(dir: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
+    let mut mended = Vec::new();
+    let Top::Used(identity) = layout::look(dir, &mut Vec::new())? else {
+        return Ok(mended);
+    };
+    let snapshots = layout::snapshots(dir, &identity)?;
+    for stored in partitions(&snapshots) {
+        let Some(id) = id_of(stored) else { continue };
+        let directory = dir.join("partitions").join(id.dir_name());
+        for segment in stored.segments.iter().flatten() {
+            let path = directory.join(log_name(segment.base_offset));
+            let Some(wrong) = wrong_batches(&path, segment, stored)? else {
+                continue;
+            };
+            let file = files::open_write(&path, false, false)?;
+            for (position, prefix) in wrong {
+                files::write_at(&file, &path, &prefix, position)?;
+                mended.push((path.clone(), position));
+            }
+            files::sync_data(&file, &path)?;
+        }
+    }
+    Ok(mended)
+}
+
+/// Batches of a segment whose offset or epoch is wrong, each with its first bytes as they were written, if the
+/// segment's checksum shows that they were.
+fn wrong_batches(
+    path: &Path,
+    segment: &SegmentT,
+    stored: &PartitionT,
+) -> Result<Option<Vec<(u64, Prefix)>>, FileError> {
+    let (tail, end) = held(segment, stored);
+    let mut scan = match Scan::open(path, segment.bytes, tail) {
+        Err(error) if error.cause == files::Cause::Missing => return Ok(None),
+        opened => opened?,
+    };
+    let (mut wrong, mut crc, mut offset) = (Vec::new(), 0, segment.base_offset);
+    loop {
+        let position = scan.position();
+        let (header, batch) = match scan.next()? {
+            None => break,
+            Some(Ok(batch)) => batch,
+            Some(Err(_)) => return Ok(None),
+        };
+        let mut prefix = Prefix::default();
+        prefix.copy_from_slice(&batch[..CRC_START]);
+        let epoch = epoch_at(stored, offset).map_or(header.leader_epoch, u32::cast_signed);
+        assign(&mut prefix, offset, epoch);
+        if prefix[..] != batch[..CRC_START] {
+            wrong.push((position, prefix));
+        }
+        crc = crc32c::crc32c_append(crc, &prefix);
+        offset += u64::from(header.record_count);
+    }
+    let is_proven = crc == segment.prefix_crc && offset == end;
+    let is_in_file = wrong
+        .last()
+        .is_none_or(|(at, prefix)| at + prefix.len() as u64 <= segment.bytes);
+    Ok(Some(wrong).filter(|wrong| is_proven && is_in_file && !wrong.is_empty()))
+}
+
+/// What the checksum of a batch leaves out.
+type Prefix = [u8; CRC_START];
+
+fn assign(prefix: &mut Prefix, offset: u64, epoch: i32) {
+    prefix[..8].copy_from_slice(&offset.to_be_bytes());
+    prefix[LENGTH_EXCLUDES_BYTES..][..4].copy_from_slice(&epoch.to_be_bytes());
+}
+
+/// What of a segment lies in the snapshot, and the offset that it ends at.
+fn held(segment: &SegmentT, stored: &PartitionT) -> (Vec<u8>, u64) {
+    match segment.sealed {
+        true => (Vec::new(), segment.next_offset),
+        false => (stored.tail.clone().unwrap_or_default(), stored.next_offset),
+    }
 }
 
 /// What has to be cut before the broker starts and serves only what is whole.
@@ -331,10 +414,7 @@ fn first_damage(directory: &Path, stored: &PartitionT) -> Result<Option<Damage>,
     let segments = stored.segments.as_deref().unwrap_or_default();
     for (number, segment) in segments.iter().enumerate() {
         let path = directory.join(log_name(segment.base_offset));
-        let (tail, end) = match segment.sealed {
-            true => (Vec::new(), segment.next_offset),
-            false => (stored.tail.clone().unwrap_or_default(), stored.next_offset),
-        };
+        let (tail, end) = held(segment, stored);
         let mut contents = Contents::new(segment.base_offset);
         // Ends of the batches behind the last whole block, and the offset up to there.
         let (mut ends, mut covered) = (Vec::new(), segment.base_offset);
@@ -451,7 +531,7 @@ pub fn cut(dir: &Path, plan: &Plan, name: &str) -> Result<PathBuf, RecoverError>
     }
     files::sync_directory(&groups)?;
     for (path, bytes) in to_remove {
-        if bytes > 0 {
+        if let Some(bytes) = bytes {
             let file = files::open_write(&path, false, false)?;
             files::set_len(&file, &path, bytes)?;
             files::sync_data(&file, &path)?;
@@ -472,7 +552,7 @@ fn cut_partition(
     directory: &Path,
     stored: &mut PartitionT,
     damage: &Damage,
-    to_remove: &mut Vec<(PathBuf, u64)>,
+    to_remove: &mut Vec<(PathBuf, Option<u64>)>,
 ) -> Result<(), RecoverError> {
     let tail = stored.tail.take().unwrap_or_default();
     let segments = stored.segments.get_or_insert_default();
@@ -494,7 +574,7 @@ fn cut_partition(
         };
         keep(dir, kept, &part, name.as_ref())?;
         if from > 0 {
-            to_remove.push((path, from / BLOCK * BLOCK));
+            to_remove.push((path, Some(from / BLOCK * BLOCK)));
         } else {
             // Before the snapshot: it may not lie there unnamed, at or behind the partition's end.
             files::remove_file(&path)?;
@@ -523,7 +603,7 @@ fn cut_partition(
         // Retention had given up what is whole.
         for segment in stored.segments.take().unwrap_or_default() {
             let path = directory.join(log_name(segment.base_offset));
-            to_remove.push((path, 0));
+            to_remove.push((path, None));
         }
         stored.tail = None;
         stored.next_offset = stored.log_start;

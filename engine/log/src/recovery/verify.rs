@@ -367,7 +367,7 @@ fn read_segment(
 }
 
 /// The epoch under which a partition wrote an offset.
-fn epoch_at(stored: &PartitionT, offset: u64) -> Option<u32> {
+pub(super) fn epoch_at(stored: &PartitionT, offset: u64) -> Option<u32> {
     let mut starts = stored.epochs.iter().flatten().rev();
     let start = starts.find(|start| start.start_offset <= offset)?;
     Some(start.epoch)

@@ -10,6 +10,10 @@ use tempfile::TempDir;
 
 use crate::directory::{Directory, after_a_kill, after_a_stop, stamps};
 
+/// In a record batch, in bytes.
+const BASE_OFFSET_AT: u64 = 0;
+const LEADER_EPOCH_AT: u64 = 12;
+
 fn repair(dir: &Path, flags: &[&str]) -> Finished {
     let dir = dir.to_str().expect("a path of text");
     Cli::without_server().run(&[&["repair", "--data-dir", dir], flags].concat())
@@ -78,6 +82,26 @@ fn a_damaged_index_is_removed_and_built_anew() {
     let broker = start(copy.path());
     let read = broker.cli().run(&["consume", "t", "--output", "json"]).ok();
     assert_eq!(directory.missing(&read), 0);
+}
+
+#[test]
+fn an_offset_or_epoch_that_the_segments_checksum_proves_is_written_as_it_was() {
+    let stop = after_a_stop();
+    let (sealed, open) = (stop.sealed_segment(), stop.open_segment());
+    for (directory, segment) in [
+        (stop, sealed),
+        (stop, open),
+        (after_a_kill(), after_a_kill().sealed_segment()),
+    ] {
+        let (position, _) = segment.batches[1];
+        for field in [BASE_OFFSET_AT, LEADER_EPOCH_AT] {
+            let copy = directory.copy_with(position + field + 3, 1, &segment.file);
+            repair(copy.path(), &[]).ok();
+            let path = copy.path().join(&segment.file);
+            let (_, was) = directory.files("", &segment.file)[0];
+            assert!(fs::read(path).expect("a file") == was);
+        }
+    }
 }
 
 #[test]
