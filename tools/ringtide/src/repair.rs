@@ -134,18 +134,27 @@ fn is_confirmed() -> Result<bool, Failure> {
 fn text(dir: &Path, plan: &Plan) -> String {
     let mut out = String::new();
     for cut in &plan.partitions {
-        let (path, lost) = (cut.path.display(), cut.to.saturating_sub(cut.from));
         let _ = writeln!(
             out,
-            "CUT  partition {} from byte {} of {path}: {}\n     lost: {} records, offsets {} to {}, {} bytes of segments",
+            "CUT  partition {} from byte {} of {}: {}",
             plan.name(cut.partition),
             cut.position,
+            cut.path.display(),
             cut.why,
-            grouped(lost),
-            cut.from,
-            cut.to.saturating_sub(1),
-            grouped(cut.bytes),
         );
+        let (from, bytes) = (cut.from, grouped(cut.bytes));
+        let _ = match cut.to.checked_sub(from) {
+            Some(count @ 1..) => writeln!(
+                out,
+                "     lost: {} records, offsets {from} to {}, {bytes} bytes of segments",
+                grouped(count),
+                cut.to - 1,
+            ),
+            _ => writeln!(
+                out,
+                "     lost: what the log has of it from offset {from} on"
+            ),
+        };
     }
     for cut in &plan.logs {
         let _ = writeln!(
