@@ -83,6 +83,7 @@ fn check(directory: &Directory, flip: &Flip) {
 
     let data_dir = copy.path().to_str().expect("a path of text");
     let verified = Cli::without_server().run(&["verify", "--data-dir", data_dir]);
+    let said = format!("{}{}", verified.text(), verified.stderr);
     let place = match flip.told_at {
         Some(at) => vec![path.to_owned(), format!("at byte {at}")],
         None => vec![path.to_owned()],
@@ -94,20 +95,20 @@ fn check(directory: &Directory, flip: &Flip) {
             .iter()
             .filter(of_class)
             .any(|line| place.iter().all(|word| line.contains(word)));
-        assert!(found, "no {class} names {place:?}: {verified:?}");
+        assert!(found, "no {class} names {place:?}: {said}");
     };
     match flip.means {
         Means::Refused | Means::Unreadable | Means::Told => {
-            assert_eq!(verified.code(), exit::PROBLEMS_FOUND, "{verified:?}");
+            assert_eq!(verified.code(), exit::PROBLEMS_FOUND, "{said}");
             says("PROBLEM");
         }
         Means::Mends => {
-            assert_eq!(verified.code(), exit::DONE, "{verified:?}");
+            assert_eq!(verified.code(), exit::DONE, "{said}");
             says("note");
         }
         Means::Nothing => {
-            assert_eq!(verified.code(), exit::DONE, "{verified:?}");
-            assert!(!verified.text().contains("PROBLEM"), "{verified:?}");
+            assert_eq!(verified.code(), exit::DONE, "{said}");
+            assert!(!verified.text().contains("PROBLEM"), "{said}");
         }
     }
 

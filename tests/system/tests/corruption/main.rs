@@ -2,7 +2,7 @@
 //! `ringtide repair` makes of it.
 //!
 //! The directories are made once ([`directory`]): by a broker that stopped cleanly, and by one that was killed while its
-//! log was needed. About 25 s with a release binary on two idle cores.
+//! log was needed. All of it needs about 25 s of CPU time.
 
 mod directory;
 mod fields;
