@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::binary::target;
 use crate::cli::Cli;
+use crate::footprint::Footprint;
 use crate::peer::{Fault, Peer};
 use crate::ports::Ports;
 use crate::wait::{self, PATIENCE};
@@ -373,6 +374,33 @@ impl Broker {
             panic!("the broker ended by itself ({status}): {}", self.log());
         }
         self.kill();
+    }
+
+    /// Starts it again with this many shards and kills it on the way, when `moment` says so, which is
+    /// asked again and again.
+    ///
+    /// # Panics
+    /// When it ended by itself, or the moment does not come.
+    pub fn start_and_kill_when(&mut self, shards: usize, mut moment: impl FnMut(&Self) -> bool) {
+        self.setup.shards = shards;
+        self.launch();
+        let deadline = Instant::now() + PATIENCE;
+        while !moment(self) {
+            if let Some(status) = self.ended() {
+                panic!("the broker ended by itself ({status}): {}", self.log());
+            }
+            assert!(Instant::now() < deadline, "the moment never came");
+        }
+        self.kill();
+    }
+
+    /// What it holds of the machine.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn footprint(&self) -> Footprint {
+        Footprint::of(self.pid())
     }
 
     /// Starts it again; it must refuse.
