@@ -58,6 +58,12 @@ impl PublishFrame {
         Self { header, bytes }
     }
 
+    /// The request as it is sent, with correlation 0.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     fn number(&mut self, correlation: u64) -> &[u8] {
         self.header.correlation = correlation;
         self.bytes[..HEADER_BYTES].copy_from_slice(&self.header.encode());

@@ -274,7 +274,7 @@ impl Shard {
             self.upkeep.writers -= 1;
         }
         let fault = Fault::new(ErrorCode::UnknownTopic, "the topic was deleted");
-        self.fail_watchers(i, held.watchers, 0..u64::MAX, &fault);
+        self.fail_watchers(i, held.watchers.sessions(), 0..u64::MAX, &fault);
         self.step_searches(i, fx);
         self.upkeep.checkpoint_moved = true;
     }

@@ -27,6 +27,7 @@ mod session;
 pub mod settings;
 mod topics;
 mod upkeep;
+mod watchers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -49,14 +50,14 @@ use query::Search;
 use session::{Session, SessionKey, Timer};
 use topics::Topics;
 use upkeep::Upkeep;
+use watchers::Watchers;
 
 type Fx = Effects<Mail>;
 
 /// A partition and who waits for it.
 struct Held {
     log: Partition,
-    /// Sessions with a subscription or fetch here, one entry for each.
-    watchers: Vec<SessionKey>,
+    watchers: Watchers,
     /// In the queue of the segment writers.
     is_queued: bool,
     /// The next round is to end with a sync.
@@ -279,7 +280,7 @@ impl Shard {
             .push(i);
         self.partitions.push(Some(Box::new(Held {
             log,
-            watchers: Vec::new(),
+            watchers: Watchers::default(),
             is_queued: false,
             is_retiring: false,
             wants_sync: false,
@@ -308,12 +309,12 @@ impl Shard {
         let Some(Some(held)) = self.partitions.get(i) else {
             return;
         };
-        for key in &held.watchers {
-            if let Some(session) = self.sessions.get_mut(key)
+        for key in held.watchers.sessions() {
+            if let Some(session) = self.sessions.get_mut(&key)
                 && !session.is_ready
             {
                 session.is_ready = true;
-                self.ready.push(*key);
+                self.ready.push(key);
             }
         }
     }

@@ -227,15 +227,13 @@ impl Shard {
 
     pub(crate) fn watch(&mut self, i: usize, key: SessionKey) {
         if let Some(held) = self.held(i) {
-            held.watchers.push(key);
+            held.watchers.add(key);
         }
     }
 
     pub(crate) fn unwatch(&mut self, i: usize, key: SessionKey) {
-        if let Some(held) = self.held(i)
-            && let Some(at) = held.watchers.iter().position(|k| *k == key)
-        {
-            held.watchers.swap_remove(at);
+        if let Some(held) = self.held(i) {
+            held.watchers.remove(key);
         }
     }
 
@@ -287,7 +285,7 @@ impl Shard {
     pub(crate) fn fail_watchers(
         &mut self,
         i: usize,
-        watchers: Vec<SessionKey>,
+        watchers: impl IntoIterator<Item = SessionKey>,
         offsets: Range<u64>,
         fault: &Fault,
     ) {

@@ -326,7 +326,7 @@ impl Shard {
         };
         let Some(held) = self.held(i) else { return };
         let end = held.log.segment_end(base);
-        let watchers = held.watchers.clone();
+        let watchers: Vec<_> = held.watchers.sessions().collect();
         self.fail_watchers(i, watchers, base..end, fault);
         self.refuse_searches(i, end, fault);
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release
-//! cargo run --release -p ringtide-perf --example targets            # everything: about 20 minutes
+//! cargo run --release -p ringtide-perf --example targets            # everything: about 30 minutes
 //! cargo run --release -p ringtide-perf --example targets -- accepted durable --broker-cpu 0
 //! ```
 //!
@@ -12,6 +12,7 @@
 
 mod context;
 mod footprint;
+mod hostile;
 mod latency;
 mod reading;
 mod report;
@@ -30,11 +31,12 @@ use report::{Line, Report};
 
 /// What is measured by the name it is chosen by.
 type Measure = fn(&Context) -> Result<Vec<Line>, BenchError>;
-const MEASURES: [(&str, Measure); 14] = [
+const MEASURES: [(&str, Measure); 15] = [
     ("accepted", latency::accepted),
     ("deliver", latency::deliver),
     ("durable", latency::durable),
     ("beside", latency::beside),
+    ("hostile", hostile::hostile),
     ("throughput-accepted", throughput::accepted),
     ("throughput-durable", throughput::durable),
     ("singles", throughput::singles),

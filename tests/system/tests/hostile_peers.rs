@@ -21,6 +21,7 @@ use ringtide_system_tests::{
 use rustix::net::sockopt::set_socket_linger;
 
 const MIB: u64 = 1 << 20;
+const SHARDS: usize = 2;
 /// Records that the one who behaves gets through after it has begun, and again after an attack.
 const ENOUGH: u64 = 200;
 /// The segment of the partition that was attacked stays open: to be written, and to be read.
@@ -49,8 +50,8 @@ impl Allowance {
     };
 
     fn bytes(&self) -> u64 {
-        // `--memory-bytes` of these tests, receive buffers, buffers for ranges of files.
-        let fixed = 64 * MIB + 128 * (64 << 10) + 16 * (256 << 10);
+        // Of each shard: `--memory-bytes` of these tests, receive buffers, buffers for ranges of files.
+        let fixed = SHARDS as u64 * (64 * MIB + 128 * (64 << 10) + 16 * (256 << 10));
         // Answers that wait, what the sender holds of deliveries, and the last request that was taken.
         let deaf = self.deaf * (MIB + 512 * 1024);
         let connections = self.connections * (16 << 10);
@@ -66,9 +67,15 @@ impl Allowance {
 struct Victim<'a> {
     broker: &'a Broker,
     partition: PartitionId,
+    owner: usize,
 }
 
 impl Victim<'_> {
+    /// Somebody who publishes where the partition is.
+    fn writer(&self) -> Peer {
+        self.broker.peer_at(self.owner)
+    }
+
     fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(self.broker.address(0)).expect("a connection");
         stream.set_nodelay(true).expect("a socket");
@@ -79,11 +86,19 @@ impl Victim<'_> {
     }
 }
 
-/// Attacks a broker beside somebody who behaves.
-fn endure(allowance: &Allowance, attack: impl FnOnce(&Victim<'_>)) {
-    let mut broker = Setup::new().start();
+/// Attacks a broker beside somebody who behaves: once with a partition of the shard that is connected to, once
+/// with one of another shard, which is asked by mail.
+fn endure(allowance: &Allowance, attack: impl Fn(&Victim<'_>)) {
+    for owner in 0..SHARDS {
+        endure_at(owner, allowance, &attack);
+    }
+}
+
+fn endure_at(owner: usize, allowance: &Allowance, attack: impl Fn(&Victim<'_>)) {
+    let mut broker = Setup::new().shards(SHARDS).start();
     let mut peer = broker.peer();
-    let partition = peer.create_topic("attacked", 1).partition(0);
+    let topic = peer.create_topic("attacked", SHARDS as u32);
+    let partition = topic.on_shard(owner as u16);
     peer.create_topic("behaved", 1);
     drop(peer);
     let flow = Flow::new("behaved", 1, 200);
@@ -107,6 +122,7 @@ fn endure(allowance: &Allowance, attack: impl FnOnce(&Victim<'_>)) {
         let victim = Victim {
             broker: &broker,
             partition,
+            owner,
         };
         attack(&victim);
 
@@ -321,7 +337,7 @@ fn subscribers_that_never_read_hold_bounded_memory() {
                 .expect("a subscription");
         }
         // Many times what their sockets hold.
-        let mut publisher = victim.broker.peer();
+        let mut publisher = victim.writer();
         let block = vec![b'x'; 512 << 10];
         for _ in 0..64 {
             publisher.put(victim.partition, &block);
@@ -344,7 +360,7 @@ fn requesters_that_never_read_hold_bounded_memory() {
         ..Allowance::NONE
     };
     endure(&allowance, |victim| {
-        let mut publisher = victim.broker.peer();
+        let mut publisher = victim.writer();
         for _ in 0..16 {
             publisher.put(victim.partition, vec![b'x'; 256 << 10]);
         }
@@ -352,8 +368,19 @@ fn requesters_that_never_read_hold_bounded_memory() {
         for peer in &mut deaf {
             let short = Some(Duration::from_millis(20));
             peer.socket().set_write_timeout(short).expect("a timeout");
-            for _ in 0..2000 {
-                peer.send_fetch(victim.partition, 0, 4 << 20, 1, 0);
+            let fetch = table!(FetchRequestT {
+                partition: Some(victim.partition.into()),
+                offset: 0,
+                max_bytes: 4 << 20,
+                min_bytes: 1,
+                max_wait_ms: 0,
+            });
+            // Until the socket takes no more: it is not read any longer.
+            for _ in 0..4000 {
+                let (fetch, _) = peer.frame(Op::Fetch, &[], |b| fetch.pack(b));
+                if peer.socket().write_all(&fetch).is_err() {
+                    break;
+                }
             }
         }
     });
@@ -428,7 +455,46 @@ fn a_flood_of_subscriptions_is_refused_beyond_the_bound_and_forgotten_with_its_c
         }
         // And now there is something for every one of them, which nobody reads.
         for _ in 0..4 {
-            victim.broker.peer().put(victim.partition, vec![b'x'; 2048]);
+            victim.writer().put(victim.partition, vec![b'x'; 2048]);
+        }
+    });
+}
+
+#[test]
+fn peers_that_leave_thousands_of_waiting_fetches_are_forgotten_at_once() {
+    const PEERS: u64 = 24;
+    const EACH: usize = 4000;
+    let allowance = Allowance {
+        connections: PEERS,
+        // What is kept of a fetch that waits is no more than of a subscription.
+        subscriptions: PEERS * EACH as u64,
+        ..Allowance::NONE
+    };
+    // Of the shard that is connected to: of others 32 wait at a time, and behind them the end of the connection
+    // is not seen before they are answered.
+    endure_at(0, &allowance, |victim| {
+        for _ in 0..4 {
+            let peers: Vec<Peer> = (0..PEERS)
+                .map(|_| {
+                    let mut peer = victim.broker.peer();
+                    let wait = table!(FetchRequestT {
+                        partition: Some(victim.partition.into()),
+                        offset: 0,
+                        max_bytes: 4096,
+                        min_bytes: 4096,
+                        max_wait_ms: 60_000,
+                    });
+                    let mut flood = Vec::new();
+                    for _ in 0..EACH {
+                        flood.extend(peer.frame(Op::Fetch, &[], |b| wait.pack(b)).0);
+                    }
+                    peer.send_bytes(&flood);
+                    peer
+                })
+                .collect();
+            // As many as the bounds allow are there when they go.
+            victim.writer().ping().expect("an answer");
+            drop(peers);
         }
     });
 }
