@@ -24,8 +24,8 @@ const MIB: u64 = 1 << 20;
 const SHARDS: usize = 2;
 /// Records that the one who behaves gets through after it has begun, and again after an attack.
 const ENOUGH: u64 = 200;
-/// The segment of the partition that was attacked stays open: to be written, and to be read.
-const SEGMENT_FILES: usize = 2;
+/// The segments of both partitions stay open once they were written to: to be written, and to be read.
+const SEGMENT_FILES: usize = 4;
 
 // ---- the scene ---------------------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ const MEMORY_BYTES: u64 = 16 << 20;
 /// 64 KiB) and those for files (16 of 256 KiB); besides what the allocator keeps.
 const RESIDENT_THAT_STAYS: u64 =
     SHARDS as u64 * (MEMORY_BYTES + (8 << 20) + (4 << 20)) + (24 << 20);
+/// Memory for batches that may stay in use on a shard, in bytes: 4 chunks, as many as are kept for segment writers
+/// and reads.
+const MEMORY_THAT_STAYS: u64 = 4 * (2 << 20);
 /// Files that may stay: the snapshot of each group of the log, and of the metadata group.
 const FILES_THAT_STAY: usize = LOG_GROUPS + 1;
 
@@ -410,7 +413,12 @@ fn a_broker_is_as_small_after_a_long_mixed_load_with_kills_as_before_it() {
          after {after:?}, {files_after} files",
         began.elapsed()
     );
-    assert_eq!(used_memory(&broker), used_before, "memory for batches");
+    for (used, before) in used_memory(&broker).into_iter().zip(used_before) {
+        assert!(
+            used <= before + MEMORY_THAT_STAYS,
+            "memory for batches: {before} bytes before, {used} after"
+        );
+    }
     assert!(read_records > 0 && taken > 0 && made > 0);
     assert!(
         after.resident <= before.resident + RESIDENT_THAT_STAYS,
