@@ -191,7 +191,6 @@ fn fetches(victim: &Victim) -> Result<Box<dyn Attack>, BenchError> {
         max_bytes: 4096,
         min_bytes: 1,
         max_wait_ms: 60_000,
-        ..Default::default()
     };
     let fetches = (2..2 + FETCHES).map(|i| frame(Op::Fetch, i, |b| wait.pack(b)));
     let fetches: Vec<Vec<u8>> = fetches.collect();
@@ -374,7 +373,6 @@ fn hello() -> Vec<u8> {
         max_version: PROTOCOL_MAX,
         client_name: Some("hostile".into()),
         client_version: Some("1".into()),
-        ..Default::default()
     };
     frame(Op::Hello, 1, |b| hello.pack(b))
 }
@@ -384,7 +382,6 @@ fn subscribe(correlation: u64, partition: PartitionId, offset: i64, credit_bytes
         partition: Some(partition.into()),
         offset,
         credit_bytes,
-        ..Default::default()
     };
     frame(Op::Subscribe, correlation, |b| subscribe.pack(b))
 }
