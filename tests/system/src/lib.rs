@@ -10,7 +10,7 @@
 //! Environment: `RINGTIDE_BIN` names a binary to test instead of the one of this workspace,
 //! `RINGTIDE_FEED` a feed file, `RINGTIDE_TEST_DIR` a folder for data directories,
 //! `RINGTIDE_KILLS` how often the broker is killed, `RINGTIDE_CUTS` how often the power is cut,
-//! `RINGTIDE_KILLS` how often the broker is killed, `RINGTIDE_SOAK_SECONDS` how long the soak takes,
+//! `RINGTIDE_SOAK_SECONDS` how long the soak takes,
 //! `RINGTIDE_SEED` the seed of what is random;
 //! with `RINGTIDE_TEST_KEEP` the data directory of a failed test stays.
 
