@@ -88,7 +88,10 @@ enum Pending {
     CreateSlot(std::path::PathBuf),
     RemoveSlot(std::path::PathBuf),
     Snapshot(GroupId),
-    Search(u64),
+    Search {
+        number: u64,
+        bytes: usize,
+    },
     RemoteRead {
         key: SessionKey,
         reply: Reply,

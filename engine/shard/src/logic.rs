@@ -98,12 +98,15 @@ impl Logic for Shard {
             Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
             Some(Pending::RemoveSlot(path)) => self.slot_removed(path, result, fx),
             Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
-            Some(Pending::Search(number)) => match result {
-                Ok(DiskDone::Read { chunk, bytes }) => {
+            Some(Pending::Search {
+                number,
+                bytes: want,
+            }) => match result {
+                Ok(DiskDone::Read { chunk, bytes }) if bytes == want => {
                     let read = chunk.slice(chunk.len() - bytes..chunk.len());
                     self.search_read(number, Ok(&read), fx);
                 }
-                Ok(_) => self.search_read(number, Err("nothing was read".into()), fx),
+                Ok(_) => self.search_read(number, Err("the file is too short".into()), fx),
                 Err(e) => self.search_read(number, Err(e.message), fx),
             },
             Some(Pending::RemoteRead {

@@ -212,7 +212,7 @@ impl Shard {
                 if let Some(s) = self.searches.get_mut(&number) {
                     s.reading = Some((otherwise, rest));
                 }
-                let op = self.op(Pending::Search(number));
+                let op = self.op(Pending::Search { number, bytes });
                 fx.disk.push((
                     op,
                     DiskOp::Read {

@@ -280,7 +280,8 @@ impl Shard {
         let again = held.log.waiting_bytes() >= WRITE_OUT_BYTES
             || held.log.unsynced_bytes() >= SYNC_BYTES
             || held.wants_sync
-            || held.log.needs_flush();
+            || held.log.needs_flush()
+            || held.log.wants_roll();
         let sync = held.log.unsynced_bytes() >= SYNC_BYTES;
         let sealed = held.log.take_sealed_file();
         if is_done {

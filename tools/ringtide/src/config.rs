@@ -99,7 +99,7 @@ pub(crate) enum ConfigError {
         nearest: Option<&'static str>,
     },
     /// The value is a table, a date or the like.
-    #[error("{}, line {line}: {key} cannot be {what}: give a string, a number, or a list of numbers", .path.display())]
+    #[error("{}, line {line}: {key} cannot be {what}: give {}", .path.display(), takes(.key))]
     WrongType {
         path: PathBuf,
         line: usize,
@@ -299,6 +299,14 @@ fn choose_advertise(
 /// Whether it looks like `host:port` rather than a bare IPv6 address.
 fn has_port(value: &str) -> bool {
     value.matches(':').count() == 1
+}
+
+/// What a setting is in a file.
+fn takes(key: &str) -> &'static str {
+    match key {
+        "cpus" => "a string, a number, or a list of numbers",
+        _ => "a string or a number",
+    }
 }
 
 #[cfg(test)]

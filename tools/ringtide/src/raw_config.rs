@@ -255,7 +255,7 @@ fn type_name(value: &toml::Value) -> &'static str {
     match value {
         toml::Value::Table(_) => "a table",
         toml::Value::Datetime(_) => "a date",
-        toml::Value::Array(_) => "a list of anything but numbers",
+        toml::Value::Array(_) => "such a list",
         _ => "this",
     }
 }

@@ -57,9 +57,7 @@ pub(super) fn look(dir: &Path, leftovers: &mut Vec<PathBuf>) -> Result<Top, Reco
         }
         return Ok(Top::Fresh);
     };
-    let identity = Identity::decode(&bytes)
-        .and_then(|identity| identity.next_start().map(|_| identity))
-        .map_err(|why| BadIdentity { path, why })?;
+    let identity = Identity::decode(&bytes).map_err(|why| BadIdentity { path, why })?;
     for folder in FOLDERS {
         let path = dir.join(folder);
         if files::list(&path)?.is_none() {

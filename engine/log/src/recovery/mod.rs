@@ -253,6 +253,12 @@ fn write_identity(dir: &Path, identity: &Identity) -> Result<(), files::FileErro
     files::sync_directory(dir)
 }
 
+/// The identity of the start that follows one.
+fn next_start(dir: &Path, old: &Identity) -> Result<Identity, RecoverError> {
+    let path = dir.join("identity");
+    Ok(old.next_start().map_err(|why| BadIdentity { path, why })?)
+}
+
 fn take_over(
     dir: &Path,
     old: Identity,
@@ -261,8 +267,7 @@ fn take_over(
     leftovers: Vec<PathBuf>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
-    let path = dir.join("identity");
-    let next = old.next_start().map_err(|why| BadIdentity { path, why })?;
+    let next = next_start(dir, &old)?;
     let slot_files = slots::list(&dir.join("wal"))?;
     let directories = layout::partitions(dir)?;
     let snapshots = layout::snapshots(dir, &old)?;

@@ -19,7 +19,7 @@ use super::metadata::Standing;
 use super::replay::{Mode, Replay};
 use super::scan::{Contents, IndexCheck, Scan};
 use super::segments::{index_name, log_name};
-use super::{Progress, Summary, check_open_segments, replay_logs, slots};
+use super::{Progress, Summary, check_open_segments, next_start, replay_logs, slots};
 use crate::files::{self, FileError};
 
 /// One thing that is wrong.
@@ -121,6 +121,9 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
         }
     };
     report.identity = Some(identity);
+    if let Err(error) = next_start(dir, &identity) {
+        report.refusal(dir, &error);
+    }
     report.repaired = layout::repaired(dir)?;
     for path in leftovers {
         report.note(

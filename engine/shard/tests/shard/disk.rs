@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
-use ringtide_schema::batch::Batches;
+use ringtide_schema::batch::Header;
 use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
 
 type Contents = Rc<RefCell<Vec<u8>>>;
@@ -227,9 +227,8 @@ fn failure(kind: DiskErrorKind, path: &Path) -> DiskError {
 fn index_of(segment: &[u8]) -> IndexBytes {
     let mut entries: Vec<IndexEntry> = Vec::new();
     let (mut base, mut position, mut max_before_ms) = (None, 0, i64::MIN);
-    for batch in Batches::new(segment) {
-        // The last may not be there as a whole.
-        let Ok((header, bytes)) = batch else { break };
+    // The last may not be there as a whole.
+    while let Some(Ok(header)) = segment.get(position as usize..).map(Header::peek) {
         let base = *base.get_or_insert(header.base_offset);
         let is_near = |last: &IndexEntry| position < last.position + INTERVAL_BYTES;
         if !entries.last().is_some_and(is_near) {
@@ -241,7 +240,7 @@ fn index_of(segment: &[u8]) -> IndexBytes {
             });
         }
         max_before_ms = max_before_ms.max(header.max_timestamp_ms);
-        position += bytes.len() as u32;
+        position += header.batch_bytes as u32;
     }
     IndexBytes::Built {
         entries,

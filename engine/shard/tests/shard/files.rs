@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 
 use ringtide_io::{DiskErrorKind, DiskOp};
-use ringtide_schema::batch::Codec;
+use ringtide_schema::batch::{Codec, assign};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
 use ringtide_schema::ids::PartitionId;
@@ -254,7 +254,12 @@ fn read_on_a_full_disk(shard: u16, batches: &[Vec<u8>]) {
     let setup = Setup::new(2).topic("old", 2).topic("large", 60);
     let (old, large) = (setup.on_shard("old", shard), setup.on_shard("large", shard));
     let setup = setup.segment(old, batches).open();
-    let whole: usize = batches.iter().map(Vec::len).sum();
+    let mut whole = Vec::new();
+    for (offset, batch) in (0..).zip(batches) {
+        let at = whole.len();
+        whole.extend_from_slice(batch);
+        assign(&mut whole[at..], offset, 1);
+    }
     let mut world = World::new(&setup);
     let peer = world.connect(0);
     let disk = &mut world.nodes[usize::from(shard)].disk;
@@ -290,8 +295,8 @@ fn read_on_a_full_disk(shard: u16, batches: &[Vec<u8>]) {
         assert_eq!((only.error(), frames.count()), (None, 0));
         only
     };
-    assert_eq!(said(fetched, Op::Fetch).payload.len(), whole);
-    assert_eq!(said(pushed, Op::Push).payload.len(), whole);
+    assert!(said(fetched, Op::Fetch).payload == whole);
+    assert!(said(pushed, Op::Push).payload == whole);
     let found = |number| {
         let answer = said(number, Op::ListOffsets);
         answer.table::<wire::ListOffsetsResponse<'_>>().offset()
