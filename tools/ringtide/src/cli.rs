@@ -74,9 +74,9 @@ pub(crate) enum Command {
     },
     /// Mend a stopped broker's data directory as far as that goes without losing records, and say what goes no further
     ///
-    /// Indexes that are wrong are removed: they are built anew. Damage to the log or to a partition can only be
-    /// cut away, with everything behind it: what that would lose is printed, and done only with --truncate. What is
-    /// cut is kept in DIR/repaired-TIME; DIR/repair.log has what was done. The exit code is 7 if problems are left.
+    /// Indexes that are wrong are removed: they are built anew. Offsets and epochs of stored batches are written
+    /// anew where the segment's checksum proves them. Nothing else is changed; DIR/repair.log has what was done.
+    /// The exit code is 7 if problems are left.
     Repair(RepairArgs),
     /// Check whether this host suits a broker, and say what would mend it
     ///
@@ -99,12 +99,6 @@ pub(crate) struct RepairArgs {
     /// The directory
     #[arg(long, value_name = "DIR", default_value = "./ringtide-data")]
     pub(crate) data_dir: PathBuf,
-    /// Cut logs and partitions where they are damaged, after asking: acknowledged records are lost
-    #[arg(long)]
-    pub(crate) truncate: bool,
-    /// Do not ask
-    #[arg(long, requires = "truncate")]
-    pub(crate) yes: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -4,6 +4,9 @@
 //! log at its first damaged frame, a partition at its first damaged batch, each with everything behind it. That
 //! loses records, so [`plan`] says which, without changing anything, and [`cut`] does it only when it is called.
 //!
+//! Operators are not offered a cut yet: it does not keep, or name, all that it can lose (what a log alone has of a
+//! partition that is cut, snapshots, segments that are ahead of their snapshot).
+//!
 //! A cut is a recovery that ends logs at their damage instead of refusing; partitions are cut after it. What is
 //! cut is kept in a directory beside, before it is cut. An interrupted cut leaves a directory that is as
 //! damaged as before, or less; a second one comes to the same end. The identity stays that of a broker that did not

@@ -10,8 +10,7 @@ use ringtide_schema::batch::Header;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::snapshot;
 use ringtide_schema::wal::{
-    ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader,
-    SlotHeader,
+    ENTRY_HEADER_BYTES, EntryHeader, FRAME_CLOSING, FRAME_HEADER_BYTES, FrameHeader, SlotHeader,
 };
 use ringtide_system_tests::{Broker, Finished, Setup, batch, data_root, exit, table, wait};
 use tempfile::TempDir;
@@ -43,15 +42,11 @@ pub struct Entry {
     /// In the slot.
     pub position: u64,
     pub header: EntryHeader,
-    /// Of a batch.
-    pub records: u32,
 }
 
 /// A segment as far as it was synced.
 pub struct Segment {
     pub file: String,
-    pub partition: u32,
-    pub base_offset: u64,
     pub is_sealed: bool,
     /// Where each whole batch begins, and its bytes.
     pub batches: Vec<(u64, u64)>,
@@ -207,8 +202,6 @@ impl Directory {
                 if batches.len() > 2 {
                     return Segment {
                         file,
-                        partition: id.partition,
-                        base_offset: segment.base_offset,
                         is_sealed,
                         batches,
                     };
@@ -216,11 +209,6 @@ impl Directory {
             }
         }
         panic!("no segment with sealed = {is_sealed}");
-    }
-
-    /// What was published to a partition.
-    pub fn published(&self, partition: u32) -> &[String] {
-        &self.published[partition as usize]
     }
 
     /// A copy.
@@ -357,16 +345,12 @@ fn frames(slot: &[u8], of: &SlotHeader) -> Vec<Frame> {
         let mut at = position + FRAME_HEADER_BYTES;
         let mut entries = Vec::new();
         for _ in 0..header.entry_count {
-            let Ok((entry, payload)) = EntryHeader::decode(&slot[at..], header.incarnation) else {
+            let Ok((entry, _)) = EntryHeader::decode(&slot[at..], header.incarnation) else {
                 break;
             };
             entries.push(Entry {
                 position: at as u64,
                 header: entry,
-                records: match entry.kind {
-                    EntryKind::Batch => Header::peek(payload).expect("a batch").record_count,
-                    _ => 0,
-                },
             });
             at += entry.disk_bytes().max(ENTRY_HEADER_BYTES);
         }
