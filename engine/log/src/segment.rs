@@ -167,14 +167,6 @@ impl Segment {
     pub fn range(&self, offset: u64, max_bytes: u64, end: (u64, u64)) -> Range {
         let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
         let behind = self.index.partition_point(|e| relative(e) <= offset);
-        if behind == 0 && self.index.len() > 0 {
-            // What is before the first entry was damaged when it was indexed.
-            return Range {
-                position: 0,
-                bytes: 0,
-                next_offset: offset,
-            };
-        }
         let first = behind.saturating_sub(1);
         let at = |i: usize| match i < self.index.len() {
             true => {
@@ -183,10 +175,17 @@ impl Segment {
             }
             false => end,
         };
-        let (position, _) = if self.index.len() == 0 {
-            (0, 0)
-        } else {
-            at(first)
+        let position = match behind {
+            1.. => u64::from(self.index.get(first).position),
+            _ if self.index.len() == 0 => 0,
+            // What is before the first entry was damaged when it was indexed.
+            _ => {
+                return Range {
+                    position: 0,
+                    bytes: 0,
+                    next_offset: offset,
+                };
+            }
         };
         let limit = position + max_bytes;
         let last = self

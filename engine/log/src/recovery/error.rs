@@ -255,7 +255,7 @@ impl std::fmt::Display for Shown {
 #[error(
     "acknowledged data is lost: frame {frame_seq} of shard {shard} is {} at byte {position} of {}, \
      and with it entries from {first_lost} on; {shown}. Restore the whole data directory from a \
-     copy; without one, `ringtide repair` says what can be kept",
+     copy; `ringtide verify` says what else is damaged",
     damage(*found), path.display()
 )]
 pub struct Lost {
