@@ -383,24 +383,6 @@ impl EntryHeader {
     /// Reads the entry at the start of `bytes` (which ends where the frame's entries end), checks
     /// header and payload, and gives both.
     pub fn decode(bytes: &[u8], incarnation: u64) -> Result<(Self, &[u8]), EntryError> {
-        let entry_bytes = Self::check(bytes, incarnation)?;
-        let payload = &bytes[ENTRY_HEADER_BYTES..entry_bytes];
-        let stored = le!(u32, bytes, 8);
-        let computed = crc32c::crc32c(payload);
-        if stored != computed {
-            return Err(EntryError::PayloadChecksum { stored, computed });
-        }
-        Ok((Self::fields(bytes)?, payload))
-    }
-
-    /// Reads the header alone, of an entry whose payload may be damaged.
-    pub fn decode_header(bytes: &[u8], incarnation: u64) -> Result<Self, EntryError> {
-        Self::check(bytes, incarnation)?;
-        Self::fields(bytes)
-    }
-
-    /// Checks the header; gives the bytes of header and payload.
-    fn check(bytes: &[u8], incarnation: u64) -> Result<usize, EntryError> {
         if bytes.len() < ENTRY_HEADER_BYTES {
             return Err(EntryError::CutOff);
         }
@@ -417,12 +399,14 @@ impl EntryHeader {
         if entry_bytes < ENTRY_HEADER_BYTES || entry_bytes > bytes.len() {
             return Err(EntryError::CutOff);
         }
-        Ok(entry_bytes)
-    }
-
-    fn fields(bytes: &[u8]) -> Result<Self, EntryError> {
+        let payload = &bytes[ENTRY_HEADER_BYTES..entry_bytes];
+        let stored = le!(u32, bytes, 8);
+        let computed = crc32c::crc32c(payload);
+        if stored != computed {
+            return Err(EntryError::PayloadChecksum { stored, computed });
+        }
         let kind = EntryKind::from_u8(bytes[12]).ok_or(EntryError::Kind(bytes[12]))?;
-        Ok(Self {
+        let header = Self {
             kind,
             group: GroupId(le!(u16, bytes, 14)),
             seq: le!(u64, bytes, 16),
@@ -437,9 +421,10 @@ impl EntryHeader {
             },
             base_offset: le!(u64, bytes, 64),
             append_time_ms: le!(i64, bytes, 72),
-            payload_bytes: le!(u32, bytes, 0) - ENTRY_HEADER_BYTES as u32,
-            payload_crc: le!(u32, bytes, 8),
-        })
+            payload_bytes: payload.len() as u32,
+            payload_crc: stored,
+        };
+        Ok((header, payload))
     }
 }
 

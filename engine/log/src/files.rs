@@ -360,13 +360,6 @@ pub fn remove_directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// Gives a file or directory another name, which nothing has yet.
-pub fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
-    tell(Change::Rename { from, to })
-        .and_then(|()| fs::rename(from, to))
-        .map_err(failed(Action::Rename, to))
-}
-
 /// Puts `bytes` at `path` in one step: a crash leaves the old file or the new one. The directory
 /// is *not* synced, so that several replacements can share one sync.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
@@ -377,7 +370,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     set_len(&file, &temporary, 0)?;
     write_at(&file, &temporary, bytes, 0)?;
     sync_data(&file, &temporary)?;
-    rename(&temporary, path)
+    let change = Change::Rename {
+        from: &temporary,
+        to: path,
+    };
+    tell(change)
+        .and_then(|()| fs::rename(&temporary, path))
+        .map_err(failed(Action::Rename, path))
 }
 
 /// The lock of a data directory; given back when dropped.

@@ -123,13 +123,8 @@ fn text(dir: &Path, report: &Report) -> String {
             "the next start will replay {bytes} bytes of log: {frames} frames, {entries} entries"
         )
     };
-    if report.is_sound() && report.repaired.is_empty() {
+    if report.is_sound() {
         out.push_str("everything that was acknowledged is there\n");
-    } else if report.is_sound() {
-        out.push_str("everything is there but what repairs cut, which is kept:\n");
-        for path in &report.repaired {
-            let _ = writeln!(out, "  {}", path.display());
-        }
     }
     out
 }

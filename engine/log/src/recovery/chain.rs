@@ -305,9 +305,13 @@ impl Chain<'_> {
                     return Ok((end, counts));
                 }
                 (Decision::Refuse(Refusal::Lost), Some(shown), Some(expected)) => {
-                    // It was either here or at the beginning of the next slot: there, if nothing of this log is.
+                    // It was either here or at the beginning of the next slot: there, if nothing of this log is,
+                    // and nothing of it follows here.
+                    let follows_here =
+                        matches!(&shown, Shown::Frame { path: at, .. } if at == path);
                     let next = self.slots.get(slot + 1).filter(|next| {
                         torn.is_none()
+                            && !follows_here
                             && !next.first.is_some_and(|(first, _)| {
                                 self.is_own(&first) && first.generation == next.generation
                             })

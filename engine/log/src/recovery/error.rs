@@ -66,16 +66,6 @@ impl RecoverError {
     }
 }
 
-impl RecoverError {
-    /// Whether it is about what frames of a shard's log hold.
-    pub(super) fn is_of_log(&self) -> bool {
-        matches!(
-            self,
-            Self::Lost(_) | Self::CorruptFrame(_) | Self::MissingEntries(_) | Self::BadEntry(_)
-        )
-    }
-}
-
 impl From<Lost> for RecoverError {
     fn from(lost: Lost) -> Self {
         Self::Lost(Box::new(lost))
@@ -255,7 +245,7 @@ impl std::fmt::Display for Shown {
 #[error(
     "acknowledged data is lost: frame {frame_seq} of shard {shard} is {} at byte {position} of {}, \
      and with it entries from {first_lost} on; {shown}. Restore the whole data directory from a \
-     copy; `ringtide verify` says what else is damaged",
+     copy; `ringtide verify` lists everything that is affected",
     damage(*found), path.display()
 )]
 pub struct Lost {

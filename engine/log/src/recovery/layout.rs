@@ -21,8 +21,6 @@ pub(super) const FOLDERS: [&str; 3] = ["groups", "partitions", "wal"];
 const TEMPORARY: &str = ".tmp";
 /// What repairs did, line by line.
 pub(super) const REPAIR_LOG: &str = "repair.log";
-/// Directories of what repairs cut begin with this.
-pub(super) const REPAIRED: &str = "repaired-";
 
 /// What the top level holds.
 pub(super) enum Top {
@@ -37,7 +35,6 @@ pub(super) fn look(dir: &Path, leftovers: &mut Vec<PathBuf>) -> Result<Top, Reco
     for listed in files::list(dir)?.unwrap_or_default() {
         match (listed.name.as_str(), listed.directory) {
             ("identity" | "lock" | REPAIR_LOG, false) | ("lost+found", true) => {}
-            (name, true) if name.starts_with(REPAIRED) => {}
             (name, true) if FOLDERS.contains(&name) => {}
             (name, false) if name.ends_with(TEMPORARY) => leftovers.push(listed.path),
             _ => return Err(Foreign { path: listed.path }.into()),
@@ -70,13 +67,6 @@ pub(super) fn look(dir: &Path, leftovers: &mut Vec<PathBuf>) -> Result<Top, Reco
         }
     }
     Ok(Top::Used(identity))
-}
-
-/// The directories of what repairs cut.
-pub(super) fn repaired(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
-    let listed = files::list(dir)?.unwrap_or_default().into_iter();
-    let of_repairs = listed.filter(|l| l.directory && l.name.starts_with(REPAIRED));
-    Ok(of_repairs.map(|listed| listed.path).collect())
 }
 
 /// Reads the snapshots of all groups, in order; a group that never had anything has an empty one. After a
@@ -153,8 +143,6 @@ pub(super) fn partitions(dir: &Path) -> Result<Vec<(PartitionId, PathBuf)>, Reco
 pub(super) struct Garbage {
     pub(super) files: Vec<PathBuf>,
     pub(super) directories: Vec<PathBuf>,
-    /// What shows a loss: refused, unless the loss is what is being cut.
-    pub(super) lost: Vec<PathBuf>,
 }
 
 /// Finds what no snapshot names any more, after replay. `every`: look into each partition's
@@ -167,7 +155,6 @@ pub(super) fn garbage(
     let mut garbage = Garbage::default();
     for (id, path) in directories {
         match replay.standing(id.topic) {
-            _ if replay.is_cutting() && replay.has_no_topic(id) => garbage.lost.push(path),
             Standing::Unknown => {
                 let next_serial = replay.metadata().next_serial();
                 return Err(UnknownTopic {
@@ -182,7 +169,7 @@ pub(super) fn garbage(
                 return Err(Foreign { path }.into());
             }
             Standing::Live(_) if every || replay.partition(id).is_none() => {
-                strays(&path, id, replay, &mut garbage)?;
+                strays(&path, id, replay, &mut garbage.files)?;
             }
             Standing::Live(_) => {}
         }
@@ -198,7 +185,7 @@ fn strays(
     directory: &Path,
     id: PartitionId,
     replay: &Replay<'_>,
-    out: &mut Garbage,
+    out: &mut Vec<PathBuf>,
 ) -> Result<(), RecoverError> {
     let stored = replay.partition(id);
     let segments = stored
@@ -212,7 +199,7 @@ fn strays(
     } in files::list(directory)?.unwrap_or_default()
     {
         if name.ends_with(TEMPORARY) && !directory {
-            out.files.push(path);
+            out.push(path);
             continue;
         }
         let Some((base, log)) = parse_name(&name).filter(|_| !directory) else {
@@ -223,13 +210,9 @@ fn strays(
             continue;
         }
         if log && base >= next_offset && files::bytes_at(&path)? > 0 {
-            if replay.is_cutting() {
-                out.lost.push(path);
-                continue;
-            }
             return Err(Unlisted { path, next_offset }.into());
         }
-        out.files.push(path);
+        out.push(path);
     }
     Ok(())
 }

@@ -32,7 +32,7 @@ pub use self::error::RecoverError;
 use self::error::{BadIdentity, BadSegment, Contradiction, OldSnapshot};
 use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
-use self::replay::{Cut, Mode, Replay};
+use self::replay::{Mode, Replay};
 pub use self::segments::{index_name, log_name};
 pub use self::verify::{Problem, Report, verify};
 use crate::files;
@@ -163,16 +163,6 @@ pub fn recover(
     options: RecoverOptions,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
-    recover_or_cut(dir, options, false, progress)
-}
-
-/// [`recover`], or with `cut` what a repair does: logs end at their first damage.
-fn recover_or_cut(
-    dir: &Path,
-    options: RecoverOptions,
-    cut: bool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Recovered, RecoverError> {
     let began = Instant::now();
     let mut slots_given_up = 0;
     loop {
@@ -180,7 +170,7 @@ fn recover_or_cut(
         let (recovered, old) = match layout::look(dir, &mut leftovers)? {
             Top::Fresh => (make(dir, &options), None),
             Top::Used(old) => {
-                let recovered = take_over(dir, old, &options, cut, leftovers, progress);
+                let recovered = take_over(dir, old, &options, leftovers, progress);
                 (recovered, Some(old))
             }
         };
@@ -263,7 +253,6 @@ fn take_over(
     dir: &Path,
     old: Identity,
     options: &RecoverOptions,
-    cut: bool,
     leftovers: Vec<PathBuf>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Recovered, RecoverError> {
@@ -275,7 +264,6 @@ fn take_over(
     let mode = Mode {
         direct: options.direct,
         dry: false,
-        cut,
     };
     let mut replay = Replay::new(dir, old, mode, snapshots, progress)?;
     let mut summary = Summary {
@@ -307,10 +295,7 @@ fn take_over(
     files::sync_directory(&dir.join("partitions"))?;
     let groups = replay.into_groups();
     for (snapshot, _) in &groups {
-        match check_open_segments(dir, snapshot, old.clean) {
-            Err(RecoverError::BadSegment(_)) if cut => {}
-            checked => checked?,
-        }
+        check_open_segments(dir, snapshot, old.clean)?;
     }
     let groups = match old.clean {
         // Those of the stop stay until this start is durable: an interrupted one is begun again from them.
@@ -355,11 +340,7 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
     let looked = slots::look_at_all(&listed, direct)?;
     let live = slots::sort_out(&looked, identity)?;
     // Only of a log that is whole.
-    let dry = Mode {
-        direct,
-        dry: true,
-        cut: false,
-    };
+    let dry = Mode { direct, dry: true };
     let Some((_, counts)) = replay_some(dir, identity, dry, &live, None)? else {
         return Ok(false);
     };
@@ -368,7 +349,7 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
     }
     // What stays must be a log of its own.
     let long = counts.iter().filter(|(_, counts)| counts.behind_first > 0);
-    let mode = Mode { dry: false, ..dry };
+    let mode = Mode { direct, dry: false };
     for (&shard, _) in long {
         let Some((groups, _)) = replay_some(dir, identity, mode, &live, Some(shard))? else {
             continue;
@@ -469,13 +450,6 @@ fn replay_logs(
             direct,
             only_first: false,
         };
-        let followed = match chain.follow(replay) {
-            Err(error) if replay.is_cutting() && error.is_of_log() => {
-                replay.cuts.push(Cut::Log { shard, error });
-                continue;
-            }
-            followed => followed?,
-        };
         let (
             end,
             ChainCounts {
@@ -484,7 +458,7 @@ fn replay_logs(
                 bytes,
                 ..
             },
-        ) = followed;
+        ) = chain.follow(replay)?;
         summary.frames += frames;
         summary.entries += entries;
         summary.wal_bytes += bytes;

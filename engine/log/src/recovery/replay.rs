@@ -32,8 +32,6 @@ pub(super) struct Mode {
     pub(super) direct: bool,
     /// Do everything but write: for verification.
     pub(super) dry: bool,
-    /// End a log at its first damage instead of refusing, and leave out what then has no place: for repair.
-    pub(super) cut: bool,
 }
 
 /// A log group while it is replayed.
@@ -47,17 +45,6 @@ struct Group {
     term: u64,
     incarnation: u64,
     changed: bool,
-}
-
-/// Where something was cut.
-pub(super) enum Cut {
-    /// The log of a shard, with everything behind.
-    Log { shard: u16, error: RecoverError },
-    /// What the log has of a partition.
-    Partition {
-        id: PartitionId,
-        error: RecoverError,
-    },
 }
 
 /// Everything that recovery makes out of snapshots and logs.
@@ -77,8 +64,6 @@ pub(super) struct Replay<'a> {
     behind: Option<Behind>,
     /// Files that the new snapshots no longer name.
     pub(super) garbage: BTreeSet<PathBuf>,
-    /// With [`Mode::cut`]: why a log or a partition ends before it should.
-    pub(super) cuts: Vec<Cut>,
     pub(super) batches: u64,
     pub(super) skipped: u64,
     wal_bytes: u64,
@@ -106,7 +91,6 @@ impl<'a> Replay<'a> {
             writers: 0,
             behind: (!mode.dry && !identity.clean).then(|| Behind::start(mode.direct)),
             garbage: BTreeSet::new(),
-            cuts: Vec::new(),
             batches: 0,
             skipped: 0,
             wal_bytes: 0,
@@ -230,11 +214,6 @@ impl<'a> Replay<'a> {
         payload: &[u8],
     ) -> Result<(), RecoverError> {
         let id = header.partition;
-        if self.mode.cut && self.has_no_topic(id) {
-            // What made it was cut.
-            self.skipped += 1;
-            return Ok(());
-        }
         let segment_bytes = match self.metadata.standing(id.topic) {
             Standing::Live(topic) if id.partition < topic.partitions => topic.config.segment_bytes,
             Standing::Live(topic) => {
@@ -353,20 +332,6 @@ impl<'a> Replay<'a> {
         )
     }
 
-    /// Whether nothing ever made this partition.
-    pub(super) fn has_no_topic(&self, id: PartitionId) -> bool {
-        match self.metadata.standing(id.topic) {
-            Standing::Live(topic) => id.partition >= topic.partitions,
-            Standing::Deleted => false,
-            Standing::Unknown => true,
-        }
-    }
-
-    /// Whether damage is cut instead of refused.
-    pub(super) fn is_cutting(&self) -> bool {
-        self.mode.cut
-    }
-
     fn unknown(&self, path: PathBuf, partition: PartitionId) -> UnknownTopic {
         UnknownTopic {
             path,
@@ -379,19 +344,9 @@ impl<'a> Replay<'a> {
     /// deleted topics go.
     pub(super) fn finish(&mut self) -> Result<(), RecoverError> {
         for (id, error) in std::mem::take(&mut self.doubtful) {
-            match self.metadata.standing(id.topic) {
-                Standing::Deleted => {}
-                _ if self.mode.cut => self.cuts.push(Cut::Partition { id, error }),
-                _ => return Err(error),
+            if !matches!(self.metadata.standing(id.topic), Standing::Deleted) {
+                return Err(error);
             }
-        }
-        if self.mode.cut {
-            let without: Vec<PartitionId> = self.partitions.keys().copied().collect();
-            let without: BTreeSet<PartitionId> = without
-                .into_iter()
-                .filter(|&id| self.has_no_topic(id))
-                .collect();
-            self.drop_partitions(|id| without.contains(id));
         }
         for (&id, partition) in &self.partitions {
             let path = || self.snapshot_path(id.group(self.identity.groups));

@@ -64,8 +64,6 @@ pub struct Report {
     pub records: u64,
     /// What the next start will find in the log.
     pub log: Summary,
-    /// Directories of what repairs cut.
-    pub repaired: Vec<PathBuf>,
     /// What is wrong, in the order it was found.
     pub problems: Vec<Problem>,
 }
@@ -124,7 +122,6 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
     if let Err(error) = next_start(dir, &identity) {
         report.refusal(dir, &error);
     }
-    report.repaired = layout::repaired(dir)?;
     for path in leftovers {
         report.note(
             &path,
@@ -214,7 +211,6 @@ fn log(
     let mode = Mode {
         direct: false,
         dry: true,
-        cut: false,
     };
     let mut replay = Replay::new(dir, *identity, mode, snapshots, progress)?;
     report.log.was_clean = identity.clean;
