@@ -24,9 +24,14 @@ mod jobs;
 pub mod mailbox;
 mod memory;
 mod net;
+mod parked;
 pub mod probe;
 mod ring;
 mod running;
+/// What `parked` is built from; its test puts a model of threads there.
+mod sync {
+    pub(crate) use std::sync::atomic::{AtomicBool, Ordering, fence};
+}
 mod token;
 mod wake;
 

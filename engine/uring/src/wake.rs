@@ -1,24 +1,21 @@
 //! Waking a parked shard, and asking all of them to stop.
-//!
-//! A shard that goes to sleep sets `parked` and then looks once more at everything that could have
-//! work for it; whoever makes work for it looks at `parked` afterwards. Both sides put a full
-//! barrier in between, so that at least one of them sees the other.
 #![expect(unsafe_code, reason = "eventfd has no wrapper in std")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use io_uring::{opcode, types};
 
+use crate::parked::Parked;
 use crate::ring::Ring;
 use crate::token::{Kind, Token};
 
 /// The eventfd of one shard, which its ring watches.
 pub(crate) struct Wake {
     eventfd: OwnedFd,
-    parked: AtomicBool,
+    parked: Parked,
 }
 
 impl Wake {
@@ -32,14 +29,13 @@ impl Wake {
         let eventfd = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self {
             eventfd,
-            parked: AtomicBool::new(false),
+            parked: Parked::default(),
         })
     }
 
     /// Wakes the shard if it sleeps. What it is to find must be in place before.
     pub fn wake_if_parked(&self) {
-        fence(Ordering::SeqCst);
-        if self.parked.load(Ordering::SeqCst) && self.parked.swap(false, Ordering::SeqCst) {
+        if self.parked.must_wake() {
             let one = 1u64;
             // SAFETY: eight bytes of a local. A full counter (EAGAIN) wakes as well.
             unsafe { libc::write(self.eventfd.as_raw_fd(), (&raw const one).cast(), 8) };
@@ -48,13 +44,12 @@ impl Wake {
 
     /// Announces that the shard is about to sleep; it must look at its sources again after this.
     pub fn announce_parking(&self) {
-        self.parked.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.parked.announce();
     }
 
     /// The shard is awake.
     pub fn awake(&self) {
-        self.parked.store(false, Ordering::SeqCst);
+        self.parked.awake();
     }
 
     /// Has the ring watch for signals.

@@ -121,6 +121,28 @@ impl Client {
         Call(self.0.call(Request::DescribeTopic { name }, now))
     }
 
+    /// Asks for a topic to get more partitions, or other settings.
+    pub fn alter_topic(
+        &mut self,
+        name: &str,
+        partitions: Option<u32>,
+        settings: TopicSettings,
+        now: Instant,
+    ) -> Call {
+        let request = Request::AlterTopic {
+            name: name.into(),
+            partitions,
+            settings,
+        };
+        Call(self.0.call(request, now))
+    }
+
+    /// Asks for a topic to be deleted.
+    pub fn delete_topic(&mut self, name: &str, now: Instant) -> Call {
+        let name = name.into();
+        Call(self.0.call(Request::DeleteTopic { name }, now))
+    }
+
     /// The topic that a call asked for, once it is answered.
     pub fn take_topic(&mut self, call: Call) -> Option<Result<Topic>> {
         let answer = self.0.take_answer(call.0)?;
@@ -203,6 +225,11 @@ impl Client {
         now: Instant,
     ) -> Result<Ticket> {
         self.0.send(producer.0, record, timestamp_ms, now)
+    }
+
+    /// Removes a producer; records without an outcome get none.
+    pub fn remove_producer(&mut self, producer: Producer) {
+        self.0.remove_producer(producer.0);
     }
 
     /// Gives the outcome of every record that has one since the last call.

@@ -22,6 +22,7 @@ pub struct Context {
     pub broker_cpu: usize,
     pub bytes: u64,
     pub connections: usize,
+    pub large_bytes: u64,
 }
 
 impl Context {

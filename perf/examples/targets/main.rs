@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release
-//! cargo run --release -p ringtide-perf --example targets            # everything: about 30 minutes
+//! cargo run --release -p ringtide-perf --example targets            # everything: about 40 minutes
 //! cargo run --release -p ringtide-perf --example targets -- accepted durable --broker-cpu 0
 //! ```
 //!
@@ -31,7 +31,7 @@ use report::{Line, Report};
 
 /// What is measured by the name it is chosen by.
 type Measure = fn(&Context) -> Result<Vec<Line>, BenchError>;
-const MEASURES: [(&str, Measure); 15] = [
+const MEASURES: [(&str, Measure); 16] = [
     ("accepted", latency::accepted),
     ("deliver", latency::deliver),
     ("durable", latency::durable),
@@ -43,6 +43,7 @@ const MEASURES: [(&str, Measure); 15] = [
     ("catch-up", reading::catch_up),
     ("ready", starting::ready),
     ("replay", starting::replay),
+    ("large", starting::large),
     ("memory", footprint::memory),
     ("idle", footprint::idle),
     ("binary", footprint::binary),
@@ -76,6 +77,9 @@ struct Args {
     /// MiB of log to be replayed, and of segments to be caught up with
     #[arg(long, default_value_t = 1024)]
     mib: u64,
+    /// GiB of segments, nearly all of them holes, to start on and to verify
+    #[arg(long, default_value_t = 100)]
+    large_gib: u64,
     /// Idle connections
     #[arg(long, default_value_t = 10_000)]
     connections: usize,
@@ -115,6 +119,7 @@ fn run(args: Args) -> Result<(), BenchError> {
         broker_cpu: args.broker_cpu,
         bytes: args.mib << 20,
         connections: args.connections,
+        large_bytes: args.large_gib << 30,
     };
     let mut report = Report::new(&context);
     let chosen = |name: &str| args.names.is_empty() || args.names.iter().any(|n| n == name);

@@ -10,6 +10,7 @@ use ringtide_client::{
 };
 use ringtide_io::ConnId;
 
+use crate::changes::Changes;
 use crate::host::{HOST, PORT};
 use crate::oracle::{Log, Oracle, SEGMENT_BYTES, Violation, value_of};
 use crate::random::Random;
@@ -73,6 +74,8 @@ pub struct Actor {
     tickets: BTreeMap<(u32, u64), u64>,
     /// Of a reader: what it was given, by partition.
     pub log: Option<Vec<Log>>,
+    /// What it does to a topic of its own.
+    changes: Option<Changes>,
 }
 
 impl Actor {
@@ -89,6 +92,7 @@ impl Actor {
                 0 => random.between(200, 600),
                 _ => random.between(1, 80),
             },
+            changes: random.percent(40).then(|| Changes::new(number, random)),
             ..Self::of(number, random)
         }
     }
@@ -138,12 +142,16 @@ impl Actor {
             to_read: (0..PARTITIONS).collect(),
             tickets: BTreeMap::new(),
             log: None,
+            changes: None,
         }
     }
 
     /// Whether its topic is there and everything was sent.
     pub fn is_done(&self) -> bool {
-        matches!(self.begun, Begun::Yes) && self.has_sent() && self.to_read.is_empty()
+        matches!(self.begun, Begun::Yes)
+            && self.has_sent()
+            && self.to_read.is_empty()
+            && self.changes.as_ref().is_none_or(Changes::is_done)
     }
 
     fn has_sent(&self) -> bool {
@@ -177,6 +185,9 @@ impl Actor {
             self.acts_at_ns = now_ns + random.between(10_000, 20_000_000);
             self.send(now, wall_ms, random, oracle);
             self.commit(now, random);
+            if let Some(changes) = &mut self.changes {
+                changes.act(&mut self.client, (now_ns, now, wall_ms), random)?;
+            }
         }
         self.committed()?;
         self.look(now, oracle)

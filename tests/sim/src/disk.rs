@@ -18,24 +18,24 @@
 //! - The disk is full for a while: whatever needs more space fails, a write after a part of it; what is removed gives
 //!   its space back.
 //! - A read fails with EIO, once.
-//! - A bit of an index, or of a segment where a checksum or the reader looks at it, is another one from now on: not in
-//!   the leader epoch of a batch, which nothing covers.
+//! - A bit of a file is another one from now on: of an index, a snapshot, the identity, of a segment but for the leader epoch
+//!   of a batch, which nothing covers, or of the log but for the last frames.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::{fs, mem};
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
-use ringtide_log::files::watch::Change;
 use ringtide_schema::batch::Header;
 use ringtide_schema::index::{self, INTERVAL_BYTES, IndexEntry, IndexView};
 
+use self::rot::LastWrites;
 use crate::planted::Planted;
 use crate::random::Random;
+
+mod rot;
+mod starting;
 
 /// What a device writes whole or not at all.
 const SECTOR: usize = 512;
@@ -137,6 +137,38 @@ impl Inode {
     }
 }
 
+/// A kind of operation that a crash may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A write of the log.
+    Log,
+    /// A write of a segment.
+    Segment,
+    /// A segment is synced.
+    Sync,
+    /// A segment is sealed.
+    Seal,
+    /// A snapshot is replaced.
+    Replace,
+    /// Files are removed.
+    Remove,
+    /// A file is made or opened to be written.
+    Make,
+}
+
+impl Step {
+    /// All kinds.
+    pub const ALL: [Self; 7] = [
+        Self::Log,
+        Self::Segment,
+        Self::Sync,
+        Self::Seal,
+        Self::Replace,
+        Self::Remove,
+        Self::Make,
+    ];
+}
+
 /// An operation under way.
 struct UnderWay {
     shard: u16,
@@ -182,6 +214,7 @@ pub struct Disk {
     stable_names: BTreeMap<PathBuf, usize>,
     open: BTreeMap<(u16, FileId), (usize, bool)>,
     under_way: BTreeMap<Ticket, UnderWay>,
+    log_writes: BTreeMap<u16, LastWrites>,
     next: u64,
     /// Which fault of the disk's driver is planted.
     pub planted: Planted,
@@ -211,6 +244,7 @@ impl Disk {
             stable_names: BTreeMap::new(),
             open: BTreeMap::new(),
             under_way: BTreeMap::new(),
+            log_writes: BTreeMap::new(),
             next: 0,
             planted,
             room: None,
@@ -270,6 +304,25 @@ impl Disk {
     /// Whether an operation is a write to the log.
     pub fn is_log_write(&self, ticket: Ticket) -> bool {
         self.under_way.get(&ticket).is_some_and(|u| u.is_log)
+    }
+
+    /// The kind of an operation under way.
+    pub fn step(&self, ticket: Ticket) -> Option<Step> {
+        let under_way = self.under_way.get(&ticket)?;
+        match under_way.op {
+            DiskOp::Write { .. } if under_way.is_log => Some(Step::Log),
+            DiskOp::Write { .. } => Some(Step::Segment),
+            DiskOp::Sync { .. } => Some(Step::Sync),
+            DiskOp::Seal { .. } => Some(Step::Seal),
+            DiskOp::Replace { .. } => Some(Step::Replace),
+            DiskOp::Remove { .. } => Some(Step::Remove),
+            DiskOp::CreateSlot { .. }
+            | DiskOp::Open {
+                mode: OpenMode::Append { .. },
+                ..
+            } => Some(Step::Make),
+            _ => None,
+        }
     }
 
     /// Carries an operation out. Nothing, if a fault has done away with it.
@@ -370,6 +423,9 @@ impl Disk {
                 }
                 let is_durable = is_log && self.planted != Planted::LogWithoutSync;
                 self.inodes[inode].write(position, &data, is_durable);
+                if is_log {
+                    self.log_written(shard, inode, position);
+                }
                 Ok(DiskDone::Done)
             }
             DiskOp::Sync { .. } => {
@@ -565,33 +621,6 @@ impl Disk {
         })
     }
 
-    /// Flips a bit of an index or a segment that may be damaged; which file that is.
-    pub fn rot(&mut self, may_be: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-        let files: Vec<(PathBuf, usize)> = self
-            .names
-            .iter()
-            .filter(|(path, inode)| may_be(path) && self.inodes[**inode].now.len > 0)
-            .map(|(path, &inode)| (path.clone(), inode))
-            .collect();
-        let nth = self.random.below(files.len() as u64) as usize;
-        let (path, inode) = files.into_iter().nth(nth)?;
-        let Inode { now, stable, .. } = &mut self.inodes[inode];
-        let position = match path.extension().is_some_and(|e| e == "log") {
-            true => self.random.below(now.written.len() as u64) as usize,
-            false => self.random.below(now.len as u64) as usize,
-        };
-        let bit = 1 << self.random.below(8);
-        if path.extension().is_some_and(|e| e == "log") && is_uncovered(now, position) {
-            return None;
-        }
-        for bytes in [now, stable] {
-            if let Some(byte) = bytes.written.get_mut(position) {
-                *byte ^= bit;
-            }
-        }
-        Some(path)
-    }
-
     /// The broker is killed: what is under way happened, in part or in whole, or did not.
     pub fn kill(&mut self) {
         self.end(false);
@@ -602,6 +631,7 @@ impl Disk {
             self.interrupt(under_way, is_power_cut);
         }
         self.open.clear();
+        self.log_writes.clear();
     }
 
     /// The power is cut.
@@ -738,203 +768,6 @@ impl Disk {
             }
         }
     }
-
-    /// Writes every file below a directory, for recovery to work on.
-    pub fn store(&self, root: &Path) {
-        for folder in &self.folders {
-            fs::create_dir_all(root.join(folder)).expect("a directory");
-        }
-        for (path, &inode) in &self.names {
-            let path = root.join(path);
-            fs::create_dir_all(path.parent().expect("a file")).expect("a directory");
-            let bytes = &self.inodes[inode].now;
-            let mut file = fs::File::create(path).expect("a file");
-            file.write_all(&bytes.written).expect("space");
-            file.set_len(bytes.len as u64).expect("space");
-        }
-    }
-
-    /// A change that recovery is about to make below `root`, where the files are laid out.
-    ///
-    /// # Errors
-    /// When recovery is interrupted there, or the disk is full.
-    pub fn change(&mut self, root: &Path, change: Change<'_>) -> io::Result<()> {
-        match &mut self.interruption {
-            Some(Interruption::Killed(0)) => {
-                if !mem::replace(&mut self.is_interrupted, true) {
-                    self.interrupt_change(root, change);
-                }
-                return Err(io::Error::other("killed"));
-            }
-            Some(Interruption::Failed(0)) if !mem::replace(&mut self.is_interrupted, true) => {
-                self.interrupt_change(root, change);
-                return Err(io::Error::from_raw_os_error(5));
-            }
-            Some(Interruption::Killed(left) | Interruption::Failed(left)) => {
-                *left = left.saturating_sub(1);
-            }
-            None => {}
-        }
-        let needs = match change {
-            Change::Create(path) if !self.names.contains_key(&name(root, path)) => 4096,
-            Change::Write {
-                path,
-                position,
-                bytes,
-            } => {
-                let have = self.names.get(&name(root, path));
-                let have = have.map_or(0, |&inode| self.inodes[inode].now.len as u64);
-                (position + bytes.len() as u64).saturating_sub(have)
-            }
-            _ => 0,
-        };
-        self.grow(needs)
-            .map_err(|_| io::Error::from_raw_os_error(28))?;
-        self.make_change(root, change);
-        Ok(())
-    }
-
-    fn make_change(&mut self, root: &Path, change: Change<'_>) {
-        let name = |path| name(root, path);
-        match change {
-            Change::Create(path) => {
-                if !self.names.contains_key(&name(path)) {
-                    let inode = self.add(Inode::default());
-                    self.names.insert(name(path), inode);
-                }
-            }
-            Change::Write {
-                path,
-                position,
-                bytes,
-            } => {
-                let inode = self.names[&name(path)];
-                self.inodes[inode].write(position as usize, bytes, false);
-            }
-            Change::SetLength { path, bytes } => {
-                let inode = self.names[&name(path)];
-                self.inodes[inode].now.set_len(bytes as usize);
-            }
-            Change::Sync(path) => {
-                let inode = self.names[&name(path)];
-                self.inodes[inode].sync();
-            }
-            Change::MakeDirectory(path) => {
-                self.folders.insert(name(path));
-            }
-            Change::SyncDirectory(path) => {
-                let folder = name(path);
-                let is_in = |path: &Path| path.parent() == Some(&folder);
-                self.stable_names.retain(|path, _| !is_in(path));
-                let names = self.names.iter().filter(|(path, _)| is_in(path));
-                self.stable_names
-                    .extend(names.map(|(path, &inode)| (path.clone(), inode)));
-                self.stable_folders.retain(|path| !is_in(path));
-                let folders = self.folders.iter().filter(|path| is_in(path));
-                self.stable_folders.extend(folders.cloned());
-            }
-            Change::Rename { from, to } => {
-                if let Some(inode) = self.names.remove(&name(from)) {
-                    self.names.insert(name(to), inode);
-                }
-            }
-            Change::Remove(path) => {
-                if let Some(inode) = self.names.remove(&name(path)) {
-                    self.give_back(inode);
-                }
-            }
-            Change::RemoveDirectory(path) => {
-                let folder = name(path);
-                self.names.retain(|path, _| !path.starts_with(&folder));
-                self.folders.remove(&folder);
-            }
-        }
-    }
-
-    /// A change that did not come to its end.
-    fn interrupt_change(&mut self, root: &Path, change: Change<'_>) {
-        match change {
-            Change::Write {
-                path,
-                position,
-                bytes,
-            } => {
-                let part = self.random.below(bytes.len() as u64 + 1) as usize;
-                let bytes = &bytes[..part];
-                let change = Change::Write {
-                    path,
-                    position,
-                    bytes,
-                };
-                self.make_change(root, change);
-            }
-            Change::Sync(path) => {
-                let inode = self.names[&name(root, path)];
-                self.fail_to_sync(inode);
-            }
-            change if self.random.percent(50) => self.make_change(root, change),
-            _ => {}
-        }
-    }
-
-    /// Whether a directory holds what is here.
-    pub fn is_as_in(&self, root: &Path) -> bool {
-        let mut found = 0;
-        let mut folders = vec![root.to_path_buf()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).expect("readable") {
-                let path = entry.expect("readable").path();
-                if path.is_dir() {
-                    folders.push(path);
-                    continue;
-                }
-                let inode = self.names.get(&name(root, &path));
-                if inode.is_none_or(|&inode| self.inodes[inode].now.differs(&read(&path))) {
-                    return false;
-                }
-                found += 1;
-            }
-        }
-        found == self.names.len()
-    }
-}
-
-/// The name of a file below a directory.
-fn name(root: &Path, path: &Path) -> PathBuf {
-    // What is synced above it has no names of ours.
-    path.strip_prefix(root).unwrap_or(path).to_path_buf()
-}
-
-/// A file that may have holes.
-fn read(path: &Path) -> Bytes {
-    const PIECE: usize = 256 << 10;
-    let file = fs::File::open(path).expect("readable");
-    let len = file.metadata().expect("known").len() as usize;
-    let mut bytes = Bytes::default();
-    let mut piece = vec![0; PIECE];
-    for position in (0..len).step_by(PIECE) {
-        let piece = &mut piece[..PIECE.min(len - position)];
-        file.read_exact_at(piece, position as u64)
-            .expect("readable");
-        if let Some(last) = piece.iter().rposition(|&b| b != 0) {
-            bytes.write(position, &piece[..=last]);
-        }
-    }
-    bytes.set_len(len);
-    bytes
-}
-
-/// Whether a byte of a segment is one that neither a checksum nor a reader looks at.
-fn is_uncovered(segment: &Bytes, position: usize) -> bool {
-    let mut begin = 0;
-    while let Some(Ok(header)) = segment.written.get(begin..).map(Header::peek) {
-        let end = begin + header.batch_bytes;
-        if position < end {
-            return (begin + 12..begin + 16).contains(&position);
-        }
-        begin = end;
-    }
-    true
 }
 
 fn beside(path: &Path) -> PathBuf {

@@ -53,6 +53,8 @@ pub struct Oracle {
     places: BTreeMap<String, (usize, u32)>,
     /// Partitions of which a segment rotted: what is there may be refused, and nothing else be given instead.
     rotten: BTreeSet<(usize, u32)>,
+    /// A bit rotted without which the broker does not start.
+    may_not_start: bool,
     /// The disk has failed to read.
     pub reads_fail: bool,
     /// Outcomes so far.
@@ -95,11 +97,19 @@ impl Oracle {
         self.places.get(directory).copied()
     }
 
-    /// A bit of this file rotted. An index is derived: nobody may notice.
+    /// A bit of this file rotted. An index is derived: nobody may notice. Without a log, snapshots or an identity that
+    /// are whole the broker may refuse to start; if it does start, everything is there.
     pub fn damaged(&mut self, path: &Path) {
-        if path.extension().is_some_and(|e| e == "log") {
-            self.rotten.extend(self.place_of(path));
+        match path.extension().and_then(|e| e.to_str()) {
+            Some("log") => self.rotten.extend(self.place_of(path)),
+            Some("index") => {}
+            _ => self.may_not_start = true,
         }
+    }
+
+    /// Whether the broker may refuse what it finds.
+    pub fn may_be_refused(&self) -> bool {
+        self.may_not_start || self.is_damaged()
     }
 
     /// Whether a segment rotted.

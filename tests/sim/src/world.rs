@@ -8,6 +8,7 @@ use ringtide_log::files::Cause;
 use ringtide_log::recovery::RecoverError;
 use ringtide_shard::Mail;
 
+use self::faults::{Ambush, Fault};
 use self::network::{Break, Conn};
 use crate::client::{Actor, TOPICS};
 use crate::disk::{Disk, Ended, Interruption, Ticket};
@@ -16,6 +17,7 @@ use crate::oracle::{Oracle, Violation};
 use crate::planted::Planted;
 use crate::random::Random;
 
+mod faults;
 mod network;
 
 const US: u64 = 1_000;
@@ -79,6 +81,8 @@ enum Event {
     /// The shard learns that nobody is there any more.
     HangUp(ConnId),
     Fault(Fault),
+    /// An ambush has waited long enough.
+    Spring,
     Room,
     Start,
 }
@@ -103,25 +107,11 @@ impl Event {
             Self::Break(how) => format!("a connection: {how:?}"),
             Self::HangUp(conn) => format!("the peer of {conn:?} does not answer"),
             Self::Fault(fault) => format!("{fault:?}"),
+            Self::Spring => "whoever lies in wait gives up".into(),
             Self::Room => "the disk has space again".into(),
             Self::Start => "the broker starts".into(),
         }
     }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Kill,
-    PowerCut,
-    Stop,
-    /// The next operation of the disk fails.
-    DiskError,
-    /// There is no space for a while.
-    DiskFull,
-    /// The next read of the disk fails.
-    ReadError,
-    /// A bit of a file is another one.
-    Rot,
 }
 
 type Tell = Box<dyn FnMut(&str)>;
@@ -147,6 +137,10 @@ struct World {
     is_refused: bool,
     oracle: Oracle,
     faults_left: u64,
+    /// A crash that waits for an operation of the disk.
+    ambush: Option<Ambush>,
+    /// When the last mail of a pair of shards arrives.
+    mail_ns: BTreeMap<(u16, u16), u64>,
     outcome: Outcome,
     /// Who is told what happens.
     tell: Option<Tell>,
@@ -214,6 +208,8 @@ impl World {
             is_refused: false,
             oracle: Oracle::default(),
             faults_left: random.between(0, 4).min(limits.faults),
+            ambush: None,
+            mail_ns: BTreeMap::new(),
             outcome: Outcome {
                 trace: seed,
                 events: 0,
@@ -303,32 +299,6 @@ impl World {
         }
     }
 
-    fn next_fault(&mut self) {
-        if self.faults_left == 0 {
-            return;
-        }
-        let fault = match self.random.below(12) {
-            0..3 => Fault::PowerCut,
-            3..5 => Fault::Kill,
-            5 => Fault::DiskError,
-            6 | 7 => Fault::DiskFull,
-            8 => Fault::ReadError,
-            9 => Fault::Rot,
-            _ => Fault::Stop,
-        };
-        let after = self.random.between(MS, 1_500 * MS);
-        self.at(after, Event::Fault(fault));
-        for _ in 0..self.random.below(3) {
-            let after = self.random.between(MS, 1_500 * MS);
-            let how = match self.random.below(4) {
-                0 | 1 => Break::Reset,
-                2 => Break::Stall,
-                _ => Break::HalfOpen,
-            };
-            self.at(after, Event::Break(how));
-        }
-    }
-
     /// The next moment at which anything happens.
     fn step(&mut self) -> Result<(), Violation> {
         let mut next = self.events.first_key_value().map(|((time, _), _)| *time);
@@ -382,6 +352,11 @@ impl World {
         match event {
             Event::Start => return self.start(),
             Event::Fault(fault) => self.fault(fault),
+            Event::Spring => {
+                if let Some(ambush) = self.ambush.take() {
+                    self.fault(ambush.fault);
+                }
+            }
             Event::Break(how) => self.break_one(how),
             Event::HangUp(conn) if is_current => {
                 self.hang_up(conn, Disconnect::Error(110));
@@ -389,6 +364,16 @@ impl World {
             }
             Event::Room => self.disk.room = None,
             Event::Disk(ticket) => {
+                let caught = self.caught(ticket);
+                if let Some(Ambush {
+                    fault,
+                    before: true,
+                    ..
+                }) = caught
+                {
+                    self.fault(fault);
+                    return Ok(());
+                }
                 if let Some(Ended { shard, id, result }) = self.disk.complete(ticket) {
                     self.note(id.0);
                     let is_told =
@@ -397,6 +382,9 @@ impl World {
                         let now = node.1;
                         node.0.shard.disk(id, result, now, &mut node.0.fx);
                     }
+                }
+                if let Some(ambush) = caught {
+                    self.fault(ambush.fault);
                 }
             }
             Event::Early(shard, id) if is_current => {
@@ -490,85 +478,10 @@ impl World {
                 self.at(100 * MS, Event::Start);
             }
             // It says so rather than serve what is damaged.
-            Err(_) if self.oracle.is_damaged() => self.is_refused = true,
+            Err(_) if self.oracle.may_be_refused() => self.is_refused = true,
             Err(refusal) => return Err(format!("the broker does not start: {refusal}")),
         }
         Ok(())
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        if self.faults_left == 0 {
-            return;
-        }
-        if self.broker.is_none() {
-            // It is down already: later.
-            self.at(100 * MS, Event::Fault(fault));
-            return;
-        }
-        self.outcome.faults += 1;
-        self.faults_left -= 1;
-        self.is_well = false;
-        match fault {
-            Fault::Kill => self.disk.kill(),
-            Fault::PowerCut => self.disk.cut_power(),
-            Fault::DiskError => {
-                self.disk.fails_next = true;
-                return self.next_fault();
-            }
-            Fault::DiskFull => {
-                self.disk.room = Some(self.random.below(2 << 20));
-                let again = self.random.between(50 * MS, 3 * SECOND);
-                self.at(again, Event::Room);
-                return self.next_fault();
-            }
-            Fault::ReadError => {
-                self.disk.fails_next_read = true;
-                self.oracle.reads_fail = true;
-                return self.next_fault();
-            }
-            Fault::Rot => {
-                if let Some(path) = self.disk.rot(|path| self.oracle.place_of(path).is_some()) {
-                    self.oracle.damaged(&path);
-                    if let Some(tell) = &mut self.tell {
-                        tell(&format!("             a bit of {} rots", path.display()));
-                    }
-                }
-                return self.next_fault();
-            }
-            Fault::Stop => {
-                let now = self.now;
-                let broker = self.broker.as_mut().expect("it runs");
-                for node in &mut broker.nodes {
-                    node.shard.stop(now, &mut node.fx);
-                    node.is_due = true;
-                }
-                return;
-            }
-        }
-        self.oracle.crashed();
-        self.ended(matches!(fault, Fault::PowerCut));
-    }
-
-    /// The broker is gone. Who was connected learns of it, unless the whole host is gone.
-    fn ended(&mut self, is_silent: bool) {
-        self.broker = None;
-        self.epoch += 1;
-        self.conns.retain(|_, conn| !conn.is_half_open);
-        let conns: Vec<_> = self
-            .conns
-            .iter()
-            .map(|(&id, c)| (id, c.client, c.link))
-            .collect();
-        for (conn, client, link) in conns {
-            let wait = match is_silent && self.random.percent(50) {
-                // Until the host is back and refuses what it does not know.
-                true => self.random.between(500 * MS, 5 * SECOND),
-                false => self.latency(),
-            };
-            self.at(wait, Event::Lost(client, link, conn));
-        }
-        let wait = self.random.between(MS, SECOND);
-        self.at(wait, Event::Start);
     }
 
     // ---- turns --------------------------------------------------------------------------------
@@ -632,11 +545,15 @@ impl World {
                 }
             }
             for (to, mail) in std::mem::take(&mut node.fx.mail) {
-                // Mail of one pair keeps its order: it takes the same time.
-                self.at(
-                    US * u64::from(1 + to + shard),
-                    Event::Mail(to, shard, Box::new(mail)),
-                );
+                let wait = match self.random.below(20) {
+                    0 => self.random.between(20 * US, 3 * MS),
+                    _ => self.random.between(US, 8 * US),
+                };
+                // Mail of one pair keeps its order.
+                let last = self.mail_ns.entry((shard, to)).or_default();
+                *last = (*last).max(self.now.mono_ns + wait);
+                let time = *last;
+                self.at_time(time, Event::Mail(to, shard, Box::new(mail)));
             }
             for op in std::mem::take(&mut node.fx.net) {
                 self.net(node, op);
