@@ -77,6 +77,11 @@ pub(crate) enum Command {
     /// Indexes that are wrong are removed: they are built anew. Offsets and epochs of stored batches are written
     /// anew where the segment's checksum proves them. Nothing else is changed; DIR/repair.log has what was done.
     /// The exit code is 7 if problems are left.
+    ///
+    /// With --cut-log: if a start is refused because the write-ahead log is damaged, and there is no copy to restore,
+    /// gives up what the log holds from the damage on. What that is, as far as it can be read, is printed, and kept in
+    /// the directory that --keep names; only then the log is cut, and only if that is confirmed. The exit code is 13 if
+    /// the directory is left as it was.
     Repair(RepairArgs),
     /// Check whether this host suits a broker, and say what would mend it
     ///
@@ -99,6 +104,15 @@ pub(crate) struct RepairArgs {
     /// The directory
     #[arg(long, value_name = "DIR", default_value = "./ringtide-data")]
     pub(crate) data_dir: PathBuf,
+    /// Cut the write-ahead log off where it is damaged; acknowledged records are lost
+    #[arg(long, requires = "keep")]
+    pub(crate) cut_log: bool,
+    /// Where what is cut is kept: a directory that is empty or not there yet, outside of the data directory
+    #[arg(long, value_name = "DIR", requires = "cut_log")]
+    pub(crate) keep: Option<PathBuf>,
+    /// Cut without asking; who is not on a terminal has to say so
+    #[arg(long, requires = "cut_log")]
+    pub(crate) yes: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -9,6 +9,7 @@ mod config;
 mod connect;
 mod consume;
 mod cpu_list;
+mod cut_log;
 mod doctor;
 mod exit;
 mod ledger;

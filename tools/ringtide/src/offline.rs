@@ -70,7 +70,7 @@ pub(crate) fn judge(dir: &Path, report: &Report) -> Result<(), Failure> {
     Err(Failure::new(Exit::ProblemsFound, message))
 }
 
-fn show(step: Step, elapsed: Duration) -> String {
+pub(crate) fn show(step: Step, elapsed: Duration) -> String {
     match step {
         Step::Replaying { done, total } => of_mib("reading the log", done, total, elapsed),
         Step::Reading { done, total } => of_mib("reading segments", done, total, elapsed),
@@ -123,8 +123,18 @@ fn text(dir: &Path, report: &Report) -> String {
             "the next start will replay {bytes} bytes of log: {frames} frames, {entries} entries"
         )
     };
+    for cut in &report.cuts {
+        let _ = writeln!(
+            out,
+            "the write-ahead log was cut on {}, and what was acknowledged behind the cut is not here: {}",
+            cut.time, cut.what
+        );
+    }
     if report.is_sound() {
-        out.push_str("everything that was acknowledged is there\n");
+        out.push_str(match report.cuts.is_empty() {
+            true => "everything that was acknowledged is there\n",
+            false => "nothing else is wrong\n",
+        });
     }
     out
 }

@@ -1,14 +1,15 @@
-//! `ringtide repair`: mends what is derived, or proven by a checksum. How is in `ringtide_log::recovery::repair`.
+//! `ringtide repair`: mends what is derived, or proven by a checksum. How is in `ringtide_log::recovery::repair`. Cutting a
+//! damaged log is apart from it, in [`crate::cut_log`].
 
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use ringtide_log::files;
-use ringtide_log::recovery::Report;
-use ringtide_log::recovery::repair;
+use ringtide_log::recovery::{RecoverError, Report, repair};
 
 use crate::cli::RepairArgs;
+use crate::cut_log;
 use crate::exit::{Exit, Failure};
 use crate::offline::{check_directory, judge, look};
 use crate::output;
@@ -17,6 +18,9 @@ use crate::output;
 pub(crate) fn run(args: &RepairArgs) -> Result<(), Failure> {
     let dir = &*args.data_dir;
     check_directory(dir)?;
+    if let (true, Some(keep)) = (args.cut_log, &args.keep) {
+        return cut_log::run(dir, keep, args.yes);
+    }
     let lock = files::lock(dir)?;
     let report = look(dir)?;
     if report.identity.is_none() {
@@ -41,24 +45,19 @@ pub(crate) fn run(args: &RepairArgs) -> Result<(), Failure> {
     if report.is_sound() {
         return Ok(());
     }
-    output::say("nothing more can be mended: restore the whole data directory from a copy");
+    output::say(
+        "nothing more can be mended: restore the whole data directory from a copy; for a damaged write-ahead log \
+         without a copy there is --cut-log",
+    );
     judge(dir, &report)
 }
 
 /// Mends what the segments' checksums prove, and looks again if that was something.
 fn mend_batches(dir: &Path, report: Report) -> Result<Report, Failure> {
-    let mended = match repair::mend_batches(dir) {
-        Ok(mended) => mended,
-        Err(error) => {
-            output::say(format!("batches could not be mended: {error}"));
-            return Ok(report);
-        }
-    };
-    if mended.is_empty() {
-        return Ok(report);
-    }
+    let mut mended = Vec::new();
+    let ended = repair::mend_batches(dir, &mut mended);
     let mut done = String::new();
-    for (path, position) in mended {
+    for (path, position) in &mended {
         let _ = writeln!(
             done,
             "wrote offset and leader epoch of the batch at byte {position} of {} as they had been",
@@ -67,24 +66,37 @@ fn mend_batches(dir: &Path, report: Report) -> Result<Report, Failure> {
     }
     note(dir, &done)?;
     output::print(&done)?;
+    match ended {
+        Err(RecoverError::File(error)) => return Err(failed(error)),
+        Err(error) => output::say(format!("batches could not be mended: {error}")),
+        Ok(()) => {}
+    }
+    if mended.is_empty() {
+        return Ok(report);
+    }
     look(dir)
 }
 
-fn failed(error: files::FileError) -> Failure {
+pub(crate) fn failed(error: files::FileError) -> Failure {
     Failure::new(Exit::DirectoryUnusable, error.to_string())
 }
 
-/// Writes lines to the log of repairs, each with the time.
+/// Writes lines to the log of repairs, if there are any.
 fn note(dir: &Path, lines: &str) -> Result<(), Failure> {
     if lines.is_empty() {
         return Ok(());
     }
+    add(dir, lines).map_err(failed)
+}
+
+/// Adds lines to the log of repairs, each with the time.
+pub(crate) fn add(dir: &Path, lines: &str) -> Result<(), files::FileError> {
     let time = utc(SystemTime::now());
     let stamped: String = lines
         .lines()
         .map(|line| format!("{time} {line}\n"))
         .collect();
-    repair::log(dir, &stamped).map_err(failed)
+    repair::log(dir, &stamped)
 }
 
 /// A time as in the name of a file: 20261122T013000Z.

@@ -183,6 +183,8 @@ fn corrupt(what: String) -> Examined {
 #[derive(Default)]
 struct Later {
     frames: u64,
+    /// The slot of the first of them.
+    first: Option<PathBuf>,
     /// The frame that knows of the most committed entries.
     most: Option<(PathBuf, u64, u64)>,
 }
@@ -190,6 +192,7 @@ struct Later {
 impl Later {
     fn note(&mut self, path: &Path, position: u64, header: &FrameHeader) {
         self.frames += 1;
+        self.first.get_or_insert_with(|| path.to_owned());
         if self
             .most
             .as_ref()
@@ -254,8 +257,8 @@ impl Chain<'_> {
             };
             let path = &self.slots[slot].path;
             let next_continues = expected.is_some_and(|e| self.begins_with(slot + 1, e));
-            let (place, shown, later_frames) = if next_continues {
-                (Place::NextSlotContinues, None, 0)
+            let (place, shown, later_frames, follows_here) = if next_continues {
+                (Place::NextSlotContinues, None, 0, false)
             } else {
                 let behind = position + torn.map_or(BLOCK, |frame| frame.disk_bytes() as u64);
                 let known = match expected {
@@ -268,6 +271,7 @@ impl Chain<'_> {
                 } else {
                     Place::Last
                 };
+                let follows_here = later.first.as_ref() == Some(path);
                 let by_frame = later
                     .most
                     .filter(|(_, _, committed)| *committed >= known.first_seq)
@@ -281,6 +285,7 @@ impl Chain<'_> {
                     place,
                     by_frame.or_else(|| sink.beyond_chain(self.shard)),
                     later.frames,
+                    follows_here,
                 )
             };
             let evidence = if shown.is_some() {
@@ -307,8 +312,6 @@ impl Chain<'_> {
                 (Decision::Refuse(Refusal::Lost), Some(shown), Some(expected)) => {
                     // It was either here or at the beginning of the next slot: there, if nothing of this log is,
                     // and nothing of it follows here.
-                    let follows_here =
-                        matches!(&shown, Shown::Frame { path: at, .. } if at == path);
                     let next = self.slots.get(slot + 1).filter(|next| {
                         torn.is_none()
                             && !follows_here

@@ -24,7 +24,7 @@ use ringtide_schema::identity::Identity;
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::snapshot;
-use ringtide_schema::store::GroupSnapshotT;
+use ringtide_schema::store::{GroupSnapshotT, PartitionT};
 
 pub use self::chain::LogEnd;
 use self::chain::{Chain, ChainCounts, Strays};
@@ -34,11 +34,12 @@ use self::layout::{FOLDERS, Garbage, Top};
 pub use self::metadata::TopicRecord;
 use self::replay::{Mode, Replay};
 pub use self::segments::{index_name, log_name};
-pub use self::verify::{Problem, Report, verify};
+pub use self::verify::{PartitionEnd, Problem, Report, verify};
 use crate::files;
 
 mod behind;
 mod chain;
+pub mod cut;
 pub mod error;
 pub mod inspect;
 mod layout;
@@ -475,27 +476,9 @@ fn check_open_segments(
     is_clean: bool,
 ) -> Result<(), RecoverError> {
     for partition in group.partitions.iter().flatten() {
-        let Some(topic) = &partition.topic else {
+        let Some((path, want, have)) = open_segment(dir, partition)? else {
             continue;
         };
-        let last = partition.segments.iter().flatten().next_back();
-        let (base_offset, want) = match last.filter(|last| !last.sealed) {
-            Some(last) => (last.base_offset, last.bytes),
-            None => (partition.next_offset, 0),
-        };
-        let id = PartitionId {
-            topic: topic.into(),
-            partition: partition.partition,
-        };
-        let folder = dir.join("partitions").join(id.dir_name());
-        let path = folder.join(log_name(base_offset));
-        let have = match files::bytes_at(&path) {
-            Err(e) if e.cause == files::Cause::Missing => 0,
-            bytes => bytes?,
-        };
-        if have < want {
-            return Err(BadSegment { path, want, have }.into());
-        }
         if have > want + BLOCK_BYTES as u64 {
             if is_clean {
                 return Err(OldSnapshot { path, want, have }.into());
@@ -508,6 +491,35 @@ fn check_open_segments(
         }
     }
     Ok(())
+}
+
+/// The segment that a shard will append to, and how many bytes of it were synced and are there: not fewer.
+fn open_segment(
+    dir: &Path,
+    partition: &PartitionT,
+) -> Result<Option<(PathBuf, u64, u64)>, RecoverError> {
+    let Some(topic) = &partition.topic else {
+        return Ok(None);
+    };
+    let last = partition.segments.iter().flatten().next_back();
+    let (base_offset, want) = match last.filter(|last| !last.sealed) {
+        Some(last) => (last.base_offset, last.bytes),
+        None => (partition.next_offset, 0),
+    };
+    let id = PartitionId {
+        topic: topic.into(),
+        partition: partition.partition,
+    };
+    let folder = dir.join("partitions").join(id.dir_name());
+    let path = folder.join(log_name(base_offset));
+    let have = match files::bytes_at(&path) {
+        Err(e) if e.cause == files::Cause::Missing => 0,
+        bytes => bytes?,
+    };
+    if have < want {
+        return Err(BadSegment { path, want, have }.into());
+    }
+    Ok(Some((path, want, have)))
 }
 
 /// Writes the snapshots of changed groups, the metadata group's when all others are durable: until

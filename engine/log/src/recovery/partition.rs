@@ -96,6 +96,18 @@ impl Partition {
             .collect()
     }
 
+    /// Takes back offsets of consumers that are past the end; whether there were any. A commit is in the log behind
+    /// what it is of, so that only a log that was cut lacks the one and a snapshot still holds the other.
+    pub(super) fn limit_commits(&mut self) -> bool {
+        let end = self.stored.next_offset;
+        let mut limited = false;
+        for commit in self.stored.committed.iter_mut().flatten() {
+            limited |= commit.offset > end;
+            commit.offset = commit.offset.min(end);
+        }
+        limited
+    }
+
     /// Puts everything back into the stored form.
     pub(super) fn settle(&mut self) {
         if let Some(producers) = self.producers.take() {

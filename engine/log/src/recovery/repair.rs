@@ -33,14 +33,14 @@ pub fn mend(report: &Report) -> Result<Vec<PathBuf>, FileError> {
     Ok(removed)
 }
 
-/// Writes base offsets and leader epochs of stored batches anew where they are wrong; gives where it did, file and byte.
+/// Writes base offsets and leader epochs of stored batches anew where they are wrong; adds to `mended` where it did, file
+/// and byte.
 ///
 /// No checksum of a batch covers them. What they must be follows from the batches before and from the snapshot, and
 /// the segment's own checksum of them shows that this is what was written: else nothing is changed.
-pub fn mend_batches(dir: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
-    let mut mended = Vec::new();
+pub fn mend_batches(dir: &Path, mended: &mut Vec<(PathBuf, u64)>) -> Result<(), RecoverError> {
     let Top::Used(identity) = layout::look(dir, &mut Vec::new())? else {
-        return Ok(mended);
+        return Ok(());
     };
     let snapshots = layout::snapshots(dir, &identity)?;
     for stored in partitions(&snapshots) {
@@ -59,7 +59,7 @@ pub fn mend_batches(dir: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
             files::sync_data(&file, &path)?;
         }
     }
-    Ok(mended)
+    Ok(())
 }
 
 /// Batches of a segment whose offset or epoch is wrong, each with its first bytes as they were written, if the
@@ -115,13 +115,13 @@ fn held(segment: &SegmentT, stored: &PartitionT) -> (Vec<u8>, u64) {
     }
 }
 
-fn partitions(groups: &[GroupSnapshotT]) -> impl Iterator<Item = &PartitionT> {
+pub(super) fn partitions(groups: &[GroupSnapshotT]) -> impl Iterator<Item = &PartitionT> {
     groups
         .iter()
         .flat_map(|group| group.partitions.iter().flatten())
 }
 
-fn id_of(stored: &PartitionT) -> Option<PartitionId> {
+pub(super) fn id_of(stored: &PartitionT) -> Option<PartitionId> {
     Some(PartitionId {
         topic: stored.topic.as_ref()?.into(),
         partition: stored.partition,

@@ -367,8 +367,11 @@ impl<'a> Replay<'a> {
         self.drop_partitions(|id| matches!(metadata.standing(id.topic), Standing::Deleted));
         self.metadata = metadata;
         let mut directories = Vec::new();
-        for partition in self.partitions.values_mut() {
+        for (id, partition) in &mut self.partitions {
             partition.settle();
+            if partition.limit_commits() {
+                self.groups[usize::from(id.group(self.identity.groups).0)].changed = true;
+            }
             if let Some(writer) = partition.writer.take() {
                 directories.push(writer.finish(&mut partition.stored, self.behind.as_mut())?);
             }
@@ -403,6 +406,11 @@ impl<'a> Replay<'a> {
     /// The partition as it is stored, if anything is known of it.
     pub(super) fn partition(&self, id: PartitionId) -> Option<&PartitionT> {
         self.partitions.get(&id).map(|partition| &partition.stored)
+    }
+
+    /// Every partition as it is stored.
+    pub(super) fn partitions(&self) -> impl Iterator<Item = (PartitionId, &PartitionT)> {
+        self.partitions.iter().map(|(&id, p)| (id, &p.stored))
     }
 
     /// The topics, and the serial number of the next one.

@@ -47,7 +47,7 @@ pub(super) struct LiveSlot {
 /// The slots of the newest start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LiveSlots {
-    /// By shard; generations are consecutive.
+    /// By shard, then by generation.
     pub(super) shards: BTreeMap<u16, Vec<LiveSlot>>,
     pub(super) unclaimed: Vec<Unclaimed>,
 }
@@ -235,6 +235,29 @@ impl Slot {
 
 /// Sorts out the slots of the newest start.
 pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, RecoverError> {
+    let live = place(slots, identity)?;
+    for (&shard, chain) in &live.shards {
+        if let Some((_, missing)) = gap(shard, chain) {
+            return Err(missing.into());
+        }
+    }
+    Ok(live)
+}
+
+/// The first gap in the generations of a shard's slots, with how many come before it.
+pub(super) fn gap(shard: u16, chain: &[LiveSlot]) -> Option<(usize, MissingSlot)> {
+    let continues = |pair: &[LiveSlot]| pair[1].generation == pair[0].generation + 1;
+    let last = chain.windows(2).position(|pair| !continues(pair))?;
+    let missing = MissingSlot {
+        shard,
+        generation: chain[last].generation + 1,
+        before: chain[last + 1].path.clone(),
+    };
+    Some((last + 1, missing))
+}
+
+/// Sorts out the slots of the newest start; there may be gaps in the generations of a shard.
+pub(super) fn place(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, RecoverError> {
     let mut live = LiveSlots::default();
     let mut begun: BTreeMap<u16, Vec<Begun>> = BTreeMap::new();
     for slot in slots {
@@ -261,20 +284,8 @@ pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots,
                 .push(unclaimed(slot.path, slot.bytes, was_free));
         }
     }
-    for (&shard, chain) in &mut live.shards {
+    for chain in live.shards.values_mut() {
         chain.sort_by_key(|slot| slot.generation);
-        for pair in chain.windows(2) {
-            let generation = pair[0].generation + 1;
-            if pair[1].generation != generation {
-                let before = pair[1].path.clone();
-                return Err(MissingSlot {
-                    shard,
-                    generation,
-                    before,
-                }
-                .into());
-            }
-        }
     }
     Ok(live)
 }

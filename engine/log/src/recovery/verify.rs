@@ -13,13 +13,14 @@ use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::{GroupSnapshotT, PartitionT, SegmentT};
 
 use super::chain::LogEnd;
-use super::error::RecoverError;
+use super::cut::{self, PastCut};
+use super::error::{BadSegment, RecoverError};
 use super::layout::{self, Top};
 use super::metadata::Standing;
 use super::replay::{Mode, Replay};
 use super::scan::{Contents, IndexCheck, Scan};
 use super::segments::{index_name, log_name};
-use super::{Progress, Summary, check_open_segments, next_start, replay_logs, slots};
+use super::{Progress, Summary, check_open_segments, next_start, open_segment, replay_logs, slots};
 use crate::files::{self, FileError};
 
 /// One thing that is wrong.
@@ -45,6 +46,19 @@ impl std::fmt::Display for Problem {
     }
 }
 
+/// How far a partition goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartitionEnd {
+    /// Its topic.
+    pub topic: String,
+    /// The partition.
+    pub id: PartitionId,
+    /// Its first offset.
+    pub begins: u64,
+    /// One past its last offset.
+    pub ends: u64,
+}
+
 /// What verification found.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -64,6 +78,10 @@ pub struct Report {
     pub records: u64,
     /// What the next start will find in the log.
     pub log: Summary,
+    /// How far each partition goes then, in the order of their ids; none if it will be refused.
+    pub ends: Vec<PartitionEnd>,
+    /// Cuts of the log that `repair.log` tells of, oldest first: what they took is not there.
+    pub cuts: Vec<PastCut>,
     /// What is wrong, in the order it was found.
     pub problems: Vec<Problem>,
 }
@@ -119,6 +137,7 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
         }
     };
     report.identity = Some(identity);
+    report.cuts = cut::past_cuts(dir)?;
     if let Err(error) = next_start(dir, &identity) {
         report.refusal(dir, &error);
     }
@@ -179,6 +198,24 @@ pub fn verify(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Report, 
     Ok(report)
 }
 
+/// Runs the next start without its writes.
+///
+/// # Errors
+/// Its refusal.
+pub(super) fn dry_start(
+    dir: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Report, RecoverError> {
+    let mut report = Report::default();
+    if let Top::Used(identity) = layout::look(dir, &mut Vec::new())? {
+        report.identity = Some(identity);
+        next_start(dir, &identity)?;
+        let snapshots = layout::snapshots(dir, &identity)?;
+        log(dir, &identity, snapshots, &mut report, progress)?;
+    }
+    Ok(report)
+}
+
 /// Judges the log as recovery would; gives the partitions of deleted topics.
 fn log(
     dir: &Path,
@@ -197,17 +234,21 @@ fn log(
         }
     }
     let directories = layout::partitions(dir)?;
-    let ids: Vec<PartitionId> = snapshots
+    let stored: Vec<(PartitionId, Option<BadSegment>)> = snapshots
         .iter()
         .flat_map(|g| g.partitions.iter().flatten())
         .filter_map(|p| {
             let topic = p.topic.as_ref()?.into();
-            Some(PartitionId {
+            let id = PartitionId {
                 topic,
                 partition: p.partition,
-            })
+            };
+            match open_segment(dir, p) {
+                Err(RecoverError::BadSegment(bad)) => Some(Ok((id, Some(bad)))),
+                opened => Some(opened.map(|_| (id, None))),
+            }
         })
-        .collect();
+        .collect::<Result<_, _>>()?;
     let mode = Mode {
         direct: false,
         dry: true,
@@ -240,14 +281,34 @@ fn log(
         };
         report.note(path, None, what, false);
     }
-    let live = |id: &PartitionId| matches!(replay.standing(id.topic), Standing::Live(_));
-    let deleted = ids.into_iter().filter(|id| !live(id)).collect();
+    report.ends = ends(&replay);
+    let mut deleted = Vec::new();
+    for (id, short) in stored {
+        match (replay.standing(id.topic), short) {
+            (Standing::Live(_), Some(short)) => return Err(short.into()),
+            (Standing::Live(_), None) => {}
+            _ => deleted.push(id),
+        }
+    }
     if identity.clean {
         for (snapshot, _) in replay.into_groups() {
             check_open_segments(dir, &snapshot, true)?;
         }
     }
     Ok(deleted)
+}
+
+fn ends(replay: &Replay<'_>) -> Vec<PartitionEnd> {
+    let end = |(id, stored): (PartitionId, &PartitionT)| match replay.standing(id.topic) {
+        Standing::Live(topic) => Some(PartitionEnd {
+            topic: topic.name.clone(),
+            id,
+            begins: stored.log_start,
+            ends: stored.next_offset,
+        }),
+        _ => None,
+    };
+    replay.partitions().filter_map(end).collect()
 }
 
 fn check_segment(directory: &Path, segment: &SegmentT, stored: &PartitionT, report: &mut Report) {

@@ -223,16 +223,7 @@ impl Directory {
     /// A copy with one bit changed.
     pub fn copy_with(&self, byte: u64, bit: u32, file: &str) -> TempDir {
         let copy = self.copy();
-        let path = copy.path().join(file);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .open(&path)
-            .expect("a file");
-        let mut one = [0];
-        file.read_exact_at(&mut one, byte).expect("a byte");
-        file.write_all_at(&[one[0] ^ 1 << bit], byte)
-            .expect("written");
+        flip(&copy.path().join(file), byte, bit);
         copy
     }
 
@@ -259,6 +250,21 @@ impl Directory {
         }
         left.iter().flatten().flatten().count()
     }
+}
+
+/// Changes one bit of a file.
+pub fn flip(path: &Path, byte: u64, bit: u32) {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.expect("a file");
+    let mut one = [0];
+    file.read_exact_at(&mut one, byte).expect("a byte");
+    file.write_all_at(&[one[0] ^ 1 << bit], byte)
+        .expect("written");
+}
+
+/// The slots that a start would read of a directory whose broker was killed.
+pub fn slots_of(path: &Path) -> Vec<Slot> {
+    live_slots(&load(path))
 }
 
 /// Writes a file without the blocks of it that are zeros.
