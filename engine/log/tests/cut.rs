@@ -9,7 +9,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use common::{Builder, contents, stored};
+use common::{Builder, contents, place_in_memory, stored};
 use ringtide_log::files::FileError;
 use ringtide_log::files::watch::{Change, watched};
 use ringtide_log::recovery::cut::{self, CutError, Outlook, Plan};
@@ -25,7 +25,7 @@ const ENOSPC: i32 = 28;
 
 /// Sealed segments and an open one with a tail, and on top a log of three slots, a batch to a frame.
 fn directory() -> (Builder, PartitionId) {
-    let mut b = Builder::new(2, 1);
+    let mut b = Builder::in_memory(2, 1);
     let topic = b.topic("t", 1, 20_000);
     b.frame(0);
     let id = PartitionId {
@@ -54,7 +54,7 @@ fn publish(b: &mut Builder, id: PartitionId, batches: u64) {
 
 /// A place for copies, not there yet.
 fn place() -> (TempDir, PathBuf) {
-    let home = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a place for the test");
+    let home = place_in_memory();
     let path = home.path().join("a/kept");
     (home, path)
 }
@@ -199,7 +199,7 @@ fn the_cut_begins_at_the_first_of_two_damages() {
 
 #[test]
 fn what_can_be_read_behind_the_damage_is_told() {
-    let mut b = Builder::new(2, 1);
+    let mut b = Builder::in_memory(2, 1);
     let topic = b.topic("t", 2, 1 << 20);
     b.frame(0);
     let ids = [0, 1].map(|partition| PartitionId { topic, partition });
@@ -243,7 +243,7 @@ fn what_can_be_read_behind_the_damage_is_told() {
 
 #[test]
 fn two_damaged_logs_are_cut_and_kept_at_once() {
-    let mut b = Builder::new(2, 2);
+    let mut b = Builder::in_memory(2, 2);
     let topic = b.topic("t", 2, 1 << 20);
     b.frame(0);
     let ids = [0, 1].map(|partition| PartitionId { topic, partition });
@@ -342,7 +342,7 @@ fn segments_of_only_what_comes_behind_the_cut_are_kept_and_removed() {
 fn what_no_cut_mends_is_written_back_as_it_was() {
     // The log of shard 0 is cut where it makes a topic of which shard 1 has records.
     let made_and_used = || {
-        let mut b = Builder::new(2, 2);
+        let mut b = Builder::in_memory(2, 2);
         b.topic("t", 1, 1 << 20);
         let damaged = b.frame(0);
         let topic = b.topic("u", 2, 1 << 20);
@@ -387,7 +387,7 @@ fn refusal_words(b: &Builder) -> String {
 #[test]
 fn a_snapshot_that_is_missing_beside_the_damage_is_no_matter_of_the_log() {
     // All of the partition lies in the snapshot of its group, and the log that shows that is damaged before.
-    let mut b = Builder::new(2, 1);
+    let mut b = Builder::in_memory(2, 1);
     let topic = b.topic("t", 2, 1 << 20);
     b.frame(0);
     let ids = [0, 1].map(|partition| PartitionId { topic, partition });

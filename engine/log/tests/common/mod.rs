@@ -71,6 +71,15 @@ impl Builder {
 
     pub fn with_slots(groups: u16, shards: u16, slot_bytes: u64) -> Self {
         let root = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a place for the test");
+        Self::begin(root, groups, shards, slot_bytes)
+    }
+
+    /// In memory, where there is a file system for that: for tests that begin anew hundreds of times.
+    pub fn in_memory(groups: u16, shards: u16) -> Self {
+        Self::begin(place_in_memory(), groups, shards, SLOT_BYTES)
+    }
+
+    fn begin(root: TempDir, groups: u16, shards: u16, slot_bytes: u64) -> Self {
         let identity = Identity {
             data_directory: DIRECTORY_ID,
             groups,
@@ -404,6 +413,13 @@ impl Builder {
             assert_eq!(stored.next_offset, self.next_offset[&id]);
         }
     }
+}
+
+/// A directory in memory, where there is a file system for that.
+pub fn place_in_memory() -> TempDir {
+    TempDir::new_in("/dev/shm")
+        .or_else(|_| TempDir::new_in(env!("CARGO_TARGET_TMPDIR")))
+        .expect("a place for the test")
 }
 
 pub fn topic_t(id: TopicId, name: &str, partitions: u32, segment_bytes: u32) -> TopicT {
