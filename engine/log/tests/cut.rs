@@ -328,7 +328,11 @@ fn segments_of_only_what_comes_behind_the_cut_are_kept_and_removed() {
     b.store();
     let (_home, kept) = place();
     let plan = plan(b.dir());
-    assert_eq!(plan.segments, [far.clone()], "19 is the end");
+    assert_eq!(
+        &plan.segments[..],
+        std::slice::from_ref(&far),
+        "19 is the end"
+    );
     make(b.dir(), &plan, &kept).expect("cut");
     assert!(near.exists() && !far.exists());
     for path in [&near, &far] {
@@ -416,6 +420,8 @@ fn a_snapshot_that_is_missing_beside_the_damage_is_no_matter_of_the_log() {
     start(&b);
 }
 
+type Damage<'a> = &'a dyn Fn(&Builder, PartitionId);
+
 #[test]
 fn what_is_not_damage_of_the_log_is_refused_and_left_alone() {
     let open = |b: &Builder, id: PartitionId| {
@@ -439,7 +445,7 @@ fn what_is_not_damage_of_the_log_is_refused_and_left_alone() {
     };
     let foreign =
         |b: &Builder, _: PartitionId| fs::write(b.dir().join("notes"), "").expect("written");
-    let cases: [(&str, &dyn Fn(&Builder, PartitionId)); 6] = [
+    let cases: [(&str, Damage<'_>); 6] = [
         ("were synced", &short),
         ("knows no such topic", &no_metadata),
         ("snapshot is missing", &no_snapshot),
