@@ -168,7 +168,7 @@ fn of_a_log(plan: &Plan, log: &LogCut) -> String {
     }
     let _ = writeln!(
         out,
-        "  behind the damage are {} frames with {} entries that can be read, {} that cannot, and {} bytes that are damaged \
+        "  from there on {} frames can be told, with {} entries that can be read and {} that cannot; {} bytes are damaged \
          or of an earlier use",
         grouped(behind.frames),
         grouped(behind.entries),
