@@ -9,6 +9,7 @@ use ringtide_schema::frame::{FLAG_RESPONSE, Op};
 use ringtide_schema::limits::{MAX_DELIVERY_BYTES, MAX_MEMORY_DELIVERY_BYTES, MAX_PAYLOAD_BYTES};
 use ringtide_schema::wire;
 
+use crate::failed_reads::{self, Reading, Trust};
 use crate::fault::Fault;
 use crate::mail::{Mail, Reply};
 use crate::session::SessionKey;
@@ -180,7 +181,11 @@ impl Shard {
             return;
         };
         session.is_sending = false;
+        let reading = session.reading.take();
         self.mark_ready(key);
+        if let (None, Some(reading)) = (&read, reading) {
+            self.read_failed(reading);
+        }
         let mail = match read {
             Some((read, rest)) => {
                 reply.bytes.extend_from_slice(read);
@@ -313,6 +318,16 @@ impl Shard {
             // A range of a file is read into memory for it.
             SessionKey::Remote(..) => max_bytes.min(MAX_MEMORY_DELIVERY_BYTES),
         };
+        let Some(held) = self.held(i) else {
+            return Supply::Lost(self.out_of_range(i, offset));
+        };
+        let (max_bytes, is_least) = match held.failed_reads.trust(offset) {
+            Trust::Whole => (max_bytes, false),
+            Trust::Least => (1, true),
+            Trust::Nothing(offsets) => {
+                return Supply::Lost(failed_reads::refusal(held.log.id(), &offsets));
+            }
+        };
         let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
         let (source, bytes, next_offset) = match plan {
             Some(Plan::AtEnd) => return Supply::AtEnd,
@@ -329,6 +344,13 @@ impl Shard {
                     return Supply::Later;
                 }
                 let bytes = range.len();
+                if let Some(session) = self.sessions.get_mut(&key) {
+                    session.reading = range.file.map(|_| Reading {
+                        partition: i,
+                        offsets: offset..next_offset,
+                        is_least,
+                    });
+                }
                 (Source::File(range), bytes, next_offset)
             }
             Some(Plan::OutOfRange) | None => return Supply::Lost(self.out_of_range(i, offset)),

@@ -15,6 +15,7 @@ mod commit;
 mod control;
 mod deliver;
 mod describe;
+mod failed_reads;
 mod fault;
 mod forward;
 mod logic;
@@ -46,6 +47,7 @@ pub use topics::{Change, Placement, Topic};
 use checkpoint::Checkpoint;
 use commit::Waiter;
 use control::Control;
+use failed_reads::FailedReads;
 use query::Search;
 use session::{Session, SessionKey, Timer};
 use topics::Topics;
@@ -68,6 +70,8 @@ struct Held {
     is_writing: bool,
     /// Offsets of consumers that are on their way into the log.
     commits_under_way: usize,
+    /// What could not be read while it was sent.
+    failed_reads: FailedReads,
 }
 
 /// A log group of this shard.
@@ -289,6 +293,7 @@ impl Shard {
             wants_sync: false,
             is_writing: false,
             commits_under_way: 0,
+            failed_reads: FailedReads::default(),
         })));
         i
     }

@@ -40,6 +40,7 @@ impl Logic for Shard {
             return;
         };
         session.is_sending = false;
+        session.reading = None;
         session.spare = egress.head;
         session.spare.clear();
         if session.spare.capacity() > 16 << 10 {
@@ -69,6 +70,10 @@ impl Logic for Shard {
         }
         for shard in session.known_to.clone() {
             fx.mail.push((shard, Mail::Gone { conn }));
+        }
+        let reading = session.reading.clone();
+        if let (Disconnect::File(_) | Disconnect::FileTooShort, Some(reading)) = (why, reading) {
+            self.read_failed(reading);
         }
         self.forget(key);
     }

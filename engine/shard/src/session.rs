@@ -14,6 +14,7 @@ use ringtide_schema::wire::PublishResult;
 use ringtide_session::Assembler;
 use rustc_hash::FxHashMap;
 
+use crate::failed_reads::Reading;
 use crate::mail::{Forwarded, PartDone};
 
 /// Who a session belongs to.
@@ -135,6 +136,8 @@ pub struct Session {
     /// An egress is under way; of a forwarded session, a range of a file is being read for one.
     /// Nothing else leaves meanwhile.
     pub is_sending: bool,
+    /// What of a file is sent meanwhile.
+    pub reading: Option<Reading>,
     /// A delivery was mailed and not drained (of a forwarded session): answers leave, another
     /// delivery does not.
     pub is_undrained: bool,
@@ -192,6 +195,7 @@ impl Session {
             out: Vec::new(),
             spare: Vec::new(),
             is_sending: false,
+            reading: None,
             is_undrained: false,
             drained_to: Vec::new(),
             refusals: 0,

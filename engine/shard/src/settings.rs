@@ -115,6 +115,10 @@ pub const MAX_FORWARDED: u32 = 32;
 pub const MAX_FORWARDED_IN_ALL: u32 = 256;
 /// Searches by time under way.
 pub const MAX_SEARCHES: usize = 64;
+/// Ranges of one partition that could not be read and are remembered.
+pub const MAX_FAILED_READS: usize = 16;
+/// For how long they are, in nanoseconds.
+pub const FAILED_READ_NS: u64 = 30_000_000_000;
 /// Snapshots replace files of this many groups at the same time.
 pub const MAX_SNAPSHOTS_IN_FLIGHT: usize = 8;
 /// A file that was not read for this long is closed, in nanoseconds.

@@ -38,7 +38,7 @@ pub(crate) struct Upkeep {
     pub(crate) disk_full: Option<String>,
     retry_at_ns: u64,
     slot_retry_ns: u64,
-    next_ns: u64,
+    pub(crate) next_ns: u64,
     next_sync_ns: u64,
     next_pressure_ns: u64,
     /// A checkpoint may be able to go on.
@@ -470,6 +470,7 @@ impl Shard {
             let Some(Some(held)) = self.partitions.get_mut(i) else {
                 continue;
             };
+            held.failed_reads.expire(now.mono_ns);
             self.upkeep.wants_checkpoint |= held.log.is_removing();
             // While files cannot be removed, more of them would take what is left of the log.
             let is_stuck = is_full && held.log.is_removing();

@@ -364,6 +364,10 @@ impl Outgoing {
                     Step::Again
                 }
             }
+            // A page that is in the cache may yet be one that could not be read; sockets do not say EIO.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                Step::Failed(Disconnect::File(libc::EIO))
+            }
             Err(error) => self.refused(&error, fd, token, ring),
         }
     }

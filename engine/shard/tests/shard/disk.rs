@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -13,6 +14,7 @@ use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
 type Contents = Rc<RefCell<Vec<u8>>>;
 type Holds = dyn Fn(&Path, &DiskOp) -> bool;
 type Fails = dyn Fn(&Path, &DiskOp) -> Option<DiskErrorKind>;
+type RangeFails = dyn Fn(&Path, Range<u64>) -> bool;
 type Ended = (OpId, Result<DiskDone, DiskError>);
 
 #[derive(Clone)]
@@ -38,6 +40,8 @@ pub struct Disk {
     pub holds: Box<Holds>,
     /// How an operation fails, if it does.
     pub fails: Box<Fails>,
+    /// Whether a range of a file cannot be read while it is sent.
+    pub range_fails: Box<RangeFails>,
 }
 
 impl Disk {
@@ -49,6 +53,7 @@ impl Disk {
             released: 0,
             holds: Box::new(|_, _| false),
             fails: Box::new(|_, _| None),
+            range_fails: Box::new(|_, _| false),
         }
     }
 
@@ -72,10 +77,14 @@ impl Disk {
         self.released += 1;
     }
 
-    /// A range of an open file, as a socket sends it.
-    pub fn range(&self, file: FileId, position: u64, bytes: usize) -> Vec<u8> {
-        let contents = self.open[&file].contents.borrow();
-        contents[position as usize..position as usize + bytes].to_vec()
+    /// A range of an open file, as a socket sends it; nothing if it cannot be read.
+    pub fn range(&self, file: FileId, position: u64, bytes: usize) -> Option<Vec<u8>> {
+        let file = &self.open[&file];
+        if (self.range_fails)(&file.path, position..position + bytes as u64) {
+            return None;
+        }
+        let contents = file.contents.borrow();
+        Some(contents[position as usize..position as usize + bytes].to_vec())
     }
 
     pub fn submit(&mut self, id: OpId, op: DiskOp) {

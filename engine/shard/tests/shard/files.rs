@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::path::PathBuf;
 
 use ringtide_io::{DiskErrorKind, DiskOp};
-use ringtide_schema::batch::{Codec, assign};
+use ringtide_schema::batch::{Batches, Codec, assign};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
 use ringtide_schema::ids::PartitionId;
@@ -555,4 +555,68 @@ fn claim_time(bytes: &mut [u8], max_timestamp_ms: i64) {
     bytes[35..43].copy_from_slice(&max_timestamp_ms.to_be_bytes());
     let crc = crc32c::crc32c(&bytes[21..]);
     bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+}
+
+#[test]
+fn who_comes_back_for_what_could_not_be_sent_is_told_and_can_read_around_it() {
+    const BATCHES: u64 = 8;
+    // Larger than an index interval, so that each can be read by itself.
+    let value = [7; 40_000];
+    let setup = Setup::new(1).topic("old", 1);
+    let old = setup.on_shard("old", 0);
+    let batches: Vec<_> = (0..BATCHES).map(|_| batch(&value)).collect();
+    let batch_bytes = batches[0].len() as u64;
+    let setup = setup.segment(old, &batches);
+    let mut world = World::new(&setup);
+    let damaged = 4;
+    let byte = damaged * batch_bytes + 100;
+    world.nodes[0].disk.range_fails = Box::new(move |_, range| range.contains(&byte));
+
+    // Reads on behind what it was given, and behind what it was told cannot be read.
+    let read_all = |world: &mut World| {
+        let (mut read, mut refused, mut connections, mut offset) = (vec![], vec![], 0, 0);
+        while offset < BATCHES {
+            connections += 1;
+            assert!(connections < 10, "disconnected without end");
+            let peer = world.connect(0);
+            while offset < BATCHES && world.socket(peer).ended.is_none() {
+                let fetch = world.fetch(peer, old, offset, 1000);
+                world.run();
+                if world.socket(peer).ended.is_some() {
+                    // What it had received of the answer is of no use.
+                    break;
+                }
+                let heard = world.hear(peer);
+                let answer = heard.iter().find(|f| f.correlation == fetch);
+                let answer = answer.expect("an answer");
+                if let Some(error) = answer.error() {
+                    refused.push((offset, error));
+                    offset += 1;
+                    continue;
+                }
+                for batch in Batches::new(&answer.payload) {
+                    let (header, _) = batch.expect("whole batches");
+                    if header.base_offset == offset {
+                        read.push(offset);
+                        offset = header.next_offset();
+                    }
+                }
+            }
+        }
+        (read, refused, connections)
+    };
+    let others: Vec<u64> = (0..BATCHES).filter(|&offset| offset != damaged).collect();
+    let (read, refused, connections) = read_all(&mut world);
+    assert_eq!(read, others);
+    assert_eq!(refused, [(damaged, ErrorCode::DataUnreadable)]);
+    // By all of it, and by the batch itself.
+    assert_eq!(connections, 3);
+    let (read, _, connections) = read_all(&mut world);
+    assert_eq!((read, connections), (others, 1), "the next reader");
+
+    world.nodes[0].disk.range_fails = Box::new(|_, _| false);
+    world.pass(32 * SECOND);
+    let (read, refused, _) = read_all(&mut world);
+    assert_eq!(read.len() as u64, BATCHES, "what passes is forgotten");
+    assert_eq!(refused, []);
 }

@@ -408,7 +408,10 @@ impl Node {
                     position,
                     bytes,
                 } => {
-                    let range = self.disk.range(file, position, bytes);
+                    let Some(range) = self.disk.range(file, position, bytes) else {
+                        self.end(conn, Disconnect::File(5), now);
+                        return true;
+                    };
                     socket.received.extend(range);
                 }
             }
