@@ -141,6 +141,29 @@ impl Trace {
         self.push(Event::Flushed(flush));
     }
 
+    /// The disk loses what no flush has covered of these writes, as if each had not been done: a cache that fails.
+    /// Gives how many it lost.
+    pub fn lose(&mut self, mut goes: impl FnMut(usize, &[u8]) -> bool) -> usize {
+        let covered = covered(&self.events);
+        let mut image = self.first.clone();
+        let mut lost = 0;
+        for (event, covered) in self.events.iter_mut().zip(covered) {
+            let Event::Write(write) = event else {
+                continue;
+            };
+            let place = &mut image[write.position..write.position + write.data.len()];
+            if !covered && goes(write.position, &write.data) {
+                // It stays, as a write of what was there before.
+                write.data.copy_from_slice(place);
+                lost += 1;
+            } else {
+                place.copy_from_slice(&write.data);
+            }
+        }
+        self.now = image;
+        lost
+    }
+
     fn push(&mut self, event: Event) -> usize {
         self.events.push(event);
         self.events.len() - 1
@@ -312,6 +335,20 @@ mod tests {
         trace.flushed(newer);
         trace.flushed(older);
         assert_eq!(outcomes(&trace, trace.len()), [set("a")]);
+    }
+
+    #[test]
+    fn a_cache_that_fails_loses_what_no_flush_has_covered_and_nothing_else() {
+        let mut trace = blank(2);
+        let covered = trace.write(0, &A);
+        trace.written(covered);
+        let flush = trace.flush();
+        trace.flushed(flush);
+        trace.write(0, &B);
+        trace.write(SECTOR, &B);
+        assert_eq!(trace.lose(|position, _| position == 0), 1);
+        assert_eq!(trace.bytes(), [A, B].concat());
+        assert_eq!(outcomes(&trace, trace.len()), [set("a"), set(".b")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use crate::broker::data_root;
+use crate::wait;
 
 /// Whether this process may do anything.
 #[must_use]
@@ -63,6 +64,41 @@ impl MountedDisk {
             ],
         )?;
         Self::mount(dir, &["-o", "loop", &image_arg])
+    }
+
+    /// An XFS with so much space, and more that is taken: one that small cannot be made.
+    ///
+    /// # Errors
+    /// Why it cannot be had here.
+    pub fn xfs(bytes: u64) -> Result<Self, String> {
+        const LEAST_BYTES: u64 = 320 << 20;
+        let dir = prepare(&data_root())?;
+        let image = dir.path().join("image");
+        let file = std::fs::File::create(&image).map_err(|e| format!("no image: {e}"))?;
+        let all = LEAST_BYTES + bytes;
+        file.set_len(all).map_err(|e| format!("no image: {e}"))?;
+        let image_arg = image.display().to_string();
+        run("mkfs.xfs", &["-q", "-f", &image_arg])?;
+        let disk = Self::mount(dir, &["-t", "xfs", "-o", "loop", &image_arg])?;
+        let taken = std::fs::File::create(disk.path().join("taken"));
+        let taken = taken.map_err(|e| format!("no file on XFS: {e}"))?;
+        let too_much = disk.free_bytes().saturating_sub(bytes);
+        rustix::fs::fallocate(&taken, rustix::fs::FallocateFlags::empty(), 0, too_much)
+            .map_err(|e| format!("no space on XFS: {e}"))?;
+        Ok(disk)
+    }
+
+    /// Mounts it again with these options (`ro` or `rw`, say), in place.
+    ///
+    /// # Panics
+    /// When it cannot be for long: while files are open for writing it cannot become read-only.
+    pub fn remount(&self, options: &str) {
+        let mount_point = self.mount_point.display().to_string();
+        let options = format!("remount,{options}");
+        // The ring of a process that has ended holds its files a little longer.
+        wait::for_it("the end of all use of the file system", || {
+            run("mount", &["-o", &options, &mount_point]).is_ok()
+        });
     }
 
     /// A file system in memory that refuses direct I/O.

@@ -25,3 +25,9 @@ pub const DIRECTORY_UNUSABLE: i32 = 12;
 pub const DIRECTORY_CORRUPT: i32 = 13;
 /// An address could not be listened on.
 pub const CANNOT_LISTEN: i32 = 14;
+/// A write to the write-ahead log failed.
+pub const LOG_FAILED: i32 = 20;
+/// A write to a segment failed.
+pub const SEGMENT_FAILED: i32 = 21;
+/// A snapshot or a directory could not be made durable.
+pub const SNAPSHOT_FAILED: i32 = 22;

@@ -3,10 +3,12 @@
 //! A file system of a single file (FUSE) serves the disk, a loop device makes a block device of it, and its ext4 is
 //! mounted. The loop device reads and writes past the page cache, several requests at a time, so that each
 //! write of the block layer arrives here by itself, and each flush as an fsync. What a write and a flush mean is in
-//! [`crate::block_trace`]; here is only how they come, and that answers are held back and given in random order.
+//! [`crate::block_trace`]; here is only how they come, and that answers are held back and given in random order. A test
+//! can have requests fail: the file system on the disk is then told of an error of its device (EIO).
 
 use std::ffi::OsStr;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -24,6 +26,7 @@ use crate::block_trace::Trace;
 use crate::broker::data_root;
 use crate::disk::{is_root, run};
 use crate::random::Random;
+use crate::wait;
 
 /// The name of the one file.
 const DISK: &str = "disk";
@@ -35,10 +38,52 @@ const FOR_LONG: Duration = Duration::from_secs(3600);
 const HELD_US: u64 = 150;
 const SELDOM_HELD_US: u64 = 10_000;
 
-/// A disk whose ext4 is mounted. All of it is taken down when this is dropped.
+/// What the disk is asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskRequest {
+    /// To read.
+    Read,
+    /// To write, or to make zeros of a range.
+    Write,
+    /// To put on the medium what was written.
+    Flush,
+}
+
+/// A request as it arrives, before anything is done.
 #[derive(Debug)]
+pub struct Asked<'a> {
+    /// What is to be done,
+    pub request: DiskRequest,
+    /// with these bytes of the disk; none for a flush.
+    pub bytes: Range<u64>,
+    /// What is to be written.
+    pub data: &'a [u8],
+}
+
+impl Asked<'_> {
+    /// Whether it touches one of these.
+    #[must_use]
+    pub fn touches(&self, ranges: &[Range<u64>]) -> bool {
+        let touches = |r: &Range<u64>| r.start < self.bytes.end && self.bytes.start < r.end;
+        ranges.iter().any(touches)
+    }
+}
+
+/// Says of each request whether it fails, and may do more to the disk.
+type Fails = dyn FnMut(&Asked<'_>, &mut Trace) -> bool + Send;
+
+/// How requests fail.
+#[derive(Default)]
+struct Faults {
+    fails: Option<Box<Fails>>,
+    /// How many did.
+    failed: usize,
+}
+
+/// A disk whose ext4 is mounted. All of it is taken down when this is dropped.
 pub struct RecordedDisk {
     trace: Arc<Mutex<Trace>>,
+    faults: Arc<Mutex<Faults>>,
     device: Option<String>,
     session: Option<BackgroundSession>,
     answers: Option<JoinHandle<()>>,
@@ -51,6 +96,18 @@ impl RecordedDisk {
     /// # Errors
     /// Why it cannot be made here.
     pub fn blank_ext4(bytes: u64) -> Result<Vec<u8>, String> {
+        Self::blank(bytes, "has_journal")
+    }
+
+    /// The same without a journal: it does not stop at an error of its device.
+    ///
+    /// # Errors
+    /// Why it cannot be made here.
+    pub fn blank_ext4_without_journal(bytes: u64) -> Result<Vec<u8>, String> {
+        Self::blank(bytes, "^has_journal")
+    }
+
+    fn blank(bytes: u64, features: &str) -> Result<Vec<u8>, String> {
         let no_image = |error: io::Error| format!("no image: {error}");
         let dir = TempDir::new_in(data_root()).map_err(no_image)?;
         let path = dir.path().join("image");
@@ -60,7 +117,9 @@ impl RecordedDisk {
         let path_arg = path.display().to_string();
         run(
             "mkfs.ext4",
-            &["-q", "-F", "-b", "4096", "-m", "0", "-E", eager, &path_arg],
+            &[
+                "-q", "-F", "-b", "4096", "-m", "0", "-O", features, "-E", eager, &path_arg,
+            ],
         )?;
         std::fs::read(&path).map_err(no_image)
     }
@@ -84,9 +143,11 @@ impl RecordedDisk {
         }
         let bytes = image.len() as u64;
         let trace = Arc::new(Mutex::new(Trace::new(image)));
+        let faults = Arc::new(Mutex::new(Faults::default()));
         let (sender, receiver) = channel();
         let mut disk = Self {
             trace: trace.clone(),
+            faults: faults.clone(),
             device: None,
             session: None,
             answers: None,
@@ -94,6 +155,7 @@ impl RecordedDisk {
         };
         let server = Server {
             trace: trace.clone(),
+            faults,
             bytes,
             answers: Mutex::new(sender),
         };
@@ -115,9 +177,61 @@ impl RecordedDisk {
         if !is_direct(&device) {
             return Err("a loop device over FUSE without direct I/O is of no use here".into());
         }
-        let mount_point = disk.path().display().to_string();
-        run("mount", &["-t", "ext4", &device, &mount_point])?;
+        disk.mount_device("rw")?;
         Ok(disk)
+    }
+
+    fn mount_device(&self, options: &str) -> Result<(), String> {
+        let mount_point = self.path().display().to_string();
+        let device = self.device.as_deref().unwrap_or_default();
+        run(
+            "mount",
+            &["-t", "ext4", "-o", options, device, &mount_point],
+        )?;
+        Ok(())
+    }
+
+    /// Unmounts it and mounts it again with these options (`rw` or `ro`, say): nothing of it is in the page cache
+    /// then.
+    ///
+    /// # Panics
+    /// When it cannot be unmounted for long, or not be mounted.
+    pub fn remount(&self, options: &str) {
+        let mount_point = self.path().display().to_string();
+        // The ring of a process that has ended holds its files a little longer.
+        wait::for_it("the end of all use of the file system", || {
+            run("umount", &[&mount_point]).is_ok()
+        });
+        self.mount_device(options).expect("mounted again");
+    }
+
+    /// From now on requests of which this is true fail with EIO, and nothing of them is done.
+    ///
+    /// # Panics
+    /// When the recorder panicked.
+    pub fn fail_when(&self, fails: impl FnMut(&Asked<'_>, &mut Trace) -> bool + Send + 'static) {
+        self.faults().fails = Some(Box::new(fails));
+    }
+
+    /// From now on no request fails any more.
+    ///
+    /// # Panics
+    /// When the recorder panicked.
+    pub fn heal(&self) {
+        self.faults().fails = None;
+    }
+
+    /// How many requests have failed.
+    ///
+    /// # Panics
+    /// When the recorder panicked.
+    #[must_use]
+    pub fn failed_requests(&self) -> usize {
+        self.faults().failed
+    }
+
+    fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().expect("a recorder that did not panic")
     }
 
     /// Where it is mounted.
@@ -208,6 +322,7 @@ fn answer(trace: &Mutex<Trace>, due: &Receiver<Answer>, mut random: Random) {
 /// The file system of one file.
 struct Server {
     trace: Arc<Mutex<Trace>>,
+    faults: Arc<Mutex<Faults>>,
     bytes: u64,
     answers: Mutex<Sender<Answer>>,
 }
@@ -215,6 +330,23 @@ struct Server {
 impl Server {
     fn trace(&self) -> MutexGuard<'_, Trace> {
         self.trace.lock().expect("a recorder that did not panic")
+    }
+
+    /// Whether a request fails.
+    fn fails(&self, request: DiskRequest, offset: u64, data: &[u8], bytes: u64) -> bool {
+        let mut faults = self.faults.lock().expect("a recorder that did not panic");
+        let Some(fails) = &mut faults.fails else {
+            return false;
+        };
+        let bytes = offset..offset + bytes;
+        let asked = Asked {
+            request,
+            bytes,
+            data,
+        };
+        let does = fails(&asked, &mut self.trace());
+        faults.failed += usize::from(does);
+        does
     }
 
     fn answer(&self, answer: Answer) {
@@ -289,6 +421,9 @@ impl Filesystem for Server {
     ) {
         let start = offset.min(self.bytes) as usize;
         let end = (offset + u64::from(size)).min(self.bytes) as usize;
+        if self.fails(DiskRequest::Read, offset, &[], u64::from(size)) {
+            return reply.error(Errno::EIO);
+        }
         reply.data(&self.trace().bytes()[start..end]);
     }
 
@@ -304,6 +439,9 @@ impl Filesystem for Server {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if self.fails(DiskRequest::Write, offset, data, data.len() as u64) {
+            return reply.error(Errno::EIO);
+        }
         let number = self.trace().write(offset as usize, data);
         self.answer(Answer::Written(number, data.len() as u32, reply));
     }
@@ -324,11 +462,17 @@ impl Filesystem for Server {
             return reply.error(Errno::EOPNOTSUPP);
         }
         let zeros = vec![0; length as usize];
+        if self.fails(DiskRequest::Write, offset, &zeros, length) {
+            return reply.error(Errno::EIO);
+        }
         let number = self.trace().write(offset as usize, &zeros);
         self.answer(Answer::Zeroed(number, reply));
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        if self.fails(DiskRequest::Flush, 0, &[], 0) {
+            return reply.error(Errno::EIO);
+        }
         let number = self.trace().flush();
         self.answer(Answer::Flushed(number, reply));
     }

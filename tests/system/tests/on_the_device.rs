@@ -9,7 +9,7 @@ use std::process::Command;
 
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_system_tests::{
-    Broker, MountedDisk, Random, RecordedDisk, Setup, Topic, data_root, single, skip, wait,
+    Broker, MountedDisk, Random, RecordedDisk, Setup, Topic, data_root, extents, single, skip, wait,
 };
 
 /// The log of the broker under test: three slots of one shard.
@@ -65,37 +65,16 @@ fn slots(data_dir: &Path) -> Vec<PathBuf> {
 
 /// Where the slots are on the device. They never move: a slot is written whole before it has its name.
 fn on_device(slots: &[PathBuf]) -> Result<Vec<Extent>, String> {
-    const BLOCK: u64 = BLOCK_BYTES as u64;
-    let mut extents = Vec::new();
+    let mut found = Vec::new();
     for slot in slots {
-        let output = Command::new("filefrag")
-            .args(["-v", "-b4096"])
-            .arg(slot)
-            .output()
-            .map_err(|error| format!("filefrag cannot be run: {error}"))?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        // "  0:        0..    1023:      34816..     35839:   1024:             last,eof"
-        for line in text.lines() {
-            let fields: Vec<&str> = line.split(':').map(str::trim).collect();
-            let [number, _, physical, blocks, ..] = fields[..] else {
-                continue;
-            };
-            let first = physical.split("..").next().unwrap_or_default().trim();
-            if let (Ok(_), Ok(first), Ok(blocks)) = (
-                number.parse::<u32>(),
-                first.parse::<u64>(),
-                blocks.parse::<u64>(),
-            ) {
-                extents.push(Extent {
-                    position: first * BLOCK,
-                    bytes: blocks * BLOCK,
-                });
-            }
-        }
+        found.extend(extents(slot)?.into_iter().map(|range| Extent {
+            position: range.start,
+            bytes: range.end - range.start,
+        }));
     }
-    let bytes: u64 = extents.iter().map(|extent| extent.bytes).sum();
+    let bytes: u64 = found.iter().map(|extent| extent.bytes).sum();
     if bytes == SLOTS as u64 * SLOT_BYTES {
-        return Ok(extents);
+        return Ok(found);
     }
     Err(format!("{bytes} bytes of the log were found on the device"))
 }
