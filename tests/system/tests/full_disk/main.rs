@@ -1,5 +1,8 @@
 //! A full disk: publishes are refused with a typed error, reads go on, and service resumes by itself
-//! when space returns. Nothing that was acknowledged is lost over it.
+//! when space returns. Nothing that was acknowledged is lost over it. On ext4 and XFS; what is the same with a quota that is
+//! used up is in `quota`.
+
+mod quota;
 
 use std::fs;
 
@@ -7,6 +10,41 @@ use ringtide_schema::error_code::ErrorCode;
 use ringtide_system_tests::{Broker, MountedDisk, Setup, Topic, skip, table, wait};
 
 const BLOCK: usize = 256 << 10;
+
+/// Makes each case a test on each file system, with so many bytes free.
+macro_rules! on_each_file_system {
+    ($($case:ident: $bytes:expr;)+) => {
+        mod ext4 {
+            $(#[test]
+            fn $case() {
+                let disk = super::MountedDisk::ext4($bytes);
+                super::on(disk, concat!("ext4::", stringify!($case)), super::$case);
+            })+
+        }
+        mod xfs {
+            $(#[test]
+            fn $case() {
+                let disk = super::MountedDisk::xfs($bytes);
+                super::on(disk, concat!("xfs::", stringify!($case)), super::$case);
+            })+
+        }
+    };
+}
+
+on_each_file_system! {
+    a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself: 96 << 20;
+    a_broker_killed_on_a_full_disk_loses_nothing: 64 << 20;
+    a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log: 64 << 20;
+    shorter_retention_makes_space_on_a_disk_without_a_free_block: 96 << 20;
+    a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log: 96 << 20;
+}
+
+fn on(disk: Result<MountedDisk, String>, name: &str, case: fn(&MountedDisk)) {
+    match disk {
+        Ok(disk) => case(&disk),
+        Err(reason) => skip(name, &reason),
+    }
+}
 
 /// Publishes until the disk is full; gives how many blocks were acknowledged.
 fn fill(broker: &Broker, topic: &Topic) -> u64 {
@@ -47,17 +85,7 @@ fn holds_all(broker: &Broker, topic: &Topic, blocks: u64) {
     }
 }
 
-#[test]
-fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself() {
-    let disk = match MountedDisk::ext4(96 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => {
-            return skip(
-                "a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself",
-                &reason,
-            );
-        }
-    };
+fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself(disk: &MountedDisk) {
     let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
     let mut peer = broker.peer();
     let settings = table!(TopicSettingsT {
@@ -112,12 +140,7 @@ fn a_full_disk_refuses_publishes_serves_reads_and_recovers_by_itself() {
     holds_all(&broker, &topic, acknowledged + 1);
 }
 
-#[test]
-fn a_broker_killed_on_a_full_disk_loses_nothing() {
-    let disk = match MountedDisk::ext4(64 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip("a_broker_killed_on_a_full_disk_loses_nothing", &reason),
-    };
+fn a_broker_killed_on_a_full_disk_loses_nothing(disk: &MountedDisk) {
     let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
     let settings = table!(TopicSettingsT {
         segment_bytes: Some(8 << 20)
@@ -140,13 +163,9 @@ fn a_broker_killed_on_a_full_disk_loses_nothing() {
     });
 }
 
-#[test]
-fn a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log() {
-    let name = "a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log";
-    let disk = match MountedDisk::ext4(64 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip(name, &reason),
-    };
+fn a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log(
+    disk: &MountedDisk,
+) {
     let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
     let settings = table!(TopicSettingsT {
         segment_bytes: Some(8 << 20)
@@ -155,9 +174,10 @@ fn a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log
         .peer()
         .create_topic_with("full", 1, settings)
         .expect("a topic");
+    let others = fs::File::create(disk.path().join("others")).expect("a writable disk");
     let acknowledged = fill(&broker, &topic);
     broker.kill();
-    take_all(&disk.path().join("others"));
+    take_all(others);
     broker.restart();
     holds_all(&broker, &topic, acknowledged);
     assert!(
@@ -167,10 +187,9 @@ fn a_broker_killed_on_a_disk_full_of_its_own_data_starts_in_the_space_of_its_log
     );
 }
 
-/// Takes what is left, to the last block.
-fn take_all(path: &std::path::Path) {
+/// Takes what is left, to the last block, with a file that was made while there was space for one.
+fn take_all(mut file: fs::File) {
     use std::io::Write;
-    let mut file = fs::File::create(path).expect("a writable disk");
     for bytes in [1 << 20, 4096] {
         let block = vec![1; bytes];
         while file
@@ -181,13 +200,7 @@ fn take_all(path: &std::path::Path) {
     }
 }
 
-#[test]
-fn shorter_retention_makes_space_on_a_disk_without_a_free_block() {
-    let name = "shorter_retention_makes_space_on_a_disk_without_a_free_block";
-    let disk = match MountedDisk::ext4(96 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip(name, &reason),
-    };
+fn shorter_retention_makes_space_on_a_disk_without_a_free_block(disk: &MountedDisk) {
     // Enough slots that some are empty when the disk is full.
     let mut broker = Setup::new()
         .args(&["--wal-slots", "8"])
@@ -200,8 +213,9 @@ fn shorter_retention_makes_space_on_a_disk_without_a_free_block() {
     let topic = peer
         .create_topic_with("full", 1, settings)
         .expect("a topic");
+    let others = fs::File::create(disk.path().join("others")).expect("a writable disk");
     let acknowledged = fill(&broker, &topic);
-    take_all(&disk.path().join("ballast"));
+    take_all(others);
     let refused = peer.publish(
         topic.partition(0),
         ringtide_system_tests::single(block(acknowledged)),
@@ -241,13 +255,7 @@ fn shorter_retention_makes_space_on_a_disk_without_a_free_block() {
     }
 }
 
-#[test]
-fn a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log() {
-    let name = "a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log";
-    let disk = match MountedDisk::ext4(96 << 20) {
-        Ok(disk) => disk,
-        Err(reason) => return skip(name, &reason),
-    };
+fn a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log(disk: &MountedDisk) {
     // Enough slots that some are empty when the disk is full.
     let mut broker = Setup::new()
         .args(&["--wal-slots", "8"])
@@ -260,9 +268,10 @@ fn a_broker_that_is_stopped_on_a_full_disk_ends_clean_in_the_space_of_its_log() 
         .peer()
         .create_topic_with("full", 1, settings)
         .expect("a topic");
-    let acknowledged = fill(&broker, &topic);
     let ballast = disk.path().join("ballast");
-    take_all(&ballast);
+    let others = fs::File::create(&ballast).expect("a writable disk");
+    let acknowledged = fill(&broker, &topic);
+    take_all(others);
     assert_eq!(broker.stop(), 0);
     fs::remove_file(&ballast).expect("a file");
     broker.restart();
