@@ -540,10 +540,20 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
     let told = broker.cli().run(&["consume", "damaged"]).failed();
     assert!(told.stderr.contains("cannot be read"), "{told:?}");
     broker.still_runs();
+    assert_eq!(broker.stop(), exit::DONE);
+    let data_dir = broker.data_dir().display().to_string();
+    let verified = Cli::without_server().run(&["verify", "--data-dir", &data_dir]);
+    assert_eq!(verified.code(), exit::PROBLEMS_FOUND, "{verified:?}");
+    for word in [
+        "PROBLEM",
+        &segment.display().to_string(),
+        "Input/output error",
+    ] {
+        assert!(verified.text().contains(word), "{word:?}: {verified:?}");
+    }
 
     // The device is well again.
     disk.heal();
-    assert_eq!(broker.stop(), exit::DONE);
     broker.restart();
     let found = read_around(&broker, damaged, RECORDS);
     assert_eq!(
