@@ -18,6 +18,8 @@ pub fn is_root() -> bool {
 #[derive(Debug)]
 pub struct MountedDisk {
     mount_point: PathBuf,
+    /// What it is mounted with.
+    args: Vec<String>,
     _dir: TempDir,
 }
 
@@ -116,8 +118,33 @@ impl MountedDisk {
         run("mount", &[args, &[&mount_arg]].concat())?;
         Ok(Self {
             mount_point,
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
             _dir: dir,
         })
+    }
+
+    /// Shuts the file system down at once, as XFS does at an error of its own: nothing of it can be used any more, and
+    /// what it had not written of its journal is lost.
+    ///
+    /// # Errors
+    /// Why that cannot be done here.
+    pub fn shut_down(&self) -> Result<(), String> {
+        let mount_point = self.mount_point.display().to_string();
+        run("xfs_io", &["-x", "-c", "shutdown", &mount_point]).map(drop)
+    }
+
+    /// Unmounts it and mounts it again, as after a boot.
+    ///
+    /// # Panics
+    /// When it cannot be unmounted for long, or not be mounted.
+    pub fn mount_again(&self) {
+        let mount_point = self.mount_point.display().to_string();
+        // The ring of a process that has ended holds its files a little longer.
+        wait::for_it("the end of all use of the file system", || {
+            run("umount", &[&mount_point]).is_ok()
+        });
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        run("mount", &[&args[..], &[&mount_point]].concat()).expect("mounted again");
     }
 
     /// Where it is mounted.

@@ -354,6 +354,37 @@ fn a_file_system_that_turns_read_only_ends_the_broker_and_takes_no_acknowledgeme
     holds_all(&broker, partition, acknowledged, sent);
 }
 
+#[test]
+fn a_file_system_that_is_shut_down_ends_the_broker_and_takes_no_acknowledgement_back() {
+    let name = "a_file_system_that_is_shut_down_ends_the_broker_and_takes_no_acknowledgement_back";
+    let disk = match MountedDisk::xfs(DISK_BYTES) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(name, &reason),
+    };
+    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let partition = broker.peer().create_topic("kept", 1).partition(0);
+    let said = broker.log().len();
+    let mut shut_down = None;
+    let (acknowledged, sent) = publish_while(&mut broker.peer(), partition, 0, |acknowledged| {
+        if acknowledged >= 10 * BEFORE && shut_down.is_none() {
+            shut_down = Some(disk.shut_down());
+        }
+        true
+    });
+    shut_down.expect("a shutdown").expect("xfs_io");
+    let status = broker.wait_end();
+    let log = broker.log()[said..].to_owned();
+    let codes = exit::LOG_FAILED..=exit::SNAPSHOT_FAILED;
+    assert!(
+        status.code().is_some_and(|code| codes.contains(&code)),
+        "{status}: {log}"
+    );
+    assert!(log.contains("Input/output error"), "{log}");
+    disk.mount_again();
+    broker.restart();
+    holds_all(&broker, partition, acknowledged, sent);
+}
+
 /// The files with this ending below a directory.
 fn files_with(directory: &Path, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
