@@ -478,7 +478,7 @@ struct Found {
     connections: usize,
 }
 
-fn read_around(broker: &Broker, partition: PartitionId, end: u64) -> Found {
+fn read_around(broker: &Broker, shard: usize, partition: PartitionId, end: u64) -> Found {
     let mut found = Found {
         records: Vec::new(),
         refused: Vec::new(),
@@ -488,7 +488,7 @@ fn read_around(broker: &Broker, partition: PartitionId, end: u64) -> Found {
     while at < end {
         found.connections += 1;
         assert!(found.connections < 20, "disconnected without end");
-        let mut peer = broker.peer();
+        let mut peer = broker.peer_at(shard);
         while at < end {
             let correlation = peer.send_fetch(partition, at, 256 << 10, 1, 10_000);
             match peer.answer(correlation) {
@@ -518,7 +518,10 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
     let Some(disk) = mounted(name, RecordedDisk::blank_ext4(DISK_BYTES)) else {
         return;
     };
-    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
+    let mut broker = Setup::new()
+        .shards(2)
+        .data_dir(&disk.path().join("data"))
+        .start();
     let mut peer = broker.peer();
     let large = |offset: u64| Random::new(offset).bytes(RECORD_BYTES);
     let [damaged, whole] = ["damaged", "whole"].map(|topic| {
@@ -546,24 +549,28 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
     disk.fail_when(move |asked, _| asked.request == DiskRequest::Read && asked.touches(&bad));
     broker.restart();
 
-    let found = read_around(&broker, damaged, RECORDS);
-    assert!(disk.failed_requests() > 0, "nothing failed");
-    // Those around the damage that the kernel reads at once with it, and no others.
-    let distance = |offset: &u64| (offset * RECORD_BYTES as u64).abs_diff(300 << 10);
-    assert!(
-        !found.refused.is_empty() && found.refused.iter().all(|o| distance(o) < 160 << 10),
-        "{:?}",
-        found.refused
-    );
-    let others = (0..RECORDS).filter(|offset| !found.refused.contains(offset));
-    assert!(
-        others.zip(&found.records).all(
-            |(offset, record)| (record.offset, &record.value) == (offset, &Some(large(offset)))
-        ),
-        "what is not damaged is not all there"
-    );
-    let total = found.records.len() + found.refused.len();
-    assert_eq!(total as u64, RECORDS);
+    // Through either shard: the one that has the partition sends from the file, the other is sent what was read.
+    for shard in 0..2 {
+        let found = read_around(&broker, shard, damaged, RECORDS);
+        assert!(disk.failed_requests() > 0, "nothing failed");
+        // Those around the damage that the kernel reads at once with it, and no others.
+        let distance = |offset: &u64| (offset * RECORD_BYTES as u64).abs_diff(300 << 10);
+        assert!(
+            !found.refused.is_empty() && found.refused.iter().all(|o| distance(o) < 160 << 10),
+            "{:?}",
+            found.refused
+        );
+        let others = (0..RECORDS).filter(|offset| !found.refused.contains(offset));
+        assert!(
+            others
+                .zip(&found.records)
+                .all(|(offset, record)| (record.offset, &record.value)
+                    == (offset, &Some(large(offset)))),
+            "what is not damaged is not all there"
+        );
+        let total = found.records.len() + found.refused.len();
+        assert_eq!(total as u64, RECORDS);
+    }
     let mut peer = broker.peer();
     assert_eq!(peer.fetch_to(whole, 0, RECORDS).len() as u64, RECORDS);
 
@@ -586,7 +593,7 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
     // The device is well again.
     disk.heal();
     broker.restart();
-    let found = read_around(&broker, damaged, RECORDS);
+    let found = read_around(&broker, 0, damaged, RECORDS);
     assert_eq!(
         (found.records.len() as u64, found.connections),
         (RECORDS, 1)
