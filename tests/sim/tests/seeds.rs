@@ -7,11 +7,18 @@ const SEEDS: u64 = 12;
 
 #[test]
 fn a_seed_plays_the_same_every_time() {
-    for seed in [6, 8, 68] {
+    let mut looked_at = 0;
+    for seed in 1..50 {
         let first = run(seed, Planted::Nothing, Limits::NONE);
-        assert!(first.faults > 0 && first.delivered > 0, "{first:?}");
-        assert_eq!(run(seed, Planted::Nothing, Limits::NONE), first);
+        if first.faults > 0 && first.delivered > 0 {
+            assert_eq!(run(seed, Planted::Nothing, Limits::NONE), first);
+            looked_at += 1;
+        }
+        if looked_at == 3 {
+            return;
+        }
     }
+    panic!("only {looked_at} of 50 seeds play faults and deliver anything");
 }
 
 #[test]
