@@ -202,6 +202,23 @@ pub fn open_write(path: &Path, direct: bool, create: bool) -> Result<File, FileE
         .map_err(|e| FileError::new(Action::Open, path, direct, e))
 }
 
+/// Makes a file to write; one that is there is a failure.
+pub fn open_new(path: &Path) -> Result<File, FileError> {
+    tell(Change::Create(path))
+        .and_then(|()| OpenOptions::new().write(true).create_new(true).open(path))
+        .map_err(failed(Action::Open, path))
+}
+
+/// Fails if there is something in a directory.
+pub fn expect_empty(path: &Path) -> Result<(), FileError> {
+    match list(path)?.is_none_or(|held| held.is_empty()) {
+        true => Ok(()),
+        false => Err(failed(Action::List, path)(
+            io::ErrorKind::DirectoryNotEmpty.into(),
+        )),
+    }
+}
+
 /// Reads at `position` until `out` is full or the file ends; gives the bytes read.
 pub fn read_at(
     file: &File,

@@ -674,3 +674,127 @@ fn an_offset_that_was_committed_past_a_cut_is_taken_back_to_the_end() {
         assert_eq!(offsets.collect::<Vec<_>>(), [ahead, behind]);
     }
 }
+
+/// Two partitions in two groups: only the first has records in a log whose fourth frame, of many batches, is damaged, but for
+/// `behind` of the other behind that.
+fn idle_neighbour(behind: u64) -> (Builder, PartitionId) {
+    let mut b = Builder::in_memory(2, 1);
+    let topic = b.topic("t", 2, 20_000);
+    b.frame(0);
+    let [busy, idle] = [0, 1].map(|partition| PartitionId { topic, partition });
+    assert_ne!(b.group_of(busy), b.group_of(idle));
+    publish(&mut b, busy, HELD);
+    publish(&mut b, idle, 7);
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    b.next_start(&recovered);
+    let snapshot = snapshot_of(&b, idle);
+    fs::copy(&snapshot, b.dir().with_extension("old")).expect("copied");
+    publish(&mut b, idle, 20);
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    b.next_start(&recovered);
+    publish(&mut b, busy, 3);
+    for _ in 0..40 {
+        b.publish(busy, 30);
+    }
+    let damaged = b.frame(0);
+    publish(&mut b, idle, behind);
+    publish(&mut b, busy, 2);
+    b.overwrite(0, damaged, 0x5a);
+    b.store();
+    (b, idle)
+}
+
+fn snapshot_of(b: &Builder, id: PartitionId) -> PathBuf {
+    let groups = b.dir().join("groups");
+    groups.join(b.group_of(id).snapshot_name())
+}
+
+#[test]
+fn segments_that_a_missing_or_old_snapshot_does_not_name_are_no_part_of_a_cut() {
+    for behind in [0, 2] {
+        for is_missing in [true, false] {
+            let (b, idle) = idle_neighbour(behind);
+            let old = b.dir().with_extension("old");
+            match is_missing {
+                true => fs::remove_file(snapshot_of(&b, idle)).expect("removed"),
+                false => drop(fs::copy(&old, snapshot_of(&b, idle)).expect("copied")),
+            }
+            fs::remove_file(old).expect("removed");
+            let before = contents(b.dir());
+            match cut::plan(b.dir(), &mut |_| {}) {
+                Err(_) => assert!(contents(b.dir()) == before),
+                Ok(Outlook::Damaged(plan)) => {
+                    assert_eq!(plan.segments, Vec::<PathBuf>::new());
+                    let refused = make(b.dir(), &plan, &place().1).expect_err("in vain");
+                    assert!(matches!(refused, CutError::Useless(_)), "{refused}");
+                    assert!(without_log(b.dir()) == before);
+                }
+                Ok(other) => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn keeping_that_fails_leaves_what_others_have_put_beside_it() {
+    let (mut b, _) = directory();
+    let damaged = b.logs[0].frames[20];
+    b.overwrite(0, damaged, 0x5a);
+    b.store();
+    let plan = plan(b.dir());
+    let (home, kept) = place();
+    let theirs = home.path().join("a/other");
+    let (to, other) = (kept.clone(), theirs.clone());
+    let watcher = move |change: Change<'_>| match change {
+        Change::Write { path, .. } if path.starts_with(&to) => {
+            fs::create_dir_all(&other)?;
+            fs::write(other.join("identity"), "the only copy")?;
+            Err(io::Error::from_raw_os_error(ENOSPC))
+        }
+        _ => Ok(()),
+    };
+    let refused = watched(watcher, || make(b.dir(), &plan, &kept)).expect_err("full");
+    assert!(matches!(refused, CutError::Keep(_)), "{refused}");
+    assert!(theirs.join("identity").is_file() && !kept.exists());
+}
+
+#[test]
+fn a_place_that_another_cut_has_used_meanwhile_is_refused() {
+    let [mut b, mut c] = [directory().0, directory().0];
+    for (b, frame) in [(&mut b, 20), (&mut c, 1)] {
+        let damaged = b.logs[0].frames[frame];
+        b.overwrite(0, damaged, 0x5a);
+        b.store();
+    }
+    let (first, second) = (plan(b.dir()), plan(c.dir()));
+    let (_home, kept) = place();
+    make(b.dir(), &first, &kept).expect("cut");
+    let (copies, before) = (contents(&kept), contents(c.dir()));
+    let refused = make(c.dir(), &second, &kept).expect_err("used");
+    assert!(matches!(refused, CutError::Keep(_)), "{refused}");
+    assert!(contents(&kept) == copies && contents(c.dir()) == before);
+}
+
+#[test]
+fn a_cut_that_ended_before_it_was_said_is_said_to_be_made_later() {
+    let (mut b, _) = directory();
+    let damaged = b.logs[0].frames[20];
+    b.overwrite(0, damaged, 0x5a);
+    b.store();
+    let plan = plan(b.dir());
+    let mut lines = 0;
+    let interrupted = cut::make(b.dir(), &plan, &place().1, &mut |line| {
+        lines += 1;
+        match lines {
+            1 => note(b.dir(), line),
+            _ => note(Path::new("/nowhere"), line),
+        }
+    });
+    interrupted.expect_err("killed behind the last change");
+    let is_finished = || cut::past_cuts(b.dir()).expect("readable")[0].finished;
+    assert!(!is_finished());
+    cut::finish(b.dir(), &mut |line| note(b.dir(), line)).expect("written");
+    assert!(is_finished());
+}

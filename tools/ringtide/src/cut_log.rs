@@ -27,6 +27,7 @@ pub(crate) fn run(dir: &Path, keep: &Path, yes: bool) -> Result<(), Failure> {
     let plan = match outlook {
         Ok(Outlook::Damaged(plan)) => plan,
         Ok(Outlook::Sound) => {
+            cut::finish(dir, &mut |line| add(dir, line)).map_err(failed)?;
             return output::print(
                 "nothing to cut: a start would not be refused; `ringtide verify` reads the rest as well\n",
             );
@@ -44,7 +45,8 @@ pub(crate) fn run(dir: &Path, keep: &Path, yes: bool) -> Result<(), Failure> {
             if let Some(begun) = begun.iter().find(|cut| !cut.finished) {
                 let _ = write!(
                     message,
-                    ". A cut was begun on {} and neither finished nor written back: {}; copy the wal/ of that over the one here",
+                    ". A cut was begun on {} and neither finished nor written back: {}; if no broker was started on \
+                     this directory since, copy the wal/ of that over the one here, else leave it",
                     begun.time, begun.what
                 );
             }

@@ -76,7 +76,7 @@ impl World {
     /// The ambush that this operation, which is about to end, runs into.
     pub(super) fn caught(&mut self, ticket: Ticket) -> Option<Ambush> {
         let ambush = self.ambush.as_mut()?;
-        if self.disk.step(ticket)? != ambush.step {
+        if self.faults_left == 0 || self.disk.step(ticket)? != ambush.step {
             return None;
         }
         match ambush.left.checked_sub(1) {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use ringtide_schema::ids::PartitionId;
@@ -123,28 +123,34 @@ pub(super) fn bytes(dir: &Path, kept: &[Kept]) -> Result<u64, FileError> {
 /// Makes the copies, durably, in a directory that is empty or not there. If that fails nothing is left of them.
 pub(super) fn keep(dir: &Path, kept: &[Kept], to: &Path) -> Result<(), FileError> {
     let mut made = Vec::new();
-    let copied = files::make_directories(to, &mut made).and_then(|()| copy_all(dir, kept, to));
-    if copied.is_err() {
-        // What cannot be removed stays, without harm.
-        let _ = match made.first() {
-            Some(topmost) => files::remove_directory(topmost),
-            None => clear(to),
-        };
-    }
-    copied
-}
-
-fn clear(folder: &Path) -> Result<(), FileError> {
-    for listed in files::list(folder)?.unwrap_or_default() {
-        match listed.directory {
-            true => files::remove_directory(&listed.path)?,
-            false => files::remove_file(&listed.path)?,
+    let mut copied = Vec::new();
+    let ended = files::make_directories(to, &mut made)
+        .and_then(|()| files::expect_empty(to))
+        .and_then(|()| copy_all(dir, kept, to, &mut copied));
+    if ended.is_err() {
+        // Nothing that somebody else has put there meanwhile; what cannot be removed stays, without harm.
+        for path in &copied {
+            let _ = fs::remove_file(path);
+        }
+        for path in &copied {
+            let folders = path.ancestors().skip(1);
+            for folder in folders.take_while(|folder| *folder != to && folder.starts_with(to)) {
+                let _ = fs::remove_dir(folder);
+            }
+        }
+        for folder in made.iter().rev() {
+            let _ = fs::remove_dir(folder);
         }
     }
-    Ok(())
+    ended
 }
 
-fn copy_all(dir: &Path, kept: &[Kept], to: &Path) -> Result<(), FileError> {
+fn copy_all(
+    dir: &Path,
+    kept: &[Kept],
+    to: &Path,
+    copied: &mut Vec<PathBuf>,
+) -> Result<(), FileError> {
     let mut folders = Vec::new();
     for one in kept {
         let path = to.join(one.copy_name());
@@ -153,10 +159,13 @@ fn copy_all(dir: &Path, kept: &[Kept], to: &Path) -> Result<(), FileError> {
         if !folders.iter().any(|known| known == folder) {
             folders.push(folder.to_owned());
         }
-        copy(&dir.join(&one.name), one.from, &path)?;
+        let file = files::open_new(&path)?;
+        copied.push(path.clone());
+        copy(&dir.join(&one.name), one.from, &file, &path)?;
     }
     let path = to.join(MANIFEST);
-    let file = files::open_write(&path, false, true)?;
+    let file = files::open_new(&path)?;
+    copied.push(path.clone());
     files::write_at(&file, &path, manifest(dir, kept).as_bytes(), 0)?;
     files::sync_data(&file, &path)?;
     for folder in folders {
@@ -165,15 +174,14 @@ fn copy_all(dir: &Path, kept: &[Kept], to: &Path) -> Result<(), FileError> {
     files::sync_directory(to)
 }
 
-fn copy(from: &Path, position: u64, to: &Path) -> Result<(), FileError> {
+fn copy(from: &Path, position: u64, file: &File, to: &Path) -> Result<(), FileError> {
     let source = files::open_read(from, false)?;
     let end = files::file_bytes(&source, from)?;
-    let file = files::open_write(to, false, true)?;
-    files::set_len(&file, to, end.saturating_sub(position))?;
+    files::set_len(file, to, end.saturating_sub(position))?;
     pieces(&source, from, position, |at, piece| {
-        files::write_at(&file, to, piece, at - position)
+        files::write_at(file, to, piece, at - position)
     })?;
-    files::sync_data(&file, to)
+    files::sync_data(file, to)
 }
 
 /// What each file is: a line each.
@@ -206,7 +214,8 @@ pub(super) fn put_back<'a>(
     kept: &Path,
 ) -> Result<(), FileError> {
     for path in paths {
-        copy(&kept.join(below(dir, path)), 0, path)?;
+        let file = files::open_write(path, false, true)?;
+        copy(&kept.join(below(dir, path)), 0, &file, path)?;
         files::sync_directory(files::parent(path))?;
     }
     Ok(())

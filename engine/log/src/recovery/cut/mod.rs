@@ -139,6 +139,17 @@ pub struct PastCut {
     pub finished: bool,
 }
 
+/// Says of a cut that was interrupted behind its last change, and that a start would take, that it is made.
+pub fn finish(
+    dir: &Path,
+    note: &mut dyn FnMut(&str) -> Result<(), FileError>,
+) -> Result<(), FileError> {
+    match past_cuts(dir)?.iter().all(|cut| cut.finished) {
+        true => Ok(()),
+        false => note(DONE),
+    }
+}
+
 /// The cuts that `repair.log` tells of, but those that were written back.
 pub fn past_cuts(dir: &Path) -> Result<Vec<PastCut>, FileError> {
     let text = files::read_whole(&dir.join(REPAIR_LOG))?.unwrap_or_default();

@@ -112,6 +112,15 @@ impl Plan {
         self.logs.iter().any(|log| log.shard == shard)
     }
 
+    /// The first offset of a partition that can be read behind the cut, if there is one.
+    fn first_behind(&self, id: PartitionId) -> Option<u64> {
+        let spans = self
+            .logs
+            .iter()
+            .filter_map(|log| log.behind.records.get(&id));
+        spans.map(|span| span.first).min()
+    }
+
     /// Topic and number of a partition.
     pub fn name(&self, id: PartitionId) -> String {
         match self.names.get(&id.topic) {
@@ -184,23 +193,24 @@ pub fn plan(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Outlook, R
         names: look.names,
         identity,
     };
-    plan.segments = stranded(dir, &snapshots, &look.ends, |id| plan.concerns(id))?;
+    plan.segments = stranded(dir, &snapshots, &look.ends, |id| plan.first_behind(id))?;
     Ok(Outlook::Damaged(Box::new(plan)))
 }
 
-/// Segments, of partitions in logs that are cut, with nothing but what comes behind the cut.
+/// Segments with nothing but what comes behind the cut: the log has their partition's records from there on. Where it has
+/// not, a snapshot is missing or old, and a start says so.
 fn stranded(
     dir: &Path,
     snapshots: &[GroupSnapshotT],
     ends: &BTreeMap<PartitionId, u64>,
-    concerns: impl Fn(PartitionId) -> bool,
+    first_behind: impl Fn(PartitionId) -> Option<u64>,
 ) -> Result<Vec<PathBuf>, RecoverError> {
     let stored: HashMap<PartitionId, &PartitionT> = by_id(snapshots);
     let mut out = Vec::new();
     for (id, folder) in layout::partitions(dir)? {
-        if !concerns(id) {
+        let Some(first) = first_behind(id) else {
             continue;
-        }
+        };
         let stored = stored.get(&id);
         let held = stored.map_or(0, |stored| stored.next_offset);
         let end = ends.get(&id).map_or(held, |&end| end.max(held));
@@ -210,7 +220,7 @@ fn stranded(
             };
             let mut segments = stored.iter().flat_map(|s| s.segments.iter().flatten());
             let is_known = segments.any(|segment| segment.base_offset == base);
-            if base >= end && !is_known && files::bytes_at(&listed.path)? > 0 {
+            if base >= end.max(first) && !is_known && files::bytes_at(&listed.path)? > 0 {
                 out.push(listed.path);
             }
         }
