@@ -94,7 +94,7 @@ pub fn large(context: &Context) -> Result<Vec<Line>, BenchError> {
     let (read, _) = read_direct(&files).map_err(BenchError::io(failed))?;
     let began = Instant::now();
     let mut verify = Command::new(&context.binary)
-        .arg("verify")
+        .args(["verify", "--data-dir"])
         .arg(&dir)
         .stdout(Stdio::null())
         .spawn()
