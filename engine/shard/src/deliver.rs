@@ -13,6 +13,7 @@ use crate::failed_reads::{self, Reading, Trust};
 use crate::fault::Fault;
 use crate::mail::{Mail, Reply};
 use crate::session::SessionKey;
+use crate::settings::MAX_LOOKS_A_TURN;
 use crate::{Fx, Pending, Shard};
 
 /// Payloads up to this size are copied behind their header instead of being sent from where they
@@ -69,8 +70,10 @@ impl Shard {
         let answers_bytes = head.len();
         let may_deliver = !session.is_closing && !session.is_undrained;
         let mut source = Source::Nothing;
+        session.begin_to_look();
+        let mut looks = MAX_LOOKS_A_TURN;
         while may_deliver && head.len() < HEAD_BYTES {
-            match self.next_delivery(key, &mut head, now, fx) {
+            match self.next_delivery(key, &mut head, &mut looks, now, fx) {
                 Next::Nothing => break,
                 Next::Inline => {}
                 Next::Body(next) => {
@@ -82,6 +85,12 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
+        if looks == 0 && !session.is_ready {
+            session.is_ready = true;
+            session.is_going_on = true;
+            self.ready.push(key);
+            self.is_behind = true;
+        }
         let finished = std::mem::take(&mut session.finished);
         let SessionKey::Remote(shard, conn) = key else {
             let body = match source {
@@ -201,21 +210,36 @@ impl Shard {
         &mut self,
         key: SessionKey,
         head: &mut Vec<u8>,
+        looks: &mut usize,
         now: Now,
         fx: &mut Fx,
     ) -> Next {
-        match self.next_fetch(key, head, now, fx) {
-            Next::Nothing => self.next_push(key, head, fx),
+        match self.next_fetch(key, head, looks, now, fx) {
+            Next::Nothing => self.next_push(key, head, looks, fx),
             next => next,
         }
     }
 
-    fn next_fetch(&mut self, key: SessionKey, head: &mut Vec<u8>, now: Now, fx: &mut Fx) -> Next {
-        let mut at = 0;
+    fn next_fetch(
+        &mut self,
+        key: SessionKey,
+        head: &mut Vec<u8>,
+        looks: &mut usize,
+        now: Now,
+        fx: &mut Fx,
+    ) -> Next {
         loop {
-            let Some(f) = self.sessions.get(&key).and_then(|s| s.fetches.get(at)) else {
+            let Some(session) = self.sessions.get_mut(&key) else {
                 return Next::Nothing;
             };
+            if session.fetches_to_look_at == 0 || *looks == 0 {
+                return Next::Nothing;
+            }
+            session.fetches_to_look_at -= 1;
+            *looks -= 1;
+            let at = session.next_fetch % session.fetches.len();
+            session.next_fetch = at + 1;
+            let f = &session.fetches[at];
             let (i, offset, max_bytes) = (f.partition, f.offset, f.max_bytes);
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);
             let is_due = now.mono_ns >= f.deadline_ns;
@@ -229,15 +253,11 @@ impl Shard {
                 } => {
                     let is_growing = matches!(source, Source::Memory(_)) && next_offset >= visible;
                     if is_growing && bytes < min_bytes && !is_due {
-                        at += 1;
                         continue;
                     }
                     (source, bytes)
                 }
-                Supply::AtEnd | Supply::Later => {
-                    at += 1;
-                    continue;
-                }
+                Supply::AtEnd | Supply::Later => continue,
                 Supply::Lost(fault) => {
                     self.end_fetch(key, at);
                     self.encoder
@@ -260,19 +280,30 @@ impl Shard {
         }
     }
 
-    fn next_push(&mut self, key: SessionKey, head: &mut Vec<u8>, fx: &mut Fx) -> Next {
-        let count = self.sessions.get(&key).map_or(0, |s| s.subscriptions.len());
-        for _ in 0..count {
+    fn next_push(
+        &mut self,
+        key: SessionKey,
+        head: &mut Vec<u8>,
+        looks: &mut usize,
+        fx: &mut Fx,
+    ) -> Next {
+        loop {
             let Some(session) = self.sessions.get_mut(&key) else {
                 return Next::Nothing;
             };
-            let at = session.next_subscription % session.subscriptions.len();
-            session.next_subscription = at + 1;
-            let s = &session.subscriptions[at];
+            if session.subscriptions_to_look_at == 0 || *looks == 0 {
+                return Next::Nothing;
+            }
+            session.subscriptions_to_look_at -= 1;
+            *looks -= 1;
+            let Some(number) = session.turn_of_subscription() else {
+                return Next::Nothing;
+            };
+            let s = &session.subscriptions[&number];
             if s.credit <= 0 {
                 continue;
             }
-            let (i, offset, number) = (s.partition, s.next_offset, s.number);
+            let (i, offset) = (s.partition, s.next_offset);
             let max_bytes = MAX_DELIVERY_BYTES.min(s.credit as usize);
             let (source, bytes, next_offset) = match self.supply(key, i, offset, max_bytes, fx) {
                 Supply::AtEnd | Supply::Later => continue,
@@ -282,7 +313,7 @@ impl Shard {
                     next_offset,
                 } => (source, bytes, next_offset),
                 Supply::Lost(fault) => {
-                    self.end_subscription(key, at, head, &fault);
+                    self.end_subscription(key, number, head, &fault);
                     return Next::Inline;
                 }
             };
@@ -291,16 +322,18 @@ impl Shard {
                 next_offset <= visible,
                 "delivering {next_offset} past the visible {visible}"
             );
-            if let Some(session) = self.sessions.get_mut(&key) {
-                let s = &mut session.subscriptions[at];
+            if let Some(session) = self.sessions.get_mut(&key)
+                && let Some(s) = session.subscriptions.get_mut(&number)
+            {
                 s.next_offset = next_offset;
                 s.credit -= bytes as i64;
+                // There may be more for it, after all others.
+                session.subscriptions_to_look_at = session.subscriptions.len();
             }
             return self.deliver(head, Op::Push, number, source, bytes, |b| {
                 wire::Push::create(b, &wire::PushArgs { visible })
             });
         }
-        Next::Nothing
     }
 
     /// Looks for what a reader is due at an offset; asks for what it waits for.

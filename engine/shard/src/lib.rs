@@ -121,7 +121,11 @@ pub struct Shard {
     sessions: FxHashMap<SessionKey, Session>,
     encoder: Encoder,
     ready: Vec<SessionKey>,
-    blocked: Vec<SessionKey>,
+    blocked: VecDeque<SessionKey>,
+    /// Requests taken in this turn.
+    requests: u32,
+    /// Some were left for the next turn.
+    is_behind: bool,
     /// Sessions with a range of a file to read for another shard, and no memory for it.
     short_of_memory: BTreeSet<SessionKey>,
     /// Answers that wait for the log, by entry.
@@ -187,7 +191,9 @@ impl Shard {
             sessions: FxHashMap::default(),
             encoder: Encoder::new(),
             ready: Vec::new(),
-            blocked: Vec::new(),
+            blocked: VecDeque::new(),
+            requests: 0,
+            is_behind: false,
             short_of_memory: BTreeSet::new(),
             waiters: VecDeque::new(),
             appended: VecDeque::new(),
@@ -305,9 +311,8 @@ impl Shard {
     /// Gives a session its turn at the end of this turn.
     fn mark_ready(&mut self, key: SessionKey) {
         if let Some(session) = self.sessions.get_mut(&key)
-            && !session.is_ready
+            && session.make_ready()
         {
-            session.is_ready = true;
             self.ready.push(key);
         }
     }
@@ -319,9 +324,8 @@ impl Shard {
         };
         for key in held.watchers.sessions() {
             if let Some(session) = self.sessions.get_mut(&key)
-                && !session.is_ready
+                && session.make_ready()
             {
-                session.is_ready = true;
                 self.ready.push(key);
             }
         }

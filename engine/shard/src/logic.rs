@@ -167,9 +167,7 @@ impl Logic for Shard {
             self.started_ns = Some(now.mono_ns);
             self.start(now, fx);
         }
-        for key in std::mem::take(&mut self.blocked) {
-            self.retry(key, now, fx);
-        }
+        self.retry_blocked(now, fx);
         if self.pool.free_chunks() > 0 {
             for key in std::mem::take(&mut self.short_of_memory) {
                 self.mark_ready(key);
@@ -195,6 +193,9 @@ impl Logic for Shard {
     }
 
     fn deadline_ns(&self) -> Option<u64> {
+        if self.is_behind {
+            return Some(0);
+        }
         let mut deadline = self.upkeep_deadline_ns();
         if let Some(wal) = self.wal.deadline_ns() {
             deadline = deadline.min(wal);
@@ -244,7 +245,7 @@ impl Shard {
             self.timers.remove(&(fetch.deadline_ns, key, timer));
             self.unwatch(fetch.partition, key);
         }
-        for subscription in session.subscriptions {
+        for subscription in session.subscriptions.values() {
             self.unwatch(subscription.partition, key);
         }
         if let Some(due_ns) = session.frame_timer_ns {

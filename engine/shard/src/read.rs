@@ -80,7 +80,7 @@ impl Shard {
             return Ok(Handled::Done);
         };
         let is_taken = session.remote_subscriptions.contains_key(&number)
-            || session.subscriptions.iter().any(|s| s.number == number);
+            || session.subscriptions.contains_key(&number);
         if is_taken {
             let message = format!("subscription {number} exists on this connection");
             return Err(Fault::new(ErrorCode::InvalidRequest, message));
@@ -120,12 +120,12 @@ impl Shard {
             return Ok(Handled::Done);
         };
         let credit = credit as i64;
-        session.subscriptions.push(Subscription {
-            number,
+        let subscription = Subscription {
             partition: i,
             next_offset,
             credit,
-        });
+        };
+        session.subscriptions.insert(number, subscription);
         self.watch(i, key);
         self.reply(key, Op::Subscribe, FLAG_RESPONSE, number, |b| {
             wire::SubscribeResponseT {
@@ -151,11 +151,7 @@ impl Shard {
             return self.forward(key, shard, Op::Credit, frame, fx);
         }
         // A credit may cross the end of its subscription on the way: that is no fault.
-        let Some(s) = session
-            .subscriptions
-            .iter_mut()
-            .find(|s| s.number == number)
-        else {
+        let Some(s) = session.subscriptions.get_mut(&number) else {
             return Ok(Handled::Done);
         };
         check_credit(bytes + s.credit.max(0) as u64)?;
@@ -185,16 +181,11 @@ impl Shard {
             }
             return Ok(handled);
         }
-        let Some(at) = session
-            .subscriptions
-            .iter()
-            .position(|s| s.number == number)
-        else {
+        let Some(ended) = session.subscriptions.remove(&number) else {
             let message = format!("there is no subscription {number} on this connection");
             return Err(Fault::new(ErrorCode::UnknownSubscription, message));
         };
-        let partition = session.subscriptions.remove(at).partition;
-        self.unwatch(partition, key);
+        self.unwatch(ended.partition, key);
         self.reply(
             key,
             Op::Unsubscribe,
@@ -242,7 +233,9 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let fetch = session.fetches.remove(at);
+        let fetch = session.fetches.swap_remove(at);
+        session.next_fetch = at;
+        session.fetches_to_look_at = session.fetches.len();
         session.finish(Op::Fetch);
         let timer = Timer::Fetch(fetch.correlation);
         self.timers.remove(&(fetch.deadline_ns, key, timer));
@@ -253,19 +246,21 @@ impl Shard {
     pub(crate) fn end_subscription(
         &mut self,
         key: SessionKey,
-        at: usize,
+        number: u64,
         head: &mut Vec<u8>,
         fault: &Fault,
     ) {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let ended = session.subscriptions.remove(at);
+        let Some(ended) = session.subscriptions.remove(&number) else {
+            return;
+        };
         self.unwatch(ended.partition, key);
         let flags = FLAG_RESPONSE | FLAG_ERROR;
         let error = fault.to_wire();
         self.encoder
-            .frame(head, Op::Push, flags, ended.number, 0, |b| error.pack(b));
+            .frame(head, Op::Push, flags, number, 0, |b| error.pack(b));
     }
 
     pub(crate) fn out_of_range(&mut self, i: usize, offset: u64) -> Fault {
@@ -302,13 +297,14 @@ impl Shard {
                         .error(&mut session.out, Op::Fetch, correlation, &error);
                 }
             }
-            while let Some(at) = self.sessions.get(&key).and_then(|s| {
+            while let Some(number) = self.sessions.get(&key).and_then(|s| {
+                let mut all = s.subscriptions.iter();
                 let is_there =
                     |s: &Subscription| s.partition == i && offsets.contains(&s.next_offset);
-                s.subscriptions.iter().position(is_there)
+                all.find(|(_, s)| is_there(s)).map(|(number, _)| *number)
             }) {
                 let mut out = Vec::new();
-                self.end_subscription(key, at, &mut out, fault);
+                self.end_subscription(key, number, &mut out, fault);
                 if let Some(session) = self.sessions.get_mut(&key) {
                     session.out.extend_from_slice(&out);
                 }

@@ -15,7 +15,9 @@ use rustc_hash::FxHashSet;
 
 use crate::fault::Fault;
 use crate::session::{SessionKey, Timer};
-use crate::settings::{FRAME_TIMEOUT_NS, MAX_OUT_BYTES, MAX_PARTIAL_BYTES, SMALL_PARTIAL_BYTES};
+use crate::settings::{
+    FRAME_TIMEOUT_NS, MAX_OUT_BYTES, MAX_PARTIAL_BYTES, MAX_REQUESTS_A_TURN, SMALL_PARTIAL_BYTES,
+};
 use crate::{Fx, Shard};
 
 /// What became of a request.
@@ -63,8 +65,23 @@ impl Shard {
         self.fed(key, assembler, result, now, fx);
     }
 
+    /// Offers the blocked sessions' requests again, in turn, until this turn has taken enough.
+    pub(crate) fn retry_blocked(&mut self, now: Now, fx: &mut Fx) {
+        self.is_behind = false;
+        self.requests = 0;
+        for _ in 0..self.blocked.len() {
+            if self.requests >= MAX_REQUESTS_A_TURN {
+                self.is_behind = true;
+                break;
+            }
+            if let Some(key) = self.blocked.pop_front() {
+                self.retry(key, now, fx);
+            }
+        }
+    }
+
     /// Offers a blocked session's requests again.
-    pub(crate) fn retry(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
+    fn retry(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
@@ -83,7 +100,7 @@ impl Shard {
             && !session.is_blocked
         {
             session.is_blocked = true;
-            self.blocked.push(key);
+            self.blocked.push_back(key);
         }
     }
 
@@ -195,6 +212,15 @@ impl Shard {
         if session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit {
             return Taken::No;
         }
+        if session.requests.0 != self.turn {
+            session.requests = (self.turn, 0);
+        }
+        if session.requests.1 >= MAX_REQUESTS_A_TURN {
+            self.is_behind = true;
+            return Taken::No;
+        }
+        session.requests.1 += 1;
+        self.requests += 1;
         session.in_flight += 1;
         let correlation = frame.header.correlation;
         let version = frame.header.version;
@@ -435,8 +461,7 @@ impl Shard {
         };
         self.encoder
             .frame(&mut session.out, op, flags, correlation, 0, build);
-        if !session.is_ready {
-            session.is_ready = true;
+        if session.make_ready() {
             self.ready.push(key);
         }
     }

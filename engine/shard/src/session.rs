@@ -38,8 +38,6 @@ pub enum Timer {
 /// A subscription of a session.
 #[derive(Debug)]
 pub struct Subscription {
-    /// The correlation id of its request: its number.
-    pub number: u64,
     /// Index of the partition.
     pub partition: usize,
     /// The next offset to deliver.
@@ -153,6 +151,8 @@ pub struct Session {
     pub parts: Vec<PartDone>,
     /// What another shard sent and found no room, and all after it.
     pub waiting: VecDeque<Forwarded>,
+    /// The turn of the last request, and how many were taken in it.
+    pub requests: (u64, u32),
     /// In the shard's list of sessions with something that found no room.
     pub is_blocked: bool,
     /// Receiving was stopped.
@@ -161,12 +161,20 @@ pub struct Session {
     pub is_closing: bool,
     /// In the shard's list of sessions to look at.
     pub is_ready: bool,
-    /// Subscriptions, served in turn.
-    pub subscriptions: Vec<Subscription>,
-    /// Which is next.
-    pub next_subscription: usize,
+    /// It is there only to go on with what it looks at.
+    pub is_going_on: bool,
+    /// Subscriptions by number, served in turn.
+    pub subscriptions: BTreeMap<u64, Subscription>,
+    /// From which number on the next is served.
+    pub next_subscription: u64,
+    /// How many are still to be looked at since something happened.
+    pub subscriptions_to_look_at: usize,
     /// Fetches, answered in any order.
     pub fetches: Vec<PendingFetch>,
+    /// Which is looked at next.
+    pub next_fetch: usize,
+    /// How many are still to be looked at since something happened.
+    pub fetches_to_look_at: usize,
     /// Subscriptions that live on other shards.
     pub remote_subscriptions: FxHashMap<u64, u16>,
     /// Requests under way on other shards.
@@ -203,13 +211,18 @@ impl Session {
             finished: Tally::default(),
             parts: Vec::new(),
             waiting: VecDeque::new(),
+            requests: (0, 0),
             is_blocked: false,
             is_paused: false,
             is_closing: false,
             is_ready: false,
-            subscriptions: Vec::new(),
+            is_going_on: false,
+            subscriptions: BTreeMap::new(),
             next_subscription: 0,
+            subscriptions_to_look_at: 0,
             fetches: Vec::new(),
+            next_fetch: 0,
+            fetches_to_look_at: 0,
             remote_subscriptions: FxHashMap::default(),
             forwarded: Tally::default(),
             known_to: Vec::new(),
@@ -229,6 +242,31 @@ impl Session {
         } else {
             tracing::debug!(peer, ?op, code, why = message, "refused a request");
         }
+    }
+
+    /// Something happened: it is to be looked at what there is for it. Whether it was not in the list of those.
+    pub fn make_ready(&mut self) -> bool {
+        self.is_going_on = false;
+        !std::mem::replace(&mut self.is_ready, true)
+    }
+
+    /// Begins to look at fetches and subscriptions: at all of them, or at those that were left.
+    pub fn begin_to_look(&mut self) {
+        if !std::mem::take(&mut self.is_going_on) {
+            self.fetches_to_look_at = self.fetches.len();
+            self.subscriptions_to_look_at = self.subscriptions.len();
+        }
+    }
+
+    /// The number of the subscription whose turn it is.
+    pub fn turn_of_subscription(&mut self) -> Option<u64> {
+        let mut from = self.subscriptions.range(self.next_subscription..);
+        let number = match from.next() {
+            Some((number, _)) => *number,
+            None => *self.subscriptions.first_key_value()?.0,
+        };
+        self.next_subscription = number.wrapping_add(1);
+        Some(number)
     }
 
     /// A request was answered for the last time.

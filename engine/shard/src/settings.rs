@@ -99,6 +99,11 @@ pub const MAX_PIECES: usize = 2;
 pub const KEEP_TAIL_BYTES: usize = 4 << 20;
 /// Answers waiting for a peer that does not read, before its requests are not read any more.
 pub const MAX_OUT_BYTES: usize = 1 << 20;
+/// Requests of one connection that a turn takes, and of all together that waited for their turn: whoever sends as
+/// fast as it can holds nobody up for longer than that.
+pub const MAX_REQUESTS_A_TURN: u32 = 256;
+/// Fetches and subscriptions of one session that a turn looks at, unless it has something to send.
+pub const MAX_LOOKS_A_TURN: usize = 256;
 /// Memory for frames that have begun to arrive, of all connections together.
 pub const MAX_PARTIAL_BYTES: usize = 128 << 20;
 /// A connection that holds less than this for such a frame is never refused for it.

@@ -10,7 +10,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 use ringtide_io::{ConnId, Disconnect, Effects, Logic, NetOp, Now};
 
 use crate::config::{CatchUp, ShardConfig};
@@ -39,6 +39,8 @@ struct Conn {
     socket: OwnedFd,
     receiving: Receiving,
     paused: bool,
+    /// Receives a buffer at a time: it was paused before, and would fill many before it is heard that it is too much.
+    is_one_by_one: bool,
     out: Box<Outgoing>,
     /// When the egress began, or last went on with its file.
     sending_since_ns: u64,
@@ -277,6 +279,7 @@ impl Net {
             socket,
             receiving: Receiving::Off,
             paused: false,
+            is_one_by_one: false,
             out: Box::default(),
             sending_since_ns: 0,
             close_after_send: false,
@@ -481,6 +484,7 @@ impl Net {
                     return;
                 };
                 conn.paused = true;
+                conn.is_one_by_one = true;
                 if conn.receiving == Receiving::Armed {
                     conn.receiving = Receiving::Cancelling;
                     ring.cancel(conn.token(Kind::Recv));
@@ -592,7 +596,14 @@ fn arm(conn: &mut Conn, ring: &mut Ring) {
         return;
     }
     let fd = types::Fd(conn.socket.as_raw_fd());
-    let entry = opcode::RecvMulti::new(fd, RECEIVE_GROUP).build();
+    let entry = match conn.is_one_by_one {
+        false => opcode::RecvMulti::new(fd, RECEIVE_GROUP).build(),
+        // The length is that of the buffer.
+        true => opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+            .buf_group(RECEIVE_GROUP)
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT),
+    };
     // SAFETY: the entry points to no memory; buffers come from the registered group. The
     // descriptor stays open until this operation's last completion.
     unsafe { ring.push(entry, conn.token(Kind::Recv)) };

@@ -25,12 +25,15 @@ pub enum SessionError {
 /// Collects what arrives of a frame until it is whole.
 #[derive(Debug, Default)]
 pub struct Assembler {
-    /// The beginning of a frame whose rest has not arrived; empty between frames.
+    /// The beginning of a frame whose rest has not arrived; empty between frames. While blocked, what is offered
+    /// again.
     partial: Vec<u8>,
     /// Bytes of that frame, once its header has been read.
     want: Option<usize>,
-    /// The first frame in `partial` was refused.
+    /// A frame in `partial` was refused.
     blocked: bool,
+    /// Where that frame is: those before it were taken.
+    refused_at: usize,
 }
 
 /// Whether a frame was taken.
@@ -44,6 +47,10 @@ pub enum Taken {
 
 /// A buffer larger than this is given back as soon as its frame was handled.
 const KEPT_BYTES: usize = 4 << 10;
+
+/// Memory for a frame grows with what arrives of it, from at most this: a header that declares a long frame takes
+/// nothing yet.
+const FIRST_BYTES: usize = 128 << 10;
 
 impl Assembler {
     /// An assembler at the start of a stream.
@@ -81,6 +88,9 @@ impl Assembler {
         mut each: impl FnMut(Frame<'_>) -> Taken,
     ) -> Result<(), SessionError> {
         if self.blocked {
+            if self.refused_at > self.partial.len() / 2 {
+                self.partial.drain(..std::mem::take(&mut self.refused_at));
+            }
             self.partial.extend_from_slice(bytes);
             return Ok(());
         }
@@ -106,7 +116,6 @@ impl Assembler {
         while let Some(header) = FrameHeader::decode(bytes)? {
             if bytes.len() < header.frame_bytes() {
                 self.want = Some(header.frame_bytes());
-                self.partial.reserve_exact(header.frame_bytes());
                 break;
             }
             if each(split(header, bytes)) == Taken::No {
@@ -115,7 +124,7 @@ impl Assembler {
             }
             bytes = &bytes[header.frame_bytes()..];
         }
-        self.partial.extend_from_slice(bytes);
+        self.keep(bytes);
         Ok(())
     }
 
@@ -124,22 +133,36 @@ impl Assembler {
         self.blocked
     }
 
-    /// Offers what was kept once more. What is refused again is not copied again.
+    /// Offers what was kept once more. However often something is refused, it is not copied again.
     pub fn retry(&mut self, mut each: impl FnMut(Frame<'_>) -> Taken) -> Result<(), SessionError> {
         let kept = std::mem::take(&mut self.partial);
+        let mut at = std::mem::take(&mut self.refused_at);
         self.blocked = false;
         self.want = None;
-        if let Some(header) = FrameHeader::decode(&kept)?
-            && kept.len() >= header.frame_bytes()
+        while let Some(header) = FrameHeader::decode(&kept[at..])?
+            && header.frame_bytes() <= kept.len() - at
         {
-            if each(split(header, &kept)) == Taken::No {
+            if each(split(header, &kept[at..])) == Taken::No {
                 self.partial = kept;
                 self.blocked = true;
+                self.refused_at = at;
                 return Ok(());
             }
-            return self.feed_until(&kept[header.frame_bytes()..], each);
+            at += header.frame_bytes();
         }
-        self.feed_until(&kept, each)
+        self.feed_until(&kept[at..], each)
+    }
+
+    /// Adds to the partial frame.
+    fn keep(&mut self, bytes: &[u8]) {
+        let need = self.partial.len() + bytes.len();
+        if let Some(want) = self.want
+            && need > self.partial.capacity()
+        {
+            let room = want.min(FIRST_BYTES.max(2 * need));
+            self.partial.reserve_exact(room - self.partial.len());
+        }
+        self.partial.extend_from_slice(bytes);
     }
 
     /// Moves bytes to the partial frame; when it is whole, what follows it.
@@ -153,16 +176,12 @@ impl Assembler {
             bytes = &bytes[take..];
             match FrameHeader::decode(&self.partial)? {
                 None => return Ok(None),
-                Some(header) => {
-                    self.want = Some(header.frame_bytes());
-                    self.partial
-                        .reserve_exact(header.frame_bytes() - self.partial.len());
-                }
+                Some(header) => self.want = Some(header.frame_bytes()),
             }
         }
         let want = self.want.unwrap_or(HEADER_BYTES);
         let take = bytes.len().min(want - self.partial.len());
-        self.partial.extend_from_slice(&bytes[..take]);
+        self.keep(&bytes[..take]);
         if self.partial.len() < want {
             return Ok(None);
         }
@@ -255,6 +274,61 @@ mod tests {
                 .expect("good frames");
             assert_eq!(seen, [0, 1, 2, 3, 4, 5], "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn what_is_refused_again_and_again_is_offered_once_from_where_it_was_refused() {
+        let stream: Vec<u8> = (0..200)
+            .flat_map(|i| frame(i, &[1; 10], &[2; 30]))
+            .collect();
+        let (first, second) = stream.split_at(stream.len() - 100);
+        let mut assembler = Assembler::new();
+        let mut seen = Vec::new();
+        let mut left = 0;
+        let mut only_so_many = |f: Frame<'_>, left: &mut u32| {
+            if *left == 0 {
+                return Taken::No;
+            }
+            *left -= 1;
+            seen.push(f.header.correlation);
+            Taken::Yes
+        };
+        assembler
+            .feed_until(first, |f| only_so_many(f, &mut left))
+            .expect("good frames");
+        let mut rounds = 0;
+        while assembler.is_blocked() {
+            rounds += 1;
+            left = 2;
+            assembler
+                .retry(|f| only_so_many(f, &mut left))
+                .expect("good frames");
+            if rounds == 80 {
+                assembler
+                    .feed_until(second, |f| only_so_many(f, &mut left))
+                    .expect("good frames");
+                // What was taken is not kept beside what came.
+                assert!(assembler.partial.len() < stream.len() / 2);
+            }
+        }
+        assert_eq!(rounds, 100);
+        assert_eq!(seen, (0..200).collect::<Vec<u64>>());
+        assert!(!assembler.is_mid_frame());
+    }
+
+    #[test]
+    fn a_long_frame_that_has_only_begun_takes_little_memory() {
+        let bytes = frame(1, &[], &vec![0; 4 << 20]);
+        let mut assembler = Assembler::new();
+        let mut frames = 0;
+        for (came, piece) in (1..).zip(bytes.chunks(32 << 10)) {
+            assembler
+                .feed(piece, |_| frames += 1)
+                .expect("a good frame");
+            let most = FIRST_BYTES.max(2 * came * (32 << 10));
+            assert!(assembler.held_bytes() <= most, "{}", assembler.held_bytes());
+        }
+        assert_eq!(frames, 1);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use ringtide_schema::limits::{MAX_ENVELOPE_BYTES, MAX_TOPICS};
 use ringtide_schema::wire;
 use ringtide_shard::Topic;
 
+use crate::peer::{batch, request};
 use crate::world::{Peer, Setup, World};
 
 /// Asks for the metadata of topics by name; a name that follows itself is sent once only.
@@ -133,4 +134,56 @@ fn request_with(flags: u16, op: u8, correlation: u64) -> Vec<u8> {
     let mut header = FrameHeader::new(Op::Ping, flags, correlation, 0, 0);
     header.op = op;
     header.encode().to_vec()
+}
+
+#[test]
+fn a_peer_that_sends_all_it_can_holds_nobody_up_and_is_answered_in_order() {
+    const MANY: u64 = 10_000;
+    let mut world = World::new(&Setup::new(1));
+    let (greedy, modest) = (world.connect(0), world.connect(0));
+    let ping = |correlation| {
+        request(Op::Ping, correlation, &[], |b| {
+            wire::PingRequest::create(b, &wire::PingRequestArgs {})
+        })
+    };
+    let pings: Vec<u8> = (1..=MANY).flat_map(ping).collect();
+    world.write(greedy, &pings);
+    world.step();
+    world.write(modest, &ping(1));
+    world.step();
+    world.step();
+    assert_eq!(world.hear(modest).len(), 1);
+    let mut answered: Vec<u64> = Vec::new();
+    answered.extend(world.hear(greedy).iter().map(|f| f.correlation));
+    assert!(!answered.is_empty() && answered.len() < MANY as usize / 2);
+    world.run();
+    answered.extend(world.hear(greedy).iter().map(|f| f.correlation));
+    assert_eq!(answered, (1..=MANY).collect::<Vec<_>>());
+}
+
+#[test]
+fn each_of_thousands_of_subscriptions_and_fetches_of_a_peer_is_given_a_record_once() {
+    const MANY: u64 = 700;
+    let setup = Setup::new(1).topic("ticks", 1);
+    let mut world = World::new(&setup);
+    let (reader, writer) = (world.connect(0), world.connect(0));
+    let id = setup.on_shard("ticks", 0);
+    let mut waiting = Vec::new();
+    for _ in 0..MANY {
+        waiting.push(world.subscribe(reader, id, 0, 1 << 20));
+        waiting.push(world.fetch(reader, id, 0, 60_000));
+        world.run();
+    }
+    world.hear(reader);
+    world.publish(writer, 2, &[(id, batch(b"tick"))]);
+    world.run();
+    let heard = world.hear(reader);
+    let mut given: Vec<u64> = heard.iter().map(|f| f.correlation).collect();
+    assert!(
+        heard
+            .iter()
+            .all(|f| f.payload == heard[0].payload && !f.payload.is_empty())
+    );
+    given.sort_unstable();
+    assert_eq!(given, waiting);
 }
