@@ -317,6 +317,8 @@ fn the_envelopes_are_as_ever() {
         earliest: 0,
         visible: 45,
         leader_epoch: 1,
+        first_offset: 40,
+        next_offset: 45,
     };
     check("wire/fetch-response", &envelope(|b| fetched.pack(b)));
     let subscribe = wire::SubscribeRequestT {
@@ -325,10 +327,12 @@ fn the_envelopes_are_as_ever() {
         credit_bytes: 1 << 20,
     };
     check("wire/subscribe-request", &envelope(|b| subscribe.pack(b)));
-    check(
-        "wire/push",
-        &envelope(|b| wire::PushT { visible: 45 }.pack(b)),
-    );
+    let push = wire::PushT {
+        visible: 45,
+        first_offset: 40,
+        next_offset: 45,
+    };
+    check("wire/push", &envelope(|b| push.pack(b)));
     let credit = wire::CreditT {
         subscription: 9,
         bytes: 65536,

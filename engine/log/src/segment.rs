@@ -97,6 +97,8 @@ pub struct Range {
     pub position: u64,
     /// Number of bytes.
     pub bytes: u64,
+    /// The first offset in it, whatever its first batch says.
+    pub first_offset: u64,
     /// The first offset after the range.
     pub next_offset: u64,
 }
@@ -175,14 +177,15 @@ impl Segment {
             }
             false => end,
         };
-        let position = match behind {
-            1.. => u64::from(self.index.get(first).position),
-            _ if self.index.len() == 0 => 0,
+        let (position, first_offset) = match behind {
+            1.. => at(first),
+            _ if self.index.len() == 0 => (0, self.meta.base_offset),
             // What is before the first entry was damaged when it was indexed.
             _ => {
                 return Range {
                     position: 0,
                     bytes: 0,
+                    first_offset: offset,
                     next_offset: offset,
                 };
             }
@@ -203,6 +206,7 @@ impl Segment {
         Range {
             position,
             bytes: stop_position - position,
+            first_offset,
             next_offset,
         }
     }
@@ -217,6 +221,7 @@ impl Segment {
             return Range {
                 position: 0,
                 bytes: end.0,
+                first_offset: self.meta.base_offset,
                 next_offset: end.1,
             };
         }
@@ -232,6 +237,7 @@ impl Segment {
         Range {
             position,
             bytes: stop.0.saturating_sub(position),
+            first_offset: self.meta.base_offset + u64::from(first.relative_offset),
             next_offset: stop.1,
         }
     }
@@ -264,6 +270,7 @@ mod tests {
                 assert!(r.next_offset > offset, "{offset} {max} {r:?}");
                 assert!(r.bytes > 0 && r.bytes.is_multiple_of(40_000), "{r:?}");
                 assert!(r.bytes <= max.max(40_000), "{offset} {max} {r:?}");
+                assert_eq!(r.first_offset, 1000 + r.position / 40_000 * 10);
                 assert_eq!(r.next_offset, 1000 + (r.position + r.bytes) / 40_000 * 10);
             }
         }
@@ -278,6 +285,7 @@ mod tests {
             Range {
                 position: 0,
                 bytes: 80_000,
+                first_offset: 1000,
                 next_offset: 1020
             }
         );

@@ -261,7 +261,7 @@ impl World {
     /// Reads once from an offset; whether it could be read.
     fn check_read(&mut self, offset: u64, max_bytes: usize) -> bool {
         let turn = self.turn;
-        let (read, next_offset) = match self.with(|p, ops| p.plan(offset, max_bytes, turn, ops)) {
+        let (read, offsets) = match self.with(|p, ops| p.plan(offset, max_bytes, turn, ops)) {
             Plan::OutOfRange => panic!("{offset} of {} is out of range", self.appended.len()),
             Plan::Wait => return false,
             Plan::AtEnd => {
@@ -269,19 +269,18 @@ impl World {
                 return true;
             }
             Plan::Memory {
-                slices,
-                next_offset,
-                ..
+                slices, offsets, ..
             } => {
                 let bytes = slices.iter().map(|s| &s[..]).collect::<Vec<_>>().concat();
-                (bytes, next_offset)
+                (bytes, offsets)
             }
-            Plan::File { range, next_offset } => {
+            Plan::File { range, offsets } => {
                 self.joined += u32::from(!range.rest.is_empty());
-                (self.in_file(&range), next_offset)
+                (self.in_file(&range), offsets)
             }
         };
-        let first = Header::peek(&read).expect("a batch").base_offset;
+        let (first, next_offset) = (offsets.start, offsets.end);
+        assert_eq!(first, Header::peek(&read).expect("a batch").base_offset);
         assert!(first <= offset && offset < next_offset);
         assert!(next_offset <= self.partition.visible());
         let expected: Vec<&[u8]> = self
@@ -318,8 +317,14 @@ impl World {
                 TimePlan::Wait => return false,
                 TimePlan::None => None,
                 TimePlan::Batch(bytes) => Some(Header::peek(&bytes).expect("a batch").base_offset),
-                TimePlan::File { range, otherwise } => {
+                TimePlan::File {
+                    range,
+                    first_offset,
+                    otherwise,
+                } => {
                     let read = self.in_file(&range);
+                    let first = Header::peek(&read).expect("a batch").base_offset;
+                    assert_eq!(first, first_offset);
                     let found = Batches::new(&read)
                         .map(|batch| batch.expect("whole batches").0)
                         .find(|h| h.max_timestamp_ms >= timestamp_ms);

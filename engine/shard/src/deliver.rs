@@ -1,6 +1,8 @@
 //! What leaves a shard: answers first, then fetches, then subscriptions in turn. Batches are taken
 //! from the log only when the session's one egress is free, so a slow peer holds one delivery.
 
+use std::ops::Range;
+
 use ringtide_io::net::{Body, Slices};
 use ringtide_io::{DiskOp, Egress, NetOp, Now, Slice};
 use ringtide_log::partition::{FileRange, Plan};
@@ -45,11 +47,11 @@ enum Supply {
     AtEnd,
     /// Something, once an index, a file or memory for it is there.
     Later,
-    /// Batches up to the next offset.
+    /// Batches, from the first offset of the first to that after the last.
     Batches {
         source: Source,
         bytes: usize,
-        next_offset: u64,
+        offsets: Range<u64>,
     },
     /// Nothing any more.
     Lost(Fault),
@@ -244,18 +246,18 @@ impl Shard {
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);
             let is_due = now.mono_ns >= f.deadline_ns;
             let visible = self.held(i).map_or(0, |h| h.log.visible());
-            let (source, bytes) = match self.supply(key, i, offset, max_bytes, fx) {
-                Supply::AtEnd if is_due || min_bytes == 0 => (Source::Nothing, 0),
+            let (source, bytes, offsets) = match self.supply(key, i, offset, max_bytes, fx) {
+                Supply::AtEnd if is_due || min_bytes == 0 => (Source::Nothing, 0, offset..offset),
                 Supply::Batches {
                     source,
                     bytes,
-                    next_offset,
+                    offsets,
                 } => {
-                    let is_growing = matches!(source, Source::Memory(_)) && next_offset >= visible;
+                    let is_growing = matches!(source, Source::Memory(_)) && offsets.end >= visible;
                     if is_growing && bytes < min_bytes && !is_due {
                         continue;
                     }
-                    (source, bytes)
+                    (source, bytes, offsets)
                 }
                 Supply::AtEnd | Supply::Later => continue,
                 Supply::Lost(fault) => {
@@ -272,6 +274,8 @@ impl Shard {
                 earliest: held.log.earliest(),
                 visible: held.log.visible(),
                 leader_epoch: held.log.leader_epoch(),
+                first_offset: offsets.start,
+                next_offset: offsets.end,
             };
             self.end_fetch(key, at);
             return self.deliver(head, Op::Fetch, correlation, source, bytes, |b| {
@@ -305,18 +309,19 @@ impl Shard {
             }
             let (i, offset) = (s.partition, s.next_offset);
             let max_bytes = MAX_DELIVERY_BYTES.min(s.credit as usize);
-            let (source, bytes, next_offset) = match self.supply(key, i, offset, max_bytes, fx) {
+            let (source, bytes, offsets) = match self.supply(key, i, offset, max_bytes, fx) {
                 Supply::AtEnd | Supply::Later => continue,
                 Supply::Batches {
                     source,
                     bytes,
-                    next_offset,
-                } => (source, bytes, next_offset),
+                    offsets,
+                } => (source, bytes, offsets),
                 Supply::Lost(fault) => {
                     self.end_subscription(key, number, head, &fault);
                     return Next::Inline;
                 }
             };
+            let (first_offset, next_offset) = (offsets.start, offsets.end);
             let visible = self.held(i).map_or(0, |h| h.log.visible());
             assert!(
                 next_offset <= visible,
@@ -331,7 +336,12 @@ impl Shard {
                 session.subscriptions_to_look_at = session.subscriptions.len();
             }
             return self.deliver(head, Op::Push, number, source, bytes, |b| {
-                wire::Push::create(b, &wire::PushArgs { visible })
+                let push = wire::PushArgs {
+                    visible,
+                    first_offset,
+                    next_offset,
+                };
+                wire::Push::create(b, &push)
             });
         }
     }
@@ -362,15 +372,15 @@ impl Shard {
             }
         };
         let plan = self.with_log(i, fx, |log, ops| log.plan(offset, max_bytes, turn, ops));
-        let (source, bytes, next_offset) = match plan {
+        let (source, bytes, offsets) = match plan {
             Some(Plan::AtEnd) => return Supply::AtEnd,
             Some(Plan::Wait) => return Supply::Later,
             Some(Plan::Memory {
                 slices,
                 bytes,
-                next_offset,
-            }) => (Source::Memory(slices), bytes, next_offset),
-            Some(Plan::File { range, next_offset }) => {
+                offsets,
+            }) => (Source::Memory(slices), bytes, offsets),
+            Some(Plan::File { range, offsets }) => {
                 let is_remote = matches!(key, SessionKey::Remote(..));
                 if is_remote && range.file.is_some() && self.pool.free_chunks() == 0 {
                     self.short_of_memory.insert(key);
@@ -380,11 +390,11 @@ impl Shard {
                 if let Some(session) = self.sessions.get_mut(&key) {
                     session.reading = range.file.map(|_| Reading {
                         partition: i,
-                        offsets: offset..next_offset,
+                        offsets: offset..offsets.end,
                         is_least,
                     });
                 }
-                (Source::File(range), bytes, next_offset)
+                (Source::File(range), bytes, offsets)
             }
             Some(Plan::OutOfRange) | None => return Supply::Lost(self.out_of_range(i, offset)),
         };
@@ -392,7 +402,7 @@ impl Shard {
         Supply::Batches {
             source,
             bytes,
-            next_offset,
+            offsets,
         }
     }
 

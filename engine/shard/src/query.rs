@@ -3,7 +3,7 @@
 use ringtide_io::{DiskOp, Now};
 use ringtide_log::partition::{FileRange, TimePlan};
 use ringtide_log::wal::{EntryClass, EntryMeta};
-use ringtide_schema::batch::Batches;
+use ringtide_schema::batch::{BatchError, Batches, check_stored};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::{FLAG_RESPONSE, Op};
 use ringtide_schema::limits::{
@@ -23,6 +23,17 @@ use crate::session::SessionKey;
 use crate::settings::MAX_SEARCHES;
 use crate::{Fx, Held, Pending, Shard};
 
+/// What a search reads.
+#[derive(Debug)]
+pub(crate) struct Searched {
+    /// Its first offset.
+    first_offset: u64,
+    /// Where to go on if it is not in there.
+    otherwise: u64,
+    /// The bytes that follow what is read.
+    rest: Vec<u8>,
+}
+
 /// A search for the first record at or after a time.
 #[derive(Debug)]
 pub(crate) struct Search {
@@ -32,8 +43,8 @@ pub(crate) struct Search {
     timestamp_ms: i64,
     /// Nothing before this offset is late enough.
     offset: u64,
-    /// A read is under way; where to go on if it finds nothing, and the bytes that follow what is read.
-    pub(crate) reading: Option<(u64, Vec<u8>)>,
+    /// A read is under way.
+    pub(crate) reading: Option<Searched>,
 }
 
 impl Shard {
@@ -189,10 +200,16 @@ impl Shard {
             Some(TimePlan::Wait) => {}
             Some(TimePlan::None) => self.end_search(number, Ok(None)),
             Some(TimePlan::Batch(bytes)) => {
-                let found = first_at_or_after(&bytes, timestamp_ms, offset);
+                let first = Batches::new(&bytes).next().and_then(Result::ok);
+                let first_offset = first.map_or(0, |(header, _)| header.base_offset);
+                let found = first_at_or_after(&bytes, first_offset, timestamp_ms, offset);
                 self.end_search(number, found);
             }
-            Some(TimePlan::File { range, otherwise }) => {
+            Some(TimePlan::File {
+                range,
+                first_offset,
+                otherwise,
+            }) => {
                 let FileRange {
                     file,
                     position,
@@ -201,7 +218,11 @@ impl Shard {
                 } = range;
                 let Some(file) = file else {
                     if let Some(s) = self.searches.get_mut(&number) {
-                        s.reading = Some((otherwise, Vec::new()));
+                        s.reading = Some(Searched {
+                            first_offset,
+                            otherwise,
+                            rest: Vec::new(),
+                        });
                     }
                     return self.search_read(number, Ok(&rest), fx);
                 };
@@ -210,7 +231,11 @@ impl Shard {
                     return self.end_search(number, Err(fault));
                 };
                 if let Some(s) = self.searches.get_mut(&number) {
-                    s.reading = Some((otherwise, rest));
+                    s.reading = Some(Searched {
+                        first_offset,
+                        otherwise,
+                        rest,
+                    });
                 }
                 let op = self.op(Pending::Search { number, bytes });
                 fx.disk.push((
@@ -232,10 +257,17 @@ impl Shard {
             return;
         };
         let (timestamp_ms, offset) = (s.timestamp_ms, s.offset);
-        let (otherwise, rest) = s.reading.take().unwrap_or((offset, Vec::new()));
+        let Some(Searched {
+            first_offset: first,
+            otherwise,
+            rest,
+        }) = s.reading.take()
+        else {
+            return;
+        };
         let found = match read {
-            Ok(bytes) if rest.is_empty() => first_at_or_after(bytes, timestamp_ms, offset),
-            Ok(bytes) => first_at_or_after(&[bytes, &rest].concat(), timestamp_ms, offset),
+            Ok(bytes) if rest.is_empty() => first_at_or_after(bytes, first, timestamp_ms, offset),
+            Ok(bytes) => first_at_or_after(&[bytes, &rest].concat(), first, timestamp_ms, offset),
             Err(message) => Err(Fault::new(ErrorCode::DataUnreadable, message)),
         };
         match found {
@@ -421,13 +453,15 @@ pub(crate) fn pack<T>(
 }
 
 /// The first record from `offset` on at or after a time: its offset and timestamp. The batches of
-/// the range are inflated to so much together: headers can lie, and then none of them has it.
+/// the range, the first of which begins at `first_offset`, are inflated to so much together: headers can lie, and
+/// then none of them has it.
 fn first_at_or_after(
     bytes: &[u8],
+    first_offset: u64,
     timestamp_ms: i64,
     offset: u64,
 ) -> Result<Option<(u64, i64)>, Fault> {
-    let unreadable = |e: ringtide_schema::batch::BatchError| {
+    let unreadable = |e: BatchError| {
         Fault::new(
             ErrorCode::DataUnreadable,
             format!("a stored batch is damaged: {e}"),
@@ -435,13 +469,25 @@ fn first_at_or_after(
     };
     let mut scratch = Vec::new();
     let mut budget = SEARCH_INFLATED_BYTES;
+    let mut expected = first_offset;
     for batch in Batches::new(bytes) {
         let (header, batch) = batch.map_err(unreadable)?;
-        if header.max_timestamp_ms < timestamp_ms || header.next_offset() <= offset {
+        if header.base_offset != expected {
+            let base = header.base_offset;
+            return Err(unreadable(BatchError::WrongOffset { base, expected }));
+        }
+        expected = header.next_offset();
+        if header.next_offset() <= offset {
+            continue;
+        }
+        if header.max_timestamp_ms < timestamp_ms {
+            // Only if that is what was written.
+            check_stored(batch).map_err(unreadable)?;
             continue;
         }
         scratch.clear();
         let Ok(mut records) = records(batch, &mut scratch, budget) else {
+            check_stored(batch).map_err(unreadable)?;
             // A batch that cannot be inflated here begins where its records may.
             let begin = header.base_offset.max(offset);
             return Ok(Some((begin, header.max_timestamp_ms)));
@@ -452,4 +498,48 @@ fn first_at_or_after(
         budget -= scratch.len();
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use ringtide_schema::batch::{Codec, assign};
+    use ringtide_schema::record::BatchBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_search_by_time_never_answers_from_a_damaged_batch() {
+        // Three batches of three records; timestamps are ten times the offsets.
+        let (mut bytes, mut truth) = (Vec::new(), Vec::new());
+        for base in [0_u64, 3, 6] {
+            let mut builder = BatchBuilder::new(Codec::None);
+            for offset in base..base + 3 {
+                builder.push(offset as i64 * 10, None, Some(b"value"), &[]);
+                truth.push((offset, offset as i64 * 10));
+            }
+            let mut batch = Vec::new();
+            builder.finish(-1, -1, -1, &mut batch).expect("records");
+            assign(&mut batch, base, 1);
+            bytes.extend(batch);
+        }
+        let (mut refused, mut answered) = (0, 0);
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            for timestamp_ms in [-1, 0, 25, 30, 79, 80] {
+                let expected = truth
+                    .iter()
+                    .copied()
+                    .find(|(_, time)| *time >= timestamp_ms);
+                match first_at_or_after(&damaged, 0, timestamp_ms, 0) {
+                    Ok(found) => {
+                        answered += 1;
+                        assert_eq!(found, expected, "bit {bit}, time {timestamp_ms}");
+                    }
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        assert!(refused > 0 && answered > 0);
+    }
 }

@@ -312,24 +312,29 @@ impl Shard {
                 }
             }
             Err(WriteError::Unreadable(message)) => {
-                tracing::error!(why = message, "a segment cannot be read");
-                let fault = Fault::new(ErrorCode::DataUnreadable, message);
-                self.segment_failed(i, op, &fault);
+                self.segment_failed(i, op, &message);
             }
             Err(WriteError::Fatal(message)) => fatal(fx, FatalReason::Segment, message),
         }
     }
 
     /// A segment cannot be read: what reads there is refused, everybody else goes on.
-    fn segment_failed(&mut self, i: usize, op: PartitionOp, fault: &Fault) {
+    fn segment_failed(&mut self, i: usize, op: PartitionOp, why: &str) {
         let (PartitionOp::OpenRead(base) | PartitionOp::LoadIndex(base)) = op else {
             return;
         };
         let Some(held) = self.held(i) else { return };
         let end = held.log.segment_end(base);
         let watchers: Vec<_> = held.watchers.sessions().collect();
-        self.fail_watchers(i, watchers, base..end, fault);
-        self.refuse_searches(i, end, fault);
+        let message = format!(
+            "offsets {base} to {} of {} cannot be read: {why}",
+            end.saturating_sub(1),
+            held.log.id()
+        );
+        tracing::error!(why = message, "a segment cannot be read");
+        let fault = Fault::new(ErrorCode::DataUnreadable, message);
+        self.fail_watchers(i, watchers, base..end, &fault);
+        self.refuse_searches(i, end, &fault);
     }
 
     fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {

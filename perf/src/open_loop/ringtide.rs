@@ -559,7 +559,7 @@ mod tests {
             });
             for offsets in [0..3, 1..5, 4..6] {
                 tell(&mut stream, (Op::Push, asked), &stored(offsets), |b| {
-                    wire::Push::create(b, &wire::PushArgs { visible: 6 })
+                    wire::Push::create(b, &wire::PushArgs::default())
                 });
             }
             let _ = stream.read_to_end(&mut Vec::new());

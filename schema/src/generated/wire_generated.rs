@@ -6399,6 +6399,8 @@ pub mod ringtide {
             pub const VT_EARLIEST: ::flatbuffers::VOffsetT = 4;
             pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 6;
             pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 8;
+            pub const VT_FIRST_OFFSET: ::flatbuffers::VOffsetT = 10;
+            pub const VT_NEXT_OFFSET: ::flatbuffers::VOffsetT = 12;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6415,6 +6417,8 @@ pub mod ringtide {
                 args: &'args FetchResponseArgs,
             ) -> ::flatbuffers::WIPOffset<FetchResponse<'bldr>> {
                 let mut builder = FetchResponseBuilder::new(_fbb);
+                builder.add_next_offset(args.next_offset);
+                builder.add_first_offset(args.first_offset);
                 builder.add_visible(args.visible);
                 builder.add_earliest(args.earliest);
                 builder.add_leader_epoch(args.leader_epoch);
@@ -6425,10 +6429,14 @@ pub mod ringtide {
                 let earliest = self.earliest();
                 let visible = self.visible();
                 let leader_epoch = self.leader_epoch();
+                let first_offset = self.first_offset();
+                let next_offset = self.next_offset();
                 FetchResponseT {
                     earliest,
                     visible,
                     leader_epoch,
+                    first_offset,
+                    next_offset,
                 }
             }
 
@@ -6465,6 +6473,28 @@ pub mod ringtide {
                         .unwrap()
                 }
             }
+            #[inline]
+            pub fn first_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(FetchResponse::VT_FIRST_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn next_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(FetchResponse::VT_NEXT_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
         }
 
         impl ::flatbuffers::Verifiable for FetchResponse<'_> {
@@ -6477,6 +6507,8 @@ pub mod ringtide {
                     .visit_field::<u64>("earliest", Self::VT_EARLIEST, false)?
                     .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
                     .visit_field::<u32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+                    .visit_field::<u64>("first_offset", Self::VT_FIRST_OFFSET, false)?
+                    .visit_field::<u64>("next_offset", Self::VT_NEXT_OFFSET, false)?
                     .finish();
                 Ok(())
             }
@@ -6485,6 +6517,8 @@ pub mod ringtide {
             pub earliest: u64,
             pub visible: u64,
             pub leader_epoch: u32,
+            pub first_offset: u64,
+            pub next_offset: u64,
         }
         impl<'a> Default for FetchResponseArgs {
             #[inline]
@@ -6493,6 +6527,8 @@ pub mod ringtide {
                     earliest: 0,
                     visible: 0,
                     leader_epoch: 0,
+                    first_offset: 0,
+                    next_offset: 0,
                 }
             }
         }
@@ -6518,6 +6554,16 @@ pub mod ringtide {
                     .push_slot::<u32>(FetchResponse::VT_LEADER_EPOCH, leader_epoch, 0);
             }
             #[inline]
+            pub fn add_first_offset(&mut self, first_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(FetchResponse::VT_FIRST_OFFSET, first_offset, 0);
+            }
+            #[inline]
+            pub fn add_next_offset(&mut self, next_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(FetchResponse::VT_NEXT_OFFSET, next_offset, 0);
+            }
+            #[inline]
             pub fn new(
                 _fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
             ) -> FetchResponseBuilder<'a, 'b, A> {
@@ -6540,6 +6586,8 @@ pub mod ringtide {
                 ds.field("earliest", &self.earliest());
                 ds.field("visible", &self.visible());
                 ds.field("leader_epoch", &self.leader_epoch());
+                ds.field("first_offset", &self.first_offset());
+                ds.field("next_offset", &self.next_offset());
                 ds.finish()
             }
         }
@@ -6548,6 +6596,8 @@ pub mod ringtide {
             pub earliest: u64,
             pub visible: u64,
             pub leader_epoch: u32,
+            pub first_offset: u64,
+            pub next_offset: u64,
         }
         impl Default for FetchResponseT {
             fn default() -> Self {
@@ -6555,6 +6605,8 @@ pub mod ringtide {
                     earliest: 0,
                     visible: 0,
                     leader_epoch: 0,
+                    first_offset: 0,
+                    next_offset: 0,
                 }
             }
         }
@@ -6566,12 +6618,16 @@ pub mod ringtide {
                 let earliest = self.earliest;
                 let visible = self.visible;
                 let leader_epoch = self.leader_epoch;
+                let first_offset = self.first_offset;
+                let next_offset = self.next_offset;
                 FetchResponse::create(
                     _fbb,
                     &FetchResponseArgs {
                         earliest,
                         visible,
                         leader_epoch,
+                        first_offset,
+                        next_offset,
                     },
                 )
             }
@@ -6926,6 +6982,8 @@ pub mod ringtide {
 
         impl<'a> Push<'a> {
             pub const VT_VISIBLE: ::flatbuffers::VOffsetT = 4;
+            pub const VT_FIRST_OFFSET: ::flatbuffers::VOffsetT = 6;
+            pub const VT_NEXT_OFFSET: ::flatbuffers::VOffsetT = 8;
 
             #[inline]
             pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -6942,13 +7000,21 @@ pub mod ringtide {
                 args: &'args PushArgs,
             ) -> ::flatbuffers::WIPOffset<Push<'bldr>> {
                 let mut builder = PushBuilder::new(_fbb);
+                builder.add_next_offset(args.next_offset);
+                builder.add_first_offset(args.first_offset);
                 builder.add_visible(args.visible);
                 builder.finish()
             }
 
             pub fn unpack(&self) -> PushT {
                 let visible = self.visible();
-                PushT { visible }
+                let first_offset = self.first_offset();
+                let next_offset = self.next_offset();
+                PushT {
+                    visible,
+                    first_offset,
+                    next_offset,
+                }
             }
 
             #[inline]
@@ -6957,6 +7023,24 @@ pub mod ringtide {
                 // Created from valid Table for this object
                 // which contains a valid value in this slot
                 unsafe { self._tab.get::<u64>(Push::VT_VISIBLE, Some(0)).unwrap() }
+            }
+            #[inline]
+            pub fn first_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe {
+                    self._tab
+                        .get::<u64>(Push::VT_FIRST_OFFSET, Some(0))
+                        .unwrap()
+                }
+            }
+            #[inline]
+            pub fn next_offset(&self) -> u64 {
+                // Safety:
+                // Created from valid Table for this object
+                // which contains a valid value in this slot
+                unsafe { self._tab.get::<u64>(Push::VT_NEXT_OFFSET, Some(0)).unwrap() }
             }
         }
 
@@ -6968,17 +7052,25 @@ pub mod ringtide {
             ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
                 v.visit_table(pos)?
                     .visit_field::<u64>("visible", Self::VT_VISIBLE, false)?
+                    .visit_field::<u64>("first_offset", Self::VT_FIRST_OFFSET, false)?
+                    .visit_field::<u64>("next_offset", Self::VT_NEXT_OFFSET, false)?
                     .finish();
                 Ok(())
             }
         }
         pub struct PushArgs {
             pub visible: u64,
+            pub first_offset: u64,
+            pub next_offset: u64,
         }
         impl<'a> Default for PushArgs {
             #[inline]
             fn default() -> Self {
-                PushArgs { visible: 0 }
+                PushArgs {
+                    visible: 0,
+                    first_offset: 0,
+                    next_offset: 0,
+                }
             }
         }
 
@@ -6990,6 +7082,16 @@ pub mod ringtide {
             #[inline]
             pub fn add_visible(&mut self, visible: u64) {
                 self.fbb_.push_slot::<u64>(Push::VT_VISIBLE, visible, 0);
+            }
+            #[inline]
+            pub fn add_first_offset(&mut self, first_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Push::VT_FIRST_OFFSET, first_offset, 0);
+            }
+            #[inline]
+            pub fn add_next_offset(&mut self, next_offset: u64) {
+                self.fbb_
+                    .push_slot::<u64>(Push::VT_NEXT_OFFSET, next_offset, 0);
             }
             #[inline]
             pub fn new(
@@ -7012,16 +7114,24 @@ pub mod ringtide {
             fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
                 let mut ds = f.debug_struct("Push");
                 ds.field("visible", &self.visible());
+                ds.field("first_offset", &self.first_offset());
+                ds.field("next_offset", &self.next_offset());
                 ds.finish()
             }
         }
         #[derive(Debug, Clone, PartialEq)]
         pub struct PushT {
             pub visible: u64,
+            pub first_offset: u64,
+            pub next_offset: u64,
         }
         impl Default for PushT {
             fn default() -> Self {
-                Self { visible: 0 }
+                Self {
+                    visible: 0,
+                    first_offset: 0,
+                    next_offset: 0,
+                }
             }
         }
         impl PushT {
@@ -7030,7 +7140,16 @@ pub mod ringtide {
                 _fbb: &mut ::flatbuffers::FlatBufferBuilder<'b, A>,
             ) -> ::flatbuffers::WIPOffset<Push<'b>> {
                 let visible = self.visible;
-                Push::create(_fbb, &PushArgs { visible })
+                let first_offset = self.first_offset;
+                let next_offset = self.next_offset;
+                Push::create(
+                    _fbb,
+                    &PushArgs {
+                        visible,
+                        first_offset,
+                        next_offset,
+                    },
+                )
             }
         }
         pub enum CreditOffset {}

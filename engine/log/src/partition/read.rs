@@ -1,5 +1,7 @@
 //! Where a reader finds an offset or a time: in memory, or in a range of a segment's file.
 
+use std::ops::Range;
+
 use ringtide_io::buffer::CHUNK_BYTES;
 use ringtide_io::{DiskOp, FileId, OpenMode, Slice, Slices};
 use ringtide_schema::limits::MAX_MEMORY_DELIVERY_BYTES;
@@ -23,15 +25,15 @@ pub enum Plan {
         slices: Slices,
         /// Their bytes.
         bytes: usize,
-        /// The first offset after them.
-        next_offset: u64,
+        /// From the first offset of the first batch to that after the last.
+        offsets: Range<u64>,
     },
     /// From a file. The offset is in the range, which may begin with earlier batches.
     File {
         /// Where most of it is.
         range: FileRange,
-        /// The first offset after the range.
-        next_offset: u64,
+        /// From its first offset to that after it.
+        offsets: Range<u64>,
     },
     /// An index or a file has been asked for: try again after the next operation of the partition.
     Wait,
@@ -73,6 +75,8 @@ pub enum TimePlan {
     File {
         /// Where most of it is.
         range: FileRange,
+        /// Its first offset.
+        first_offset: u64,
         /// Where to go on if it is not in the range.
         otherwise: u64,
     },
@@ -110,7 +114,7 @@ impl Partition {
         }
         Plan::File {
             range: self.file_range(i, file, range.position, range.bytes as usize),
-            next_offset: range.next_offset,
+            offsets: range.first_offset..range.next_offset,
         }
     }
 
@@ -134,7 +138,7 @@ impl Partition {
         let first = self.tail.partition_point(|b| b.next_offset <= offset);
         let visible = self.visible();
         let mut slices = Slices::new();
-        let (mut bytes, mut next_offset) = (0, offset);
+        let (mut bytes, mut offsets) = (0, offset..offset);
         for batch in self.tail.range(first..) {
             let full = bytes > 0 && bytes + batch.bytes.len() > max_bytes;
             if full || batch.next_offset > visible {
@@ -148,8 +152,11 @@ impl Partition {
                 _ if full => break,
                 _ => slices.push(batch.bytes.clone()),
             }
+            if bytes == 0 {
+                offsets.start = batch.base_offset;
+            }
             bytes += batch.bytes.len();
-            next_offset = batch.next_offset;
+            offsets.end = batch.next_offset;
         }
         if bytes == 0 {
             return Plan::AtEnd;
@@ -157,7 +164,7 @@ impl Partition {
         Plan::Memory {
             slices,
             bytes,
-            next_offset,
+            offsets,
         }
     }
 
@@ -269,6 +276,7 @@ impl Partition {
                 let bytes = range.bytes.min(CHUNK_BYTES as u64) as usize;
                 return TimePlan::File {
                     range: self.file_range(i, file, range.position, bytes),
+                    first_offset: range.first_offset,
                     otherwise: range.next_offset,
                 };
             }

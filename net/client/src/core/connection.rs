@@ -56,6 +56,7 @@ pub(crate) enum Event<'a, T> {
     Push {
         subscription: u64,
         tag: &'a mut T,
+        envelope: &'a [u8],
         payload: &'a [u8],
     },
 }
@@ -464,6 +465,7 @@ fn handle<T>(
         each(Event::Push {
             subscription: correlation,
             tag: &mut waiting.tag,
+            envelope,
             payload,
         });
         return Ok(());

@@ -31,7 +31,7 @@ fn pong(out: &mut Vec<u8>, flags: u16, correlation: u64) {
 
 fn push(out: &mut Vec<u8>, correlation: u64, payload: &[u8]) {
     Encoder::new().frame(out, Op::Push, 0, correlation, payload.len(), |b| {
-        wire::Push::create(b, &wire::PushArgs { visible: 1 })
+        wire::Push::create(b, &wire::PushArgs::default())
     });
     out.extend_from_slice(payload);
 }

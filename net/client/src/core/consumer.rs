@@ -5,6 +5,7 @@
 //! them lie whole payloads, unchecked; whoever takes one checks every batch before its records.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,8 +57,6 @@ pub(crate) struct Cursor {
     is_told: bool,
     /// The next offset that has not arrived.
     pub(crate) arrived: u64,
-    /// On this connection a batch ended there: another begins there.
-    pub(crate) is_boundary: bool,
     pub(crate) flow: Flow,
     /// Counts moves: what was asked for before a move is ignored.
     pub(crate) generation: u32,
@@ -76,7 +75,6 @@ impl Cursor {
             place: Place::At(start),
             is_told: false,
             arrived: 0,
-            is_boundary: false,
             flow: Flow::Idle,
             generation: 0,
             owed: 0,
@@ -84,18 +82,6 @@ impl Cursor {
             retry_at: None,
             backoff,
         }
-    }
-}
-
-impl Cursor {
-    /// Whether a batch is where it can be: behind the one before it in its payload, which may begin before what
-    /// was asked for, but not later.
-    fn continues(&self, header: &Header, follows: Option<u64>) -> bool {
-        let (base, next) = (header.base_offset, header.next_offset());
-        let overlaps = base < self.arrived && self.arrived < next;
-        follows.is_none_or(|follows| base == follows)
-            && base <= self.arrived
-            && !(overlaps && self.is_boundary)
     }
 }
 
@@ -263,58 +249,39 @@ impl Consumer {
         cursor.owed = 0;
         cursor.retry_at = None;
         cursor.is_told = false;
-        cursor.is_boundary = false;
         cursor.place = Place::At(start);
     }
 
-    /// Puts a payload into the queue.
-    pub(crate) fn arrived(&mut self, cursor: usize, payload: &[u8]) {
+    /// Puts a payload into the queue. It holds these offsets, as the broker's index has it: no checksum covers what
+    /// a batch says of its own.
+    pub(crate) fn arrived(&mut self, cursor: usize, offsets: Range<u64>, payload: &[u8]) {
         let state = &mut self.cursors[cursor];
         if payload.is_empty() || state.place != Place::Known {
             return;
         }
         let (partition, from) = (state.partition, state.arrived);
-        // What is taken of the payload.
-        let (mut start, mut whole) = (0, 0);
         let mut fault = None;
-        let mut follows = None;
-        let mut first = from;
-        for batch in Batches::new(payload) {
-            match batch {
-                Ok((header, bytes)) => {
-                    let (base, next) = (header.base_offset, header.next_offset());
-                    if whole == 0 {
-                        first = base;
-                    }
-                    if !state.continues(&header, follows) {
-                        // Where it should lie is known from the one before it.
-                        let behind = follows.map(|follows: u64| follows + (next - base));
-                        if behind.is_some_and(|behind| behind <= state.arrived) {
-                            follows = behind;
-                            whole += bytes.len();
-                            start = whole;
-                            continue;
-                        }
-                        let expected = follows.unwrap_or(state.arrived);
-                        fault = Some((BatchError::WrongOffset { base, expected }, behind));
-                        break;
-                    }
-                    whole += bytes.len();
-                    follows = Some(next);
-                    state.is_boundary |= next > state.arrived;
-                    state.arrived = state.arrived.max(next);
-                }
-                Err(why) => {
-                    let next = next_offset(&payload[whole..]);
-                    fault = Some((why, next.filter(|&next| next > state.arrived)));
-                }
+        let mut walk = Walk::new(payload, offsets.clone());
+        // Damage in front of what was asked for is passed over.
+        let mut start = 0;
+        while let Err(why) = walk.until_damage() {
+            let (at, base) = walk.behind_damage();
+            if base > from {
+                fault = Some((why, Some(base)));
+                break;
             }
+            walk.go_on(at, base);
+            start = at;
         }
-        if fault.is_none() && state.arrived == from {
-            // The broker sends nothing that ends before what was asked for: a header is wrong.
-            let (base, expected) = (first, from);
+        let (whole, next) = (walk.at, walk.next);
+        if fault.is_none() && (offsets.start > from || next <= from) {
+            // The broker sends nothing that begins behind what was asked for, or ends before it.
+            let (base, expected) = (offsets.start, from);
             fault = Some((BatchError::WrongOffset { base, expected }, None));
             start = whole;
+        }
+        if whole > start {
+            state.arrived = state.arrived.max(next);
         }
         let offset = state.arrived;
         if whole > start {
@@ -374,6 +341,86 @@ pub(crate) fn asked_offset(start: &Start) -> Option<OffsetAt> {
         Start::Latest => Some(OffsetAt::Latest),
         Start::Timestamp(ms) => Some(OffsetAt::Timestamp(*ms)),
         Start::Offset(_) | Start::Committed { .. } => None,
+    }
+}
+
+/// Walks a payload of which it is known what offsets it holds.
+struct Walk<'a> {
+    payload: &'a [u8],
+    /// Behind its last record.
+    end: u64,
+    /// Up to where it is right, and the offset there.
+    at: usize,
+    next: u64,
+    /// Where the last right batch begins, and its first offset.
+    last: (usize, u64),
+}
+
+impl<'a> Walk<'a> {
+    fn new(payload: &'a [u8], offsets: Range<u64>) -> Self {
+        Self {
+            payload,
+            end: offsets.end,
+            at: 0,
+            next: offsets.start,
+            last: (0, offsets.start),
+        }
+    }
+
+    fn go_on(&mut self, at: usize, next: u64) {
+        (self.at, self.next, self.last) = (at, next, (at, next));
+    }
+
+    /// Goes on to the end, or to a batch that is not where it can be.
+    fn until_damage(&mut self) -> Result<(), BatchError> {
+        while let Some(batch) = Batches::new(&self.payload[self.at..]).next() {
+            let (header, bytes) = batch.map_err(|why| self.damaged(why))?;
+            self.expect(header.base_offset)?;
+            self.last = (self.at, header.base_offset);
+            self.at += bytes.len();
+            self.next = header.next_offset();
+        }
+        self.expect(self.end)
+    }
+
+    fn expect(&mut self, base: u64) -> Result<(), BatchError> {
+        let expected = self.next;
+        match base == expected {
+            true => Ok(()),
+            false => Err(self.damaged(BatchError::WrongOffset { base, expected })),
+        }
+    }
+
+    /// What follows does not: it may be the batch before it that says a wrong end or length.
+    fn damaged(&mut self, why: BatchError) -> BatchError {
+        let (at, base) = self.last;
+        match check_stored(&self.payload[at..self.at]) {
+            Err(why) if at < self.at => {
+                (self.at, self.next) = (at, base);
+                why
+            }
+            _ => why,
+        }
+    }
+
+    /// Where batches go on up to the end of the payload, and with which offset; at its end if nowhere.
+    fn behind_damage(&self) -> (usize, u64) {
+        let begins = |at: usize| {
+            let (mut first, mut next) = (None, None);
+            for batch in Batches::new(&self.payload[at..]) {
+                let (header, _) = batch.ok()?;
+                let base = header.base_offset;
+                if base <= self.next || next.is_some_and(|next| next != base) {
+                    return None;
+                }
+                first = first.or(Some(base));
+                next = Some(header.next_offset());
+            }
+            first.filter(|_| next == Some(self.end))
+        };
+        let all = self.at + 1..self.payload.len();
+        let found = all.into_iter().find_map(|at| Some((at, begins(at)?)));
+        found.unwrap_or((self.payload.len(), self.end))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What arrives: answers find the call, lane or cursor that waits for them.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use ringtide_schema::error_code::ErrorCode;
@@ -113,7 +114,8 @@ impl Core {
                         if let Some(state) = self.cursor(key, index, generation) {
                             state.flow = Flow::Idle;
                             state.backoff.reset();
-                            self.arrived(key, index, payload);
+                            let offsets = fetched_offsets(envelope)?;
+                            self.consumer(key).arrived(index, offsets, payload);
                             self.mark_cursor(key, index);
                         }
                     }
@@ -121,7 +123,12 @@ impl Core {
                     Tag::Unsubscribe | Tag::Ping => {}
                 }
             }
-            Event::Push { tag, payload, .. } => {
+            Event::Push {
+                tag,
+                envelope,
+                payload,
+                ..
+            } => {
                 if let Tag::Subscribe {
                     consumer,
                     cursor,
@@ -130,7 +137,8 @@ impl Core {
                 {
                     let (key, index, generation) = (*consumer, *cursor, *generation);
                     if self.cursor(key, index, generation).is_some() {
-                        self.arrived(key, index, payload);
+                        let offsets = pushed_offsets(envelope)?;
+                        self.consumer(key).arrived(index, offsets, payload);
                         self.mark_cursor(key, index);
                     }
                 }
@@ -171,11 +179,6 @@ impl Core {
             .cursors
             .get_mut(cursor)
             .filter(|c| c.generation == generation)
-    }
-
-    fn arrived(&mut self, key: usize, index: usize, payload: &[u8]) {
-        let consumer = self.consumer(key);
-        consumer.arrived(index, payload);
     }
 
     fn metadata_answered(&mut self, bytes: &[u8], now: Instant) -> Result<(), String> {
@@ -466,13 +469,6 @@ impl Core {
         error: &Error,
         now: Instant,
     ) {
-        // Another start of the broker may have other batches.
-        for consumer in self.consumers.values_mut() {
-            consumer
-                .cursors
-                .iter_mut()
-                .for_each(|c| c.is_boundary = false);
-        }
         for (_, tag) in connection.into_unanswered() {
             match tag {
                 Tag::Metadata => {
@@ -514,4 +510,18 @@ impl Core {
             producer.disconnected(link, &why);
         }
     }
+}
+
+/// Which offsets the payload of a fetch holds.
+fn fetched_offsets(bytes: &[u8]) -> Result<Range<u64>, String> {
+    let answer = envelope::<wire::FetchResponse<'_>>(bytes)
+        .map_err(|e| format!("malformed fetch envelope: {e}"))?;
+    Ok(answer.first_offset()..answer.next_offset())
+}
+
+/// Which offsets a pushed payload holds.
+fn pushed_offsets(bytes: &[u8]) -> Result<Range<u64>, String> {
+    let push =
+        envelope::<wire::Push<'_>>(bytes).map_err(|e| format!("malformed push envelope: {e}"))?;
+    Ok(push.first_offset()..push.next_offset())
 }

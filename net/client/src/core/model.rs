@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 
 use ringtide_schema::batch::{self, Header, check_publish};
 use ringtide_schema::error_code::ErrorCode;
@@ -100,10 +101,11 @@ impl Log {
         Ok((base, false))
     }
 
-    /// Batches from the one that contains `offset` on.
-    fn read(&self, offset: u64, max_bytes: usize) -> Vec<u8> {
+    /// Batches from the one that contains `offset` on, and their offsets.
+    fn read(&self, offset: u64, max_bytes: usize) -> (Range<u64>, Vec<u8>) {
+        let mut offsets = offset..offset;
         let mut out = Vec::new();
-        for (_, bytes) in self
+        for (header, bytes) in self
             .batches
             .iter()
             .filter(|(h, _)| h.next_offset() > offset)
@@ -111,9 +113,13 @@ impl Log {
             if !out.is_empty() && out.len() + bytes.len() > max_bytes {
                 break;
             }
+            if out.is_empty() {
+                offsets.start = header.base_offset;
+            }
+            offsets.end = header.next_offset();
             out.extend_from_slice(bytes);
         }
-        out
+        (offsets, out)
     }
 
     fn offset_at(&self, at: i64) -> (u64, i64) {
@@ -309,17 +315,20 @@ impl Model {
                 return false;
             };
             while s.credit > 0 && s.offset < log.next {
-                let mut payload = log.read(s.offset, 1000);
+                let (offsets, mut payload) = log.read(s.offset, 1000);
                 s.credit -= payload.len() as i64;
-                for next in batch::Batches::new(&payload) {
-                    s.offset = next.expect("a good batch").0.next_offset();
-                }
+                s.offset = offsets.end;
                 if corrupt && let Some(last) = payload.last_mut() {
                     *last ^= 1;
                 }
                 let visible = log.next;
                 peer.answer(Op::Push, s.correlation, &payload, |b| {
-                    wire::Push::create(b, &wire::PushArgs { visible })
+                    let push = wire::PushArgs {
+                        visible,
+                        first_offset: offsets.start,
+                        next_offset: offsets.end,
+                    };
+                    wire::Push::create(b, &push)
                 });
             }
             true
@@ -530,11 +539,13 @@ impl Model {
                     peer.error(op, correlation, ErrorCode::OffsetOutOfRange, range);
                     return Ok(());
                 }
-                let payload = log.read(asked.offset(), asked.max_bytes() as usize);
+                let (offsets, payload) = log.read(asked.offset(), asked.max_bytes() as usize);
                 let args = wire::FetchResponseArgs {
                     earliest: log.start,
                     visible: log.next,
                     leader_epoch: 1,
+                    first_offset: offsets.start,
+                    next_offset: offsets.end,
                 };
                 peer.answer(op, correlation, &payload, |b| {
                     wire::FetchResponse::create(b, &args)

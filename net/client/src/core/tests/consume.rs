@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use ringtide_schema::batch::{Codec, assign};
 use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::record::BatchBuilder;
 
 use crate::core::consumer::{Place, Reader};
 use crate::core::tests::{PARTITIONS, Step, World, producer_options, step};
@@ -103,15 +105,15 @@ fn whole_batches_in_front_of_a_damaged_one_are_delivered() {
     header_lost[batches[0].len() + 16] ^= 1;
     let mut cut_short = batches.concat();
     cut_short.pop();
-    for (payload, behind) in [(header_lost, None), (cut_short, Some(2))] {
+    for payload in [header_lost, cut_short] {
         let consumer = world.core.consumer(key);
-        consumer.arrived(0, &payload);
+        consumer.arrived(0, 0..2, &payload);
         let chunk = consumer.take().expect("something").expect("the good batch");
         assert_eq!(chunk.bytes, batches[0]);
         match consumer.take() {
             Some(Err(Error::BadBatch {
                 offset: 1, next, ..
-            })) => assert_eq!(next, behind),
+            })) => assert_eq!(next, Some(2)),
             other => panic!("{other:?}"),
         }
         consumer.seek(0, Start::Offset(0));
@@ -132,7 +134,7 @@ fn a_batch_that_is_not_the_next_one_is_refused() {
     };
     let whole = batches[0].len();
     let refused = [
-        (vec![moved(0, 7)], 0, (0, None)),
+        (vec![moved(0, 7)], 0, (0, Some(1))),
         (
             vec![batches[0].clone(), moved(1, 1 << 40)],
             whole,
@@ -142,7 +144,8 @@ fn a_batch_that_is_not_the_next_one_is_refused() {
     ];
     for (payload, taken, expected) in refused {
         let consumer = world.core.consumer(key);
-        consumer.arrived(0, &payload.concat());
+        let behind = payload.len() as u64;
+        consumer.arrived(0, 0..behind, &payload.concat());
         if taken > 0 {
             let chunk = consumer.take().expect("something").expect("the good batch");
             assert_eq!(chunk.bytes.len(), taken);
@@ -171,31 +174,111 @@ fn a_damaged_batch_in_front_of_what_was_asked_for_is_passed_over() {
     consumer.seek(0, Start::Offset(2));
     consumer.cursors[0].place = Place::Known;
     consumer.cursors[0].arrived = 2;
-    consumer.arrived(0, &batches.concat());
+    consumer.arrived(0, 0..3, &batches.concat());
     let chunk = consumer.take().expect("something").expect("the good batch");
     assert_eq!(chunk.bytes, batches[2]);
     assert!(consumer.take().is_none());
 }
 
 #[test]
-fn a_payload_whose_first_offset_is_wrong_is_an_error_and_not_passed_over() {
+fn a_payload_that_cannot_hold_what_was_asked_for_is_an_error_and_not_passed_over() {
     let (mut world, key) = with_two_batches();
-    world.send(0);
-    world.heal();
     let log = world.model.log("t", 0);
-    let mut batches: Vec<Vec<u8>> = log.batches.iter().map(|b| b.1.clone()).collect();
-    // As if the log were long and a bit of the first batch had gone.
-    for (batch, base_offset) in batches.iter_mut().zip([36_u64, 101, 102]) {
-        batch[..8].copy_from_slice(&base_offset.to_be_bytes());
+    let batches: Vec<Vec<u8>> = log.batches.iter().map(|b| b.1.clone()).collect();
+    for asked in [2, 102] {
+        let consumer = world.core.consumer(key);
+        consumer.seek(0, Start::Offset(asked));
+        consumer.cursors[0].place = Place::Known;
+        consumer.cursors[0].arrived = asked;
+        consumer.arrived(0, 0..2, &batches.concat());
+        match consumer.take() {
+            Some(Err(Error::BadBatch { offset, .. })) => assert_eq!(offset, asked),
+            other => panic!("{other:?}"),
+        }
     }
-    let consumer = world.core.consumer(key);
-    consumer.seek(0, Start::Offset(102));
-    consumer.cursors[0].place = Place::Known;
-    consumer.cursors[0].arrived = 102;
-    consumer.arrived(0, &batches.concat());
-    match consumer.take() {
-        Some(Err(Error::BadBatch { offset: 102, .. })) => {}
-        other => panic!("{other:?}"),
+}
+
+#[test]
+fn a_flipped_bit_moves_no_record_and_what_is_whole_behind_it_can_be_read() {
+    let mut world = World::new(1, producer_options());
+    let options = ConsumerOptions::new().start(Start::Offset(0));
+    let key = consumer(&mut world, options).expect("a consumer");
+    // Batches of one, two, three and four records.
+    let mut truth = Vec::new();
+    let mut whole = Vec::new();
+    let mut begins = Vec::new();
+    let mut batch_bytes = Vec::new();
+    for records in 1..=4 {
+        let base = truth.len() as u64;
+        let mut builder = BatchBuilder::new(Codec::None);
+        for n in 0..records {
+            let value = format!("value {n} of {records}").into_bytes();
+            builder.push(1, None, Some(&value), &[]);
+            truth.push((base + n, value));
+        }
+        let mut bytes = Vec::new();
+        builder.finish(-1, -1, -1, &mut bytes).expect("records");
+        assign(&mut bytes, base, 1);
+        begins.push(base);
+        batch_bytes.push(whole.len());
+        whole.extend(bytes);
+    }
+    let end = truth.len() as u64;
+    batch_bytes.push(whole.len());
+    begins.push(end);
+    // Gives what is read and where it can be gone on behind an error.
+    let mut read = |payload: &[u8], from: u64| {
+        let consumer = world.core.consumer(key);
+        consumer.seek(0, Start::Offset(from));
+        consumer.cursors[0].place = Place::Known;
+        consumer.cursors[0].arrived = from;
+        consumer.arrived(0, 0..end, payload);
+        let mut reader = Reader::new("t".into(), 1 << 20);
+        let mut seen = Vec::new();
+        while let Some(news) = consumer.take() {
+            let chunk = match news {
+                Ok(chunk) => chunk,
+                Err(Error::BadBatch { next, .. }) => return (seen, Some(next)),
+                Err(other) => panic!("{other}"),
+            };
+            reader.begin(chunk);
+            while reader.has_more() {
+                match reader.next() {
+                    Some(Ok(batch)) => seen.extend(
+                        batch
+                            .records()
+                            .filter(|r| r.offset >= from)
+                            .map(|r| (r.offset, r.value.unwrap_or(b"").to_vec())),
+                    ),
+                    Some(Err((_, Error::BadBatch { next, .. }))) => return (seen, Some(next)),
+                    other => panic!("{:?}", other.is_some()),
+                }
+            }
+        }
+        (seen, None)
+    };
+    for bit in 0..whole.len() * 8 {
+        let mut payload = whole.clone();
+        payload[bit / 8] ^= 1 << (bit % 8);
+        let damaged = batch_bytes.iter().filter(|at| **at <= bit / 8).count() - 1;
+        let (first, behind) = (begins[damaged], begins[damaged + 1]);
+        for from in 0..end {
+            let (seen, error) = read(&payload, from);
+            let until = first.max(from);
+            let is_epoch = (12..16).contains(&(bit / 8 - batch_bytes[damaged]));
+            if from >= behind || is_epoch {
+                assert_eq!(seen, truth[from as usize..], "bit {bit} from {from}");
+                assert_eq!(error, None);
+                continue;
+            }
+            assert_eq!(
+                seen,
+                truth[from as usize..until as usize],
+                "bit {bit} from {from}"
+            );
+            let next = error.expect("the damage is told").expect("with a way on");
+            assert_eq!(next, behind, "bit {bit} from {from}");
+        }
     }
 }
 
@@ -206,7 +289,7 @@ fn an_error_is_told_before_what_arrives_later_and_forgotten_by_a_seek() {
     let consumer = world.core.consumer(key);
     consumer.fail(0, Error::Closed);
     consumer.cursors[0].place = Place::Known;
-    consumer.arrived(0, &payload);
+    consumer.arrived(0, 0..1, &payload);
     assert!(matches!(consumer.take(), Some(Err(Error::Closed))));
     assert!(matches!(consumer.take(), Some(Ok(_))));
     consumer.fail(0, Error::Closed);
