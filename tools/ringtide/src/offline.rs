@@ -132,7 +132,7 @@ fn text(dir: &Path, report: &Report) -> String {
     }
     if report.is_sound() {
         out.push_str(match report.cuts.is_empty() {
-            true => "everything that was acknowledged is there\n",
+            true => "nothing that was acknowledged is missing, as far as the directory can show\n",
             false => "nothing else is wrong\n",
         });
     }
