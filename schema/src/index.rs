@@ -20,6 +20,9 @@
 //! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart. `largest
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
 //! first): it only grows, so that a binary search finds where records at or after a time begin.
+//!
+//! One that ends where its segment cannot be read is kept in memory only, with a last entry for that
+//! ([`IndexEntry::unreadable`]), however near to the one before.
 
 use crate::{le, put_le};
 
@@ -44,6 +47,23 @@ pub struct IndexEntry {
     pub timestamp_ms: i64,
     /// The largest timestamp of the records before the batch.
     pub max_timestamp_before_ms: i64,
+}
+
+impl IndexEntry {
+    /// Where batches begin that could not be read.
+    pub fn unreadable(relative_offset: u32, position: u32, max_timestamp_before_ms: i64) -> Self {
+        Self {
+            relative_offset,
+            position,
+            timestamp_ms: i64::MIN,
+            max_timestamp_before_ms,
+        }
+    }
+
+    /// Whether it stands for what could not be read.
+    pub fn is_unreadable(&self) -> bool {
+        self.timestamp_ms == i64::MIN
+    }
 }
 
 /// Why an index is not believed; it is then rebuilt.

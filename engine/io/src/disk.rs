@@ -81,11 +81,12 @@ pub enum DiskOp {
         bytes: u64,
         /// Where the index goes.
         index_path: PathBuf,
-        /// The index's bytes.
+        /// The index's bytes; there is none to be written if there are none.
         index: Vec<u8>,
     },
     /// Loads a segment's index (mapping and checking it), or builds it from the segment's batches
-    /// up to `bytes` where it is missing, wrong or does not cover them.
+    /// up to `bytes` where it is missing, wrong or does not cover them. Damage ends one that is built, and so does
+    /// what cannot be read, with an entry of its own: it is then no failure.
     LoadIndex {
         /// Of the index.
         index_path: PathBuf,
@@ -95,8 +96,8 @@ pub enum DiskOp {
         base_offset: u64,
         /// How much of the segment must be covered.
         bytes: u64,
-        /// Whether an index that had to be built is written: an index file says that its segment
-        /// is sealed.
+        /// Whether an index that had to be built is written, unless damage ended it: an index file says that
+        /// its segment is sealed.
         keep: bool,
     },
     /// Replaces a small file atomically and durably: written beside it, synced, renamed, directory
@@ -155,7 +156,7 @@ pub enum IndexBytes {
     Built {
         /// In ascending order.
         entries: Vec<IndexEntry>,
-        /// How much of the segment they know.
+        /// How much of the segment they know: less than was asked for if it is damaged there.
         covered_bytes: u64,
     },
 }
@@ -180,6 +181,16 @@ pub enum DiskErrorKind {
     Corrupt,
     /// Anything else, with its errno.
     Os(i32),
+}
+
+/// Whether an errno of a read says that what was to be read is lost on its device or in its file system. Any other
+/// is about the host, which lacks something, or the broker.
+pub fn is_unreadable(errno: i32) -> bool {
+    // The last three: a checksum of the file system or the device, its structure, a device behind a network.
+    matches!(
+        errno,
+        libc::EIO | libc::ENODATA | libc::EBADMSG | libc::EUCLEAN | libc::EREMOTEIO
+    )
 }
 
 /// A failed operation.

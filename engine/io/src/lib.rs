@@ -10,7 +10,9 @@ pub mod disk;
 pub mod net;
 
 pub use buffer::{Chunk, Pool, Slice};
-pub use disk::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
+pub use disk::{
+    DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode, is_unreadable,
+};
 pub use net::{Body, ConnId, Disconnect, Egress, NetOp, Slices};
 
 use std::net::SocketAddr;

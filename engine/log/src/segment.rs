@@ -142,6 +142,12 @@ impl Segment {
         };
     }
 
+    /// Whether its index ends where it cannot be read: readers would not find what is appended to it.
+    pub fn is_damaged(&self) -> bool {
+        let last = self.index.len().checked_sub(1);
+        last.is_some_and(|last| self.index.get(last).is_unreadable())
+    }
+
     /// Adds a batch that begins at `position` to the index, unless the last entry is too near.
     pub fn index_batch(&mut self, offset: u64, position: u64, first_timestamp_ms: i64) {
         let Index::Memory(entries) = &mut self.index else {
@@ -186,7 +192,7 @@ impl Segment {
                     position: 0,
                     bytes: 0,
                     first_offset: offset,
-                    next_offset: offset,
+                    next_offset: at(0).1,
                 };
             }
         };

@@ -53,6 +53,8 @@ struct World {
     /// Ranges that memory ended.
     joined: u32,
     unreadable: HashSet<PathBuf>,
+    /// Bytes of segments that cannot be read.
+    damage: HashMap<PathBuf, usize>,
 }
 
 fn partition(segment_bytes: u32) -> Partition {
@@ -84,6 +86,7 @@ impl World {
             is_full: false,
             joined: 0,
             unreadable: HashSet::new(),
+            damage: HashMap::new(),
         }
     }
 
@@ -175,7 +178,9 @@ impl World {
                 let contents = self.files.get_mut(&self.open[&file]).expect("open");
                 assert!(contents.len() >= bytes as usize, "sealed past its end");
                 contents.truncate(bytes as usize);
-                self.indexes.insert(index_path, index);
+                if !index.is_empty() {
+                    self.indexes.insert(index_path, index);
+                }
                 Ok(DiskDone::Done)
             }
             DiskOp::LoadIndex {
@@ -194,9 +199,11 @@ impl World {
                     return Ok(DiskDone::Index(IndexBytes::File(Arc::new(index.clone()))));
                 }
                 let contents = &self.files[&log_path];
+                let damage = self.damage.get(&log_path).copied();
                 Ok(DiskDone::Index(built(
                     &contents[..bytes as usize],
                     base_offset,
+                    damage,
                 )))
             }
             DiskOp::Sync { .. } => Ok(DiskDone::Done),
@@ -262,7 +269,9 @@ impl World {
     fn check_read(&mut self, offset: u64, max_bytes: usize) -> bool {
         let turn = self.turn;
         let (read, offsets) = match self.with(|p, ops| p.plan(offset, max_bytes, turn, ops)) {
-            Plan::OutOfRange => panic!("{offset} of {} is out of range", self.appended.len()),
+            Plan::OutOfRange | Plan::Unreadable { .. } => {
+                panic!("{offset} of {} is not found", self.appended.len())
+            }
             Plan::Wait => return false,
             Plan::AtEnd => {
                 assert!(offset >= self.partition.visible());
@@ -357,12 +366,20 @@ impl World {
     }
 }
 
-/// The index that a scan of the segment gives.
-fn built(log: &[u8], base_offset: u64) -> IndexBytes {
+/// The index that a scan of the segment gives, a byte of which may be damaged.
+fn built(log: &[u8], base_offset: u64, damage: Option<usize>) -> IndexBytes {
     let mut entries: Vec<IndexEntry> = Vec::new();
     let (mut position, mut before_ms) = (0, i64::MIN);
+    let mut next_offset = base_offset;
     while let Ok(header) = Header::peek(&log[position..]) {
         let at = position as u32;
+        let batch = position..position + header.batch_bytes;
+        if damage.is_some_and(|byte| batch.contains(&byte)) {
+            let relative_offset = (next_offset - base_offset) as u32;
+            entries.push(IndexEntry::unreadable(relative_offset, at, before_ms));
+            break;
+        }
+        next_offset = header.next_offset();
         if entries
             .last()
             .is_none_or(|last| at - last.position >= INTERVAL_BYTES)
@@ -452,6 +469,88 @@ fn a_sealed_segment_that_cannot_be_read_is_no_failure_of_the_writer() {
     }
     world.drain();
     assert!(world.check_read(world.partition.latest() - 1, 1));
+}
+
+/// Records in an open segment from before a restart, half of which are more than is read at once.
+const OLD: u64 = 80;
+
+/// A partition with that segment, and its file.
+fn with_an_open_segment() -> (World, PathBuf) {
+    let mut world = World::new(1, 64 << 20);
+    for _ in 0..OLD {
+        world.append(60_000);
+    }
+    world.partition.commit(world.partition.latest());
+    world.drain();
+    world.restart();
+    (world, PathBuf::from("p/00000000000000000000.log"))
+}
+
+/// Whether a read finds an offset; it may wait for files and an index, once.
+fn is_found(world: &mut World, offset: u64) -> bool {
+    for _ in 0..2 {
+        let turn = world.turn;
+        match world.with(|p, ops| p.plan(offset, 1, turn, ops)) {
+            Plan::Wait => world.drain(),
+            Plan::Unreadable { next_offset } => {
+                assert_eq!(next_offset, OLD, "the end of the segment");
+                return false;
+            }
+            _ => return world.check_read(offset, 1),
+        }
+    }
+    panic!("{offset} is waited for without end");
+}
+
+#[test]
+fn what_is_appended_behind_damage_is_found_and_no_index_that_damage_ends_is_kept() {
+    let (mut world, log) = with_an_open_segment();
+    let bytes = world.files[&log].len();
+    world.damage.insert(log.clone(), bytes / 2);
+    for round in 0..3 {
+        for _ in 0..20 {
+            world.append(4_000);
+        }
+        let end = world.partition.latest();
+        world.partition.commit(end);
+        world.drain();
+        world.partition.evict(0);
+        let found: Vec<u64> = (0..end).filter(|&o| is_found(&mut world, o)).collect();
+        let before = found.iter().filter(|&&offset| offset < OLD).count();
+        assert_eq!(before as u64, OLD / 2 - 1, "up to the damaged record");
+        let behind: Vec<u64> = (OLD..end).collect();
+        assert!(found.ends_with(&behind), "round {round}");
+        assert!(!world.indexes.contains_key(&log.with_extension("index")));
+        world.restart();
+    }
+    // The device has it again.
+    world.damage.clear();
+    world.restart();
+    let end = world.partition.latest();
+    assert!((0..end).all(|offset| is_found(&mut world, offset)));
+}
+
+#[test]
+fn a_writer_whose_index_cannot_be_loaded_goes_on_in_the_next_segment() {
+    let (mut world, log) = with_an_open_segment();
+    world.unreadable.insert(log);
+    for _ in 0..20 {
+        world.append(4_000);
+    }
+    let end = world.partition.latest();
+    world.partition.commit(end);
+    world.with(|p, ops| p.write_out(true, ops));
+    match world.complete(0) {
+        Err(WriteError::Unreadable(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    world.drain();
+    assert_eq!(world.partition.size().0, 2, "segments");
+    world.partition.evict(0);
+    assert!((OLD..end).all(|offset| is_found(&mut world, offset)));
+    // What kept the index from being loaded has passed.
+    world.unreadable.clear();
+    assert!((0..end).all(|offset| is_found(&mut world, offset)));
 }
 
 #[test]

@@ -39,8 +39,9 @@ impl Shard {
             if is_due && self.begin_checkpoint() {
                 self.upkeep.checkpoint_moved = true;
                 self.upkeep.wants_checkpoint = false;
-            } else if is_low {
+            } else if is_low || self.upkeep.wants_checkpoint {
                 // Snapshots of an earlier checkpoint hold everything, though they were cut before it.
+                self.upkeep.wants_checkpoint = false;
                 self.upkeep.checkpointed_seq = self.wal.committed();
                 self.wal.release_through(self.wal.committed(), &mut fx.disk);
             }

@@ -364,6 +364,7 @@ impl Shard {
         let Some(held) = self.held(i) else {
             return Supply::Lost(self.out_of_range(i, offset));
         };
+        let id = held.log.id();
         let (max_bytes, is_least) = match held.failed_reads.trust(offset) {
             Trust::Whole => (max_bytes, false),
             Trust::Least => (1, true),
@@ -395,6 +396,9 @@ impl Shard {
                     });
                 }
                 (Source::File(range), bytes, offsets)
+            }
+            Some(Plan::Unreadable { next_offset }) => {
+                return Supply::Lost(failed_reads::refusal(id, &(offset..next_offset)));
             }
             Some(Plan::OutOfRange) | None => return Supply::Lost(self.out_of_range(i, offset)),
         };

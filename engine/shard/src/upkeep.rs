@@ -45,7 +45,9 @@ pub(crate) struct Upkeep {
     pub(crate) checkpoint_moved: bool,
     /// Snapshots hold everything up to this entry.
     pub(crate) checkpointed_seq: u64,
-    /// Files can be removed after the next checkpoint.
+    /// Snapshots that hold everything up to this entry know of each segment that was sealed because it is damaged.
+    damage_left_seq: u64,
+    /// Files can be removed after the next checkpoint, or damage be left behind.
     pub(crate) wants_checkpoint: bool,
     /// Slots still to be made, the next one last.
     new_slots: Vec<PathBuf>,
@@ -302,6 +304,9 @@ impl Shard {
                 if is_done && again {
                     self.queue_writer(i, sync);
                 }
+                if progress.is_damage_left {
+                    self.upkeep.damage_left_seq = self.wal.appended();
+                }
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
@@ -313,6 +318,10 @@ impl Shard {
             }
             Err(WriteError::Unreadable(message)) => {
                 self.segment_failed(i, op, &message);
+                if is_done {
+                    // The writer goes on without it.
+                    self.queue_writer(i, sync);
+                }
             }
             Err(WriteError::Fatal(message)) => fatal(fx, FatalReason::Segment, message),
         }
@@ -466,7 +475,7 @@ impl Shard {
     fn retention(&mut self, now: Now, fx: &mut Fx) {
         let held_seq = self.upkeep.checkpointed_seq;
         let is_full = self.upkeep.disk_full.is_some();
-        self.upkeep.wants_checkpoint = false;
+        self.upkeep.wants_checkpoint = self.upkeep.damage_left_seq > held_seq;
         for i in 0..self.partitions.len() {
             let closed = self.with_log(i, fx, |log, ops| log.remove_files(held_seq, ops));
             for file in closed.unwrap_or_default() {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ringtide_io::{DiskError, DiskErrorKind, FileId, IndexBytes, OpId, OpenMode};
+use ringtide_io::{DiskError, DiskErrorKind, FileId, IndexBytes, OpId, OpenMode, is_unreadable};
 use ringtide_schema::batch;
 use ringtide_schema::index::{self, IndexEntry, IndexView};
 use ringtide_schema::limits::BLOCK_BYTES;
@@ -238,7 +238,9 @@ fn seal(file: &OpenFile, bytes: u64, index_path: &Path, index: &[u8]) -> Result<
         .sync_all()
         .map_err(|error| failed_to_sync(&file.path, &error))?;
     // Derived data: without it the index is built anew when it is asked for.
-    if let Err(error) = write_index(index_path, index) {
+    if !index.is_empty()
+        && let Err(error) = write_index(index_path, index)
+    {
         tracing::warn!("cannot write index {}: {error}", index_path.display());
     }
     Ok(())
@@ -260,7 +262,7 @@ fn load_index(
         return Ok(IndexBytes::File(map));
     }
     let log = File::open(log_path).map_err(|error| failed("open", log_path, &error))?;
-    let (entries, covered_bytes) = scan(&log, log_path, base_offset, bytes)?;
+    let (entries, covered_bytes) = scan(&log, log_path, base_offset, bytes, keep)?;
     if keep && covered_bytes >= bytes && u32::try_from(covered_bytes).is_ok() {
         let contents = index::encode(base_offset, covered_bytes as u32, &entries);
         if let Err(error) = write_index(index_path, &contents) {
@@ -286,13 +288,15 @@ fn mapped_index(
     fits.then(|| Arc::new(map) as _)
 }
 
-/// Reads the batch headers of a segment up to `bytes`, or to the first that is damaged: what comes
-/// before it can be read, and readers meet the damage where it is.
+/// Reads the batch headers of a segment up to `bytes`, or to the first that is damaged: what comes before it can be read,
+/// and readers meet the damage where it is. One that cannot be read has the last entry, so that what comes before it can
+/// be read without it.
 fn scan(
     log: &File,
     path: &Path,
     base_offset: u64,
     bytes: u64,
+    is_sealed: bool,
 ) -> Result<(Vec<IndexEntry>, u64), DiskError> {
     const WINDOW_BYTES: usize = 1 << 20;
     let length = log
@@ -310,34 +314,43 @@ fn scan(
     let mut entries: Vec<IndexEntry> = Vec::new();
     let mut max_before_ms = i64::MIN;
     let (mut position, mut next_offset) = (0u64, base_offset);
-    while position < bytes {
+    let mut is_lost = false;
+    let damage = loop {
+        if position >= bytes {
+            break None;
+        }
         if position + batch::HEADER_BYTES as u64 > start + filled as u64 {
-            if position + batch::HEADER_BYTES as u64 > length {
-                break;
+            if position + batch::HEADER_BYTES as u64 > bytes {
+                // Of an open segment the rest of it is not in whole blocks yet.
+                break is_sealed.then(|| "the last batch is too short".into());
             }
             start = position;
-            filled = WINDOW_BYTES.min((length - position) as usize);
-            log.read_exact_at(&mut window[..filled], start)
-                .map_err(|error| failed("read", path, &error))?;
+            let wanted = WINDOW_BYTES.min((bytes - position) as usize);
+            let error;
+            (filled, error) = read_as_far_as_possible(log, &mut window[..wanted], start);
+            match error {
+                // The headers in front of what cannot be read are of use.
+                Some(error) if filled < batch::HEADER_BYTES => {
+                    is_lost = error.raw_os_error().is_none_or(is_unreadable);
+                    match is_lost {
+                        true => break Some(format!("it cannot be read: {error}")),
+                        false => return Err(failed("read", path, &error)),
+                    }
+                }
+                _ => {}
+            }
         }
         let at = (position - start) as usize;
         let header = match batch::Header::peek(&window[at..filled]) {
             Ok(header) => header,
-            Err(error) => {
-                tracing::error!("{} is damaged at byte {position}: {error}", path.display());
-                break;
-            }
+            Err(error) => break Some(error.to_string()),
         };
         let relative = header.base_offset.checked_sub(base_offset);
         let relative = relative.filter(|_| header.base_offset == next_offset);
         let relative = relative.and_then(|offset| u32::try_from(offset).ok());
         let (Some(relative_offset), Ok(at_u32)) = (relative, u32::try_from(position)) else {
             let offset = header.base_offset;
-            tracing::error!(
-                "{} is damaged at byte {position}: offset {offset} in the segment of {base_offset}",
-                path.display(),
-            );
-            break;
+            break Some(format!("offset {offset} in the segment of {base_offset}"));
         };
         let due = entries
             .last()
@@ -353,8 +366,33 @@ fn scan(
         next_offset = header.next_offset();
         max_before_ms = max_before_ms.max(header.max_timestamp_ms);
         position += header.batch_bytes as u64;
+    };
+    let Some(what) = damage else {
+        return Ok((entries, position.max(bytes)));
+    };
+    tracing::error!(
+        "{} is damaged at byte {position}: {what}; readers may not find what it has from offset {next_offset} on",
+        path.display()
+    );
+    let relative = u32::try_from(next_offset - base_offset);
+    if let (true, Ok(relative_offset), Ok(at)) = (is_lost, relative, u32::try_from(position)) {
+        entries.push(IndexEntry::unreadable(relative_offset, at, max_before_ms));
     }
     Ok((entries, position))
+}
+
+/// Fills a buffer, or the front of it and says what came in between.
+fn read_as_far_as_possible(file: &File, buf: &mut [u8], from: u64) -> (usize, Option<io::Error>) {
+    let mut done = 0;
+    while done < buf.len() {
+        match file.read_at(&mut buf[done..], from + done as u64) {
+            Ok(0) => return (done, Some(io::ErrorKind::UnexpectedEof.into())),
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (done, Some(error)),
+        }
+    }
+    (done, None)
 }
 
 fn replace(path: &Path, contents: &[u8]) -> Result<(), DiskError> {

@@ -17,23 +17,23 @@
 //!   sector that it was to save is on the device or is not, and no later sync saves it (as Linux does).
 //! - The disk is full for a while: whatever needs more space fails, a write after a part of it; what is removed gives
 //!   its space back.
-//! - A read fails with EIO, once.
+//! - A read fails with EIO, once: the batch at which the index of a segment was being built, for example.
 //! - A bit of a file is another one from now on: of an index, a snapshot, the identity, of a segment but for the leader epoch
 //!   of a batch, which nothing covers, or of the log but for the last frames.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
-use ringtide_schema::batch::Header;
-use ringtide_schema::index::{self, INTERVAL_BYTES, IndexEntry, IndexView};
+use ringtide_schema::index;
 
+use self::index_files::index_of;
 use self::rot::LastWrites;
 use crate::planted::Planted;
 use crate::random::Random;
 
+mod index_files;
 mod rot;
 mod starting;
 
@@ -224,7 +224,7 @@ pub struct Disk {
     pub fails_next: bool,
     /// The next operation that reads a file fails with EIO.
     pub fails_next_read: bool,
-    /// Operations that failed because of that.
+    /// Operations that changed a file and failed because of that. A read that fails ends nobody.
     pub failures: u64,
     /// What is going to happen to a recovery.
     pub interruption: Option<Interruption>,
@@ -339,11 +339,7 @@ impl Disk {
             _ => false,
         };
         let result = if reads && mem::take(&mut self.fails_next_read) {
-            self.failures += 1;
-            Err(DiskError {
-                kind: DiskErrorKind::Os(5),
-                message: format!("{:?}: Input/output error", under_way.op),
-            })
+            self.fail_to_read(under_way.op)
         } else if changes && mem::take(&mut self.fails_next) {
             self.failures += 1;
             let message = format!("{:?}: Input/output error", under_way.op);
@@ -461,7 +457,7 @@ impl Disk {
                 self.inodes[inode].now.set_len(bytes as usize);
                 self.inodes[inode].sync();
                 // Without space there is none.
-                if self.grow(index.len() as u64).is_ok() {
+                if !index.is_empty() && self.grow(index.len() as u64).is_ok() {
                     let index = self.add(Inode::unsynced(index));
                     self.names.insert(index_path, index);
                 }
@@ -479,7 +475,7 @@ impl Disk {
                 }
                 let inode = self.find(&log_path)?;
                 let segment = self.inodes[inode].now.read(0, bytes as usize);
-                let index = index_of(&segment);
+                let index = index_of(&segment, bytes as usize);
                 if let (true, IndexBytes::Built { entries, .. }) = (keep, &index) {
                     let contents = index::encode(base_offset, bytes as u32, entries);
                     if self.grow(contents.len() as u64).is_ok() {
@@ -565,17 +561,6 @@ impl Disk {
         let is_log = mode == OpenMode::Wal;
         self.open.insert((shard, file), (inode, is_log));
         Ok(DiskDone::Opened { bytes })
-    }
-
-    /// The index file, if it is there, whole, and knows enough.
-    fn index(&self, path: &Path, base_offset: u64, bytes: u64) -> Option<IndexBytes> {
-        let now = &self.inodes[*self.names.get(path)?].now;
-        let contents = now.read(0, now.len);
-        let is_believed = self.planted == Planted::IndexBelieved && now.len >= index::HEADER_BYTES;
-        let is_right = IndexView::check(&contents).is_ok_and(|view| {
-            view.base_offset == base_offset && u64::from(view.covered_bytes) >= bytes
-        });
-        (is_right || is_believed).then(|| IndexBytes::File(Arc::new(contents)))
     }
 
     /// A range of an open file, as a socket sends it; nothing if the file is shorter.
@@ -774,29 +759,4 @@ fn beside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     name.into()
-}
-
-/// The index of a segment, as the driver builds one that is missing: of every batch that begins in it.
-fn index_of(segment: &[u8]) -> IndexBytes {
-    let mut entries: Vec<IndexEntry> = Vec::new();
-    let (mut base, mut position, mut max_before_ms) = (None, 0, i64::MIN);
-    while let Some(Ok(header)) = segment.get(position..).map(Header::peek) {
-        let base = *base.get_or_insert(header.base_offset);
-        let at = position as u32;
-        let is_near = |last: &IndexEntry| at < last.position + INTERVAL_BYTES;
-        if !entries.last().is_some_and(is_near) {
-            entries.push(IndexEntry {
-                relative_offset: (header.base_offset - base) as u32,
-                position: at,
-                timestamp_ms: header.base_timestamp_ms,
-                max_timestamp_before_ms: max_before_ms,
-            });
-        }
-        max_before_ms = max_before_ms.max(header.max_timestamp_ms);
-        position += header.batch_bytes;
-    }
-    IndexBytes::Built {
-        entries,
-        covered_bytes: position as u64,
-    }
 }

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::snapshot;
 use ringtide_schema::wal::{FRAME_CLOSING, FrameHeader};
 use ringtide_system_tests::{
     Broker, Cli, DiskRequest, Fault, MountedDisk, Peer, Random, Rec, RecordedDisk, Setup, exit,
@@ -471,7 +472,7 @@ fn a_directory_that_is_mounted_read_only_is_refused_to_a_broker_verified_and_ins
 
 // ---- reads ------------------------------------------------------------------------------------------
 
-/// What readers of a partition found, who come back behind a refusal, and when they are disconnected.
+/// What readers of a partition found, who come back behind what a refusal names, and when they are disconnected.
 struct Found {
     records: Vec<Rec>,
     refused: Vec<u64>,
@@ -499,11 +500,17 @@ fn read_around(broker: &Broker, shard: usize, partition: PartitionId, end: u64) 
                     found.records.append(&mut records);
                 }
                 Err(Fault::Closed) => break,
-                Err(fault) => {
-                    assert_eq!(fault.code(), ErrorCode::DataUnreadable, "{fault:?}");
-                    found.refused.push(at);
-                    at += 1;
+                Err(Fault::Refused(refused)) => {
+                    assert_eq!(refused.code, ErrorCode::DataUnreadable, "{refused:?}");
+                    let words: Vec<&str> = refused.message.split(' ').collect();
+                    let ["offsets", _, "to", to, "of", ..] = words[..] else {
+                        panic!("offsets are not named: {refused:?}");
+                    };
+                    let behind = to.parse::<u64>().expect("an offset") + 1;
+                    found.refused.extend(at..behind);
+                    at = behind;
                 }
+                Err(Fault::Silent) => panic!("no answer at {at}"),
             }
         }
     }
@@ -598,4 +605,131 @@ fn what_the_device_cannot_read_is_refused_and_all_around_it_is_delivered() {
         (found.records.len() as u64, found.connections),
         (RECORDS, 1)
     );
+}
+
+#[test]
+fn an_open_segment_that_cannot_be_read_costs_its_readers_and_no_writer() {
+    const RECORDS: u64 = 200;
+    const RECORD_BYTES: usize = 16 << 10;
+    let name = "an_open_segment_that_cannot_be_read_costs_its_readers_and_no_writer";
+    let large = |offset: u64| Random::new(offset).bytes(RECORD_BYTES);
+    let batch_bytes = single(large(0)).len() as u64;
+    // The block in which a batch begins, by which the next one is found, and one in the middle of a batch.
+    let (header, body) = (19 * batch_bytes, 19 * batch_bytes + batch_bytes / 2);
+    for (is_killed, position) in [(false, header), (true, header), (false, body)] {
+        let Some(disk) = mounted(name, RecordedDisk::blank_ext4(DISK_BYTES)) else {
+            return;
+        };
+        let mut broker = Setup::new()
+            .shards(2)
+            .data_dir(&disk.path().join("data"))
+            .start();
+        let mut peer = broker.peer();
+        let both = ["damaged", "whole"].map(|topic| peer.create_topic(topic, 1).partition(0));
+        let [damaged, whole] = both;
+        let directory = broker.data_dir().join("partitions");
+        let segment = |base: u64| {
+            let directory = directory.join(damaged.dir_name());
+            directory.join(format!("{base:020}.log"))
+        };
+        let bytes_of = |base| fs::metadata(segment(base)).map_or(0, |m| m.len());
+        let publish = |broker: &Broker, offsets: Range<u64>| {
+            let mut peer = broker.peer();
+            for partition in both {
+                for offset in offsets.clone() {
+                    assert_eq!(peer.put(partition, large(offset)), offset);
+                }
+            }
+        };
+        publish(&broker, 0..RECORDS);
+        wait::for_it("a segment that is written", || {
+            bytes_of(0) > position + batch_bytes
+        });
+        match is_killed {
+            true => broker.kill(),
+            false => assert_eq!(broker.stop(), exit::DONE),
+        }
+        // Nothing of it is in the page cache then.
+        disk.remount("rw");
+        let block = position / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        let place = || {
+            let extents = extents(&segment(0)).expect("a segment on a device");
+            part_of(&extents, &(block..block + BLOCK_BYTES as u64))
+        };
+        let bad = place();
+        let touched = bad.clone();
+        disk.fail_when(move |asked, _| {
+            asked.request == DiskRequest::Read && asked.touches(&touched)
+        });
+        broker.restart();
+        assert_eq!(place(), bad, "the segment has moved");
+
+        let (end, bytes) = (RECORDS + 40, bytes_of(0));
+        publish(&broker, RECORDS..end);
+        if position == header {
+            // What comes now would not be found behind the damage.
+            wait::for_it("the next segment", || bytes_of(RECORDS) > 0);
+            broker.logs(&[&segment(0).display().to_string(), "is damaged at byte"]);
+            wait::for_it("a snapshot that knows of it", || {
+                let snapshots = files_with(broker.data_dir(), "snapshot");
+                let groups = snapshots.iter().filter_map(|path| {
+                    let bytes = fs::read(path).ok()?;
+                    snapshot::decode(&bytes).ok()
+                });
+                let segments = groups
+                    .flat_map(|group| group.partitions.unwrap_or_default())
+                    .flat_map(|partition| partition.segments.unwrap_or_default());
+                segments
+                    .filter(|segment| segment.sealed)
+                    .any(|segment| segment.next_offset == RECORDS)
+            });
+        } else {
+            wait::for_it("a segment that grows", || bytes_of(0) > bytes);
+        }
+        for is_again in [false, true] {
+            if is_again {
+                // It is there after another crash, too.
+                broker.kill();
+                disk.remount("rw");
+                broker.restart();
+            }
+            // Through either shard: the one that has the partition sends from the file, the other is sent what was read.
+            for shard in 0..2 {
+                let found = read_around(&broker, shard, damaged, end);
+                assert!(disk.failed_requests() > 0, "nothing failed");
+                // Those around the damage that the kernel reads at once with it; behind a header all of the segment.
+                let is_near = |&offset: &u64| {
+                    (offset * batch_bytes).abs_diff(position) < 160 << 10
+                        || (position == header && (20..RECORDS).contains(&offset))
+                };
+                assert!(
+                    !found.refused.is_empty() && found.refused.iter().all(is_near),
+                    "{:?}",
+                    found.refused
+                );
+                let others = (0..end).filter(|offset| !found.refused.contains(offset));
+                assert!(
+                    others.zip(&found.records).all(|(offset, record)| (
+                        record.offset,
+                        &record.value
+                    ) == (
+                        offset,
+                        &Some(large(offset))
+                    )),
+                    "what is not damaged is not all there"
+                );
+                let total = found.records.len() + found.refused.len();
+                assert_eq!(total as u64, end);
+            }
+            assert_eq!(broker.peer().fetch_to(whole, 0, end).len() as u64, end);
+            broker.still_runs();
+        }
+
+        // The device is well again.
+        disk.heal();
+        assert_eq!(broker.stop(), exit::DONE);
+        broker.restart();
+        let found = read_around(&broker, 0, damaged, end);
+        assert_eq!((found.records.len() as u64, found.connections), (end, 1));
+    }
 }

@@ -412,12 +412,13 @@ impl Partition {
         }
     }
 
-    /// The first offset past those of a segment that consumers can be given.
+    /// The first offset past those of a segment that consumers can be given, or can be given from memory.
     pub fn segment_end(&self, base_offset: u64) -> u64 {
         let mut bases = self.segments.iter().map(|s| s.meta.base_offset);
-        bases
+        let end = bases
             .find(|&base| base > base_offset)
-            .unwrap_or_else(|| self.visible())
+            .unwrap_or_else(|| self.visible());
+        self.tail.front().map_or(end, |b| end.min(b.base_offset))
     }
 
     /// What a named consumer committed.

@@ -35,6 +35,11 @@ pub enum Plan {
         /// From its first offset to that after it.
         offsets: Range<u64>,
     },
+    /// Damage in the segment makes it impossible to find.
+    Unreadable {
+        /// The first offset behind the damage.
+        next_offset: u64,
+    },
     /// An index or a file has been asked for: try again after the next operation of the partition.
     Wait,
 }
@@ -107,10 +112,13 @@ impl Partition {
         };
         let end = self.file_end(i);
         let range = self.segments[i].range(offset, max_bytes as u64, end);
-        // A range that is too long has damage in it, behind which nothing is indexed.
-        let is_whole = range.bytes > 0 && range.bytes <= CHUNK_BYTES as u64;
-        if !is_whole || range.next_offset <= offset {
+        let next_offset = range.next_offset;
+        if next_offset <= offset {
             return Plan::OutOfRange;
+        }
+        // A range that is too long, or none, has damage in it, in which nothing is indexed.
+        if !(1..=CHUNK_BYTES as u64).contains(&range.bytes) {
+            return Plan::Unreadable { next_offset };
         }
         Plan::File {
             range: self.file_range(i, file, range.position, range.bytes as usize),

@@ -5,8 +5,9 @@
 //! (`synced`) is what was written at the last sync, with the carry of that moment. A round that
 //! meets a full disk is undone and tried again; every other failure is final.
 
-use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId};
+use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes};
 use ringtide_schema::batch::Header;
+use ringtide_schema::index::{self, IndexEntry};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::SegmentT;
 
@@ -103,7 +104,7 @@ pub(super) struct Writer {
 pub enum WriteError {
     /// The disk is full; nothing is lost, the round is to be tried again later.
     DiskFull(String),
-    /// A reader's file could not be opened or its index not be loaded; appending goes on.
+    /// A file could not be opened for readers, or an index not be loaded; appending goes on.
     Unreadable(String),
     /// Final.
     Fatal(String),
@@ -114,6 +115,9 @@ pub enum WriteError {
 pub struct WriteProgress {
     /// Batches became synced: memory can be given up, a snapshot can go further.
     pub synced: bool,
+    /// A segment was sealed because it is damaged. Until a snapshot says so, a start after a crash puts what follows
+    /// into it, where readers do not find it.
+    pub is_damage_left: bool,
 }
 
 impl Writer {
@@ -249,6 +253,8 @@ impl Partition {
         let base = active.meta.base_offset;
         match active.index {
             Index::Memory(_) | Index::File(_) => {
+                // What is there of it is all that it becomes.
+                self.writer.seal_asked |= active.is_damaged();
                 let file = ops.file();
                 self.writer.file = Some(file);
                 let mode = ringtide_io::OpenMode::Append {
@@ -445,7 +451,11 @@ impl Partition {
             return false;
         };
         let base = active.meta.base_offset;
-        let index = ringtide_schema::index::encode(base, bytes as u32, &active.index.entries());
+        let index = match active.is_damaged() {
+            // Whoever reads it looks whether the device has it again.
+            true => Vec::new(),
+            false => index::encode(base, bytes as u32, &active.index.entries()),
+        };
         let index_path = index_path(&dir, base);
         ops.out.push((
             PartitionOp::Seal,
@@ -505,6 +515,7 @@ impl Partition {
                 progress.synced = true;
             }
             (PartitionOp::Seal, Ok(_)) => {
+                progress.is_damage_left = self.active().is_some_and(Segment::is_damaged);
                 self.sealed();
                 progress.synced = true;
             }
@@ -624,21 +635,21 @@ impl Partition {
             return Ok(());
         };
         let is_writers = is_opening && !segment.meta.sealed;
+        let failed = result.as_ref().err().map(|e| e.message.clone());
         match result {
             Ok(DiskDone::Index(index)) => segment.set_index(index),
             Ok(_) => return Err(WriteError::Fatal(format!("{id}: no index in the answer"))),
-            Err(e) => {
-                segment.index = Index::Unloaded;
-                return Err(match is_writers {
-                    true => WriteError::Fatal(e.message),
-                    false => WriteError::Unreadable(e.message),
-                });
-            }
+            // The writer needs nothing of what is there: it goes on in the next segment.
+            Err(_) if is_writers => segment.set_index(IndexBytes::Built {
+                entries: vec![IndexEntry::unreadable(0, 0, i64::MIN)],
+                covered_bytes: 0,
+            }),
+            Err(_) => segment.index = Index::Unloaded,
         }
         if is_writers {
             self.writer.state = State::Closed;
         }
-        Ok(())
+        failed.map_or(Ok(()), |message| Err(WriteError::Unreadable(message)))
     }
 
     fn read_opened(

@@ -170,7 +170,9 @@ impl Disk {
                 ..
             } => {
                 contents.borrow_mut().truncate(bytes as usize);
-                self.put(index_path, index);
+                if !index.is_empty() {
+                    self.put(index_path, index);
+                }
             }
             DiskOp::LoadIndex {
                 log_path, bytes, ..

@@ -530,6 +530,43 @@ fn a_segment_that_cannot_be_read_ends_only_what_reads_there() {
 }
 
 #[test]
+fn a_writer_whose_index_cannot_be_loaded_goes_on_and_only_who_reads_there_is_told() {
+    let setup = Setup::new(1).topic("old", 1).open();
+    let old = setup.on_shard("old", 0);
+    let setup = setup.segment(old, &[batch(&[1; 10_000]), batch(&[2; 10_000])]);
+    let mut world = World::new(&setup);
+    world.nodes[0].disk.fails = Box::new(move |path, op| {
+        let is_first = path.ends_with(format!("{:020}.index", 0));
+        let is_load = is_first && matches!(op, DiskOp::LoadIndex { .. });
+        is_load.then_some(DiskErrorKind::Os(5))
+    });
+    let peer = world.connect(0);
+    let tail = world.subscribe(peer, old, -1, 0);
+    let asked = world.publish(peer, DURABLE, &[(old, batch(&[3; 300_000]))]);
+    assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+    world.pass(SECOND);
+    assert!(
+        world.nodes[0].disk.has(&segment(old, 2)),
+        "nothing is written"
+    );
+
+    let fetch = world.fetch(peer, old, 0, 1000);
+    let credit = wire::CreditT {
+        subscription: tail,
+        bytes: 400_000,
+    };
+    world.say(peer, Op::Credit, |b| credit.pack(b));
+    world.run();
+    let heard = world.hear(peer);
+    let error_of = |correlation| {
+        let frame = heard.iter().find(|f| f.correlation == correlation);
+        frame.expect("an answer").error()
+    };
+    assert_eq!(error_of(fetch), Some(ErrorCode::DataUnreadable));
+    assert_eq!(error_of(tail), None);
+}
+
+#[test]
 fn a_search_by_time_inflates_little_of_a_range() {
     let setup = Setup::new(1).topic("old", 1);
     let old = setup.on_shard("old", 0);
