@@ -212,4 +212,9 @@ impl DiskError {
         };
         Self { kind, message }
     }
+
+    /// Of a read: whether what was to be read is lost ([`is_unreadable`]).
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self.kind, DiskErrorKind::Os(errno) if is_unreadable(errno))
+    }
 }

@@ -1,6 +1,8 @@
 //! Ranges of segments that could not be read while they were sent. A peer that was promised such bytes can only be
 //! disconnected, and would come back for them for ever: so what failed is remembered here for a while. Who asks for
-//! it again is given as little at a time as can be read, and is told where even that failed.
+//! it again is given as little at a time as can be read, and is told where even that failed. Only what is lost on its
+//! device counts ([`ringtide_io::is_unreadable`]), or in a file that is too short: what the host was short of may be there
+//! when the peer comes back.
 
 use std::ops::Range;
 

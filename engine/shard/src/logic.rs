@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use ringtide_io::{
     ConnId, Disconnect, DiskDone, DiskError, DiskOp, Egress, FatalReason, Logic, NetOp, Now, OpId,
+    is_unreadable,
 };
 use ringtide_log::partition::PartitionOp;
 use ringtide_log::wal::WAL_OP;
@@ -72,7 +73,12 @@ impl Logic for Shard {
             fx.mail.push((shard, Mail::Gone { conn }));
         }
         let reading = session.reading.clone();
-        if let (Disconnect::File(_) | Disconnect::FileTooShort, Some(reading)) = (why, reading) {
+        let is_lost = match why {
+            Disconnect::FileTooShort => true,
+            Disconnect::File(errno) => is_unreadable(errno),
+            _ => false,
+        };
+        if let (true, Some(reading)) = (is_lost, reading) {
             self.read_failed(reading);
         }
         self.forget(key);
@@ -125,9 +131,13 @@ impl Logic for Shard {
                     self.remote_read_done(key, reply, Some((&read, rest)), fx);
                 }
                 result => {
-                    let error = result
-                        .err()
-                        .map_or("the file is too short".into(), |e| e.message);
+                    let error = result.err();
+                    if error.as_ref().is_some_and(|e| !e.is_unreadable())
+                        && let Some(session) = self.sessions.get_mut(&key)
+                    {
+                        session.reading = None;
+                    }
+                    let error = error.map_or("the file is too short".into(), |e| e.message);
                     tracing::error!(error, "what another shard's peer reads cannot be read");
                     self.remote_read_done(key, reply, None, fx);
                 }

@@ -21,7 +21,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 
 use io_uring::{opcode, types};
-use ringtide_io::{Body, Disconnect, Egress};
+use ringtide_io::{Body, Disconnect, Egress, is_unreadable};
 
 use crate::config::CatchUp;
 use crate::files::{Files, OpenFile};
@@ -364,11 +364,11 @@ impl Outgoing {
                     Step::Again
                 }
             }
-            // A page that is in the cache may yet be one that could not be read; sockets do not say EIO.
-            Err(error) if error.raw_os_error() == Some(libc::EIO) => {
-                Step::Failed(Disconnect::File(libc::EIO))
-            }
-            Err(error) => self.refused(&error, fd, token, ring),
+            // A page that is in the cache may yet be one that could not be read; no socket says that.
+            Err(error) => match error.raw_os_error().filter(|&errno| is_unreadable(errno)) {
+                Some(errno) => Step::Failed(Disconnect::File(errno)),
+                None => self.refused(&error, fd, token, ring),
+            },
         }
     }
 

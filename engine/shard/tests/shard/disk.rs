@@ -7,7 +7,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
+use ringtide_io::{
+    Disconnect, DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode,
+};
 use ringtide_schema::batch::Header;
 use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
 
@@ -42,6 +44,8 @@ pub struct Disk {
     pub fails: Box<Fails>,
     /// Whether a range of a file cannot be read while it is sent.
     pub range_fails: Box<RangeFails>,
+    /// What its reader learns of that.
+    pub range_failure: Disconnect,
 }
 
 impl Disk {
@@ -54,6 +58,7 @@ impl Disk {
             holds: Box::new(|_, _| false),
             fails: Box::new(|_, _| None),
             range_fails: Box::new(|_, _| false),
+            range_failure: Disconnect::File(5),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::path::PathBuf;
 
-use ringtide_io::{DiskErrorKind, DiskOp};
+use ringtide_io::{Disconnect, DiskErrorKind, DiskOp};
 use ringtide_schema::batch::{Batches, Codec, assign};
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
@@ -564,6 +564,59 @@ fn a_writer_whose_index_cannot_be_loaded_goes_on_and_only_who_reads_there_is_tol
     };
     assert_eq!(error_of(fetch), Some(ErrorCode::DataUnreadable));
     assert_eq!(error_of(tail), None);
+}
+
+/// How many times of six a reader of a file that cannot be read is told so, rather than disconnected.
+fn times_told(world: &mut World, shard: usize, partition: PartitionId) -> usize {
+    let mut times = 0;
+    for _ in 0..6 {
+        let peer = world.connect(shard);
+        let fetch = world.fetch(peer, partition, 0, 1000);
+        world.run();
+        if world.socket(peer).ended.is_some() {
+            continue;
+        }
+        let heard = world.hear(peer);
+        let answer = heard.iter().find(|f| f.correlation == fetch);
+        let error = answer.expect("an answer").error();
+        assert_eq!(error, Some(ErrorCode::DataUnreadable));
+        times += 1;
+    }
+    times
+}
+
+#[test]
+fn only_what_is_lost_on_the_device_is_refused_to_who_comes_back() {
+    // EIO, ENODATA, EBADMSG, EUCLEAN and EREMOTEIO; then EBADF, EAGAIN, ENOMEM, EINVAL, EMFILE and ETIMEDOUT.
+    let lost = [5, 61, 74, 117, 121].map(|errno| (errno, 4));
+    let others = [9, 11, 12, 22, 24, 110].map(|errno| (errno, 0));
+    let setup = Setup::new(2).topic("old", 8);
+    let old = setup.on_shard("old", 0);
+    let setup = setup.segment(old, &[batch(b"first"), batch(b"second")]);
+    for (errno, told) in lost.into_iter().chain(others) {
+        let mut world = World::new(&setup);
+        world.nodes[0].disk.range_fails = Box::new(|_, _| true);
+        world.nodes[0].disk.range_failure = Disconnect::File(errno);
+        assert_eq!(
+            times_told(&mut world, 0, old),
+            told,
+            "{errno} while sending"
+        );
+        let mut world = World::new(&setup);
+        world.nodes[0].disk.fails = Box::new(move |_, op| {
+            let is_read = matches!(op, DiskOp::Read { .. });
+            is_read.then_some(DiskErrorKind::Os(errno))
+        });
+        assert_eq!(times_told(&mut world, 1, old), told, "{errno} for a shard");
+    }
+    let mut world = World::new(&setup);
+    world.nodes[0].disk.range_fails = Box::new(|_, _| true);
+    world.nodes[0].disk.range_failure = Disconnect::FileTooShort;
+    assert_eq!(
+        times_told(&mut world, 0, old),
+        4,
+        "a file that is too short"
+    );
 }
 
 #[test]

@@ -411,7 +411,8 @@ impl Node {
                     bytes,
                 } => {
                     let Some(range) = self.disk.range(file, position, bytes) else {
-                        self.end(conn, Disconnect::File(5), now);
+                        let why = self.disk.range_failure.clone();
+                        self.end(conn, why, now);
                         return true;
                     };
                     socket.received.extend(range);
