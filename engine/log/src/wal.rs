@@ -143,6 +143,8 @@ struct InFlight {
 struct UsedSlot {
     file: FileId,
     generation: u64,
+    /// The last entry before those in it.
+    last_before: u64,
     /// Where the next frame goes.
     position: u64,
     /// The last entry in it.
@@ -285,8 +287,13 @@ impl Wal {
     }
 
     /// Gives up a slot that holds nothing, unless the open frame needs it, too few would be left, or
-    /// no topic could be deleted without it. A log that ends keeps only what the frame needs.
+    /// no topic could be deleted without it. A log that ends keeps only what the frame needs. None while nothing
+    /// in the current slot is committed: until then what the one before holds shows where the log ends.
     pub fn take_free_slot(&mut self, is_ending: bool) -> Option<FileId> {
+        let is_begun_only = |slot: &UsedSlot| self.committed <= slot.last_before;
+        if self.next_generation > 2 && self.used.back().is_some_and(is_begun_only) {
+            return None;
+        }
         let frame = match (&self.chunk, &self.open) {
             (Some(chunk), Some(open)) => chunk.len() - open.start,
             _ => 0,
@@ -603,6 +610,7 @@ impl Wal {
         self.used.push_back(UsedSlot {
             file,
             generation: self.next_generation,
+            last_before: self.written,
             position: BLOCK_BYTES as u64,
             last_seq: self.written,
         });

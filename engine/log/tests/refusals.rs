@@ -234,6 +234,139 @@ fn an_oldest_slot_that_is_damaged_is_refused_wherever_the_damage_is() {
     }
 }
 
+/// Header and first frame of a slot, lost as zeros or as something else.
+fn lose_the_beginning(b: &mut Builder, slot: usize, byte: u8) {
+    b.logs[0].slots[slot][..2 * BLOCK_BYTES].fill(byte);
+    b.store();
+}
+
+/// A start and `verify` say that a frame is lost with which a slot began.
+fn assert_lost_beginning(b: &Builder, slot: usize) {
+    let report = verify(b.dir(), &mut |_| {}).expect("readable");
+    assert!(!report.is_sound());
+    let RecoverError::Lost(lost) = b.recover().expect_err("data is gone") else {
+        panic!("another refusal")
+    };
+    let place = (lost.path.clone(), lost.position);
+    assert_eq!(place, (b.slot_path(0, slot), BLOCK_BYTES as u64));
+}
+
+#[test]
+fn a_log_whose_only_slot_lost_its_beginning_is_refused() {
+    for byte in [0, 0x5a] {
+        let (mut b, _) = log_of(5, 100);
+        lose_the_beginning(&mut b, 0, byte);
+        assert_lost_beginning(&b, 0);
+
+        // Only the closing frame is left of it.
+        let (mut b, id) = log_of(5, 100);
+        b.store();
+        let recovered = b.recover().expect("nothing is wrong");
+        b.next_start(&recovered);
+        b.publish(id, 100);
+        b.frame(0);
+        b.closing(0);
+        lose_the_beginning(&mut b, 0, byte);
+        assert_lost_beginning(&b, 0);
+    }
+}
+
+#[test]
+fn a_log_all_of_whose_slots_lost_their_beginnings_is_refused() {
+    for byte in [0, 0x5a] {
+        let (mut b, _) = log_of(44, 3000);
+        for slot in 0..3 {
+            lose_the_beginning(&mut b, slot, byte);
+        }
+        assert_lost_beginning(&b, 0);
+    }
+}
+
+/// Three slots; the group of the first has nothing in the others.
+fn log_of_two_groups() -> (Builder, [PartitionId; 2]) {
+    let mut b = Builder::new(2, 1);
+    let topic = b.topic("t", 2, 1 << 20);
+    b.frame(0);
+    let ids = [0, 1].map(|partition| PartitionId { topic, partition });
+    assert_ne!(b.group_of(ids[0]), b.group_of(ids[1]));
+    b.store();
+    let recovered = b.recover().expect("nothing is wrong");
+    b.next_start(&recovered);
+    for id in [ids[0], ids[1], ids[1]] {
+        for _ in 0..15 {
+            b.publish(id, 3000);
+            b.frame(0);
+        }
+    }
+    assert_eq!(b.logs[0].slots.len(), 3);
+    (b, ids)
+}
+
+#[test]
+fn an_oldest_slot_that_lost_its_beginning_is_refused_though_no_later_one_goes_on_with_its_groups() {
+    for byte in [0, 0x5a] {
+        let (mut b, _) = log_of_two_groups();
+        lose_the_beginning(&mut b, 0, byte);
+        assert_lost_beginning(&b, 0);
+
+        let (mut b, _) = log_of_two_groups();
+        for slot in [0, 1] {
+            lose_the_beginning(&mut b, slot, byte);
+        }
+        assert_lost_beginning(&b, 0);
+    }
+}
+
+#[test]
+fn a_free_slot_whose_first_frame_is_damaged_is_no_loss() {
+    let (mut b, ids) = log_of_two_groups();
+    b.store();
+    let identity = fs::read(b.dir().join("identity")).expect("read");
+    b.recover().expect("nothing is wrong");
+    fs::write(b.dir().join("identity"), identity).expect("written");
+    // Snapshots hold all of it: the broker had blanked its header.
+    b.logs[0].slots[0][..BLOCK_BYTES].fill(0);
+    b.logs[0].slots[0][BLOCK_BYTES..2 * BLOCK_BYTES].fill(0x5a);
+    fs::write(b.slot_path(0, 0), &b.logs[0].slots[0]).expect("written");
+    let recovered = b.recover().expect("nothing is lost");
+    for id in ids {
+        assert_eq!(
+            stored(&recovered, id).expect("known").next_offset,
+            b.next_offset(id)
+        );
+    }
+}
+
+#[test]
+fn a_first_slot_that_was_being_begun_when_the_crash_came_is_no_loss() {
+    // Its header and four frames were in flight; whatever of them came to the device.
+    for written in 0..16_usize {
+        for old in [0, 0x33] {
+            let (mut b, id) = log_of(1, 100);
+            b.store();
+            let recovered = b.recover().expect("nothing is wrong");
+            b.next_start(&recovered);
+            let frames: Vec<_> = (0..4)
+                .map(|_| {
+                    b.publish(id, 100);
+                    b.frame_with(0, 0)
+                })
+                .collect();
+            for (i, frame) in frames.into_iter().enumerate() {
+                if written & (1 << i) == 0 {
+                    b.overwrite(0, frame, old);
+                }
+            }
+            b.logs[0].slots[0][..BLOCK_BYTES].fill(0);
+            b.store();
+            let recovered = b.recover().expect("nobody was told that it was durable");
+            let whole = (written + 1).trailing_zeros();
+            let next = stored(&recovered, id).expect("known").next_offset;
+            assert_eq!(next, 1 + u64::from(whole), "{written:b}");
+        }
+    }
+}
+
 #[test]
 fn data_of_a_topic_that_was_never_made_is_refused() {
     let (mut b, _) = log_of(1, 100);

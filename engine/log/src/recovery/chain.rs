@@ -5,7 +5,6 @@
 //! handed on. Where the chain breaks, [`super::table`] decides; the search for later frames that it
 //! needs is here too.
 
-use std::cell::OnceCell;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +15,7 @@ use ringtide_schema::wal::{
 };
 
 use super::error::{CorruptFrame, Lost, RecoverError, Shown};
-use super::slots::{LiveSlot, Unclaimed};
+use super::slots::{self, LiveSlot, Unclaimed};
 use super::stream::Stream;
 use super::table::{Decision, Evidence, Found, Place, Refusal, decide};
 use crate::files::{self, AlignedBuf, FileError};
@@ -93,47 +92,11 @@ pub(super) struct Chain<'a> {
     pub(super) incarnation: u64,
     /// By generation.
     pub(super) slots: &'a [LiveSlot],
-    pub(super) strays: &'a Strays<'a>,
+    /// Those that nothing claims: frames of the log may lie there.
+    pub(super) strays: &'a [Unclaimed],
     pub(super) direct: bool,
     /// Ends with the first slot.
     pub(super) only_first: bool,
-}
-
-/// The frames in slots that nothing claims, of all shards; looked for when first asked for.
-pub(super) struct Strays<'a> {
-    slots: &'a [Unclaimed],
-    direct: bool,
-    /// Slot, position, header.
-    found: OnceCell<Vec<(usize, u64, FrameHeader)>>,
-}
-
-impl<'a> Strays<'a> {
-    pub(super) fn new(slots: &'a [Unclaimed], direct: bool) -> Self {
-        let found = OnceCell::new();
-        Self {
-            slots,
-            direct,
-            found,
-        }
-    }
-
-    fn frames(&self) -> Result<&[(usize, u64, FrameHeader)], FileError> {
-        if let Some(found) = self.found.get() {
-            return Ok(found);
-        }
-        let mut found = Vec::new();
-        for (number, slot) in self.slots.iter().enumerate() {
-            each_frame(
-                &slot.path,
-                slot.searched,
-                self.direct,
-                |position, header, _| {
-                    found.push((number, position, *header));
-                },
-            )?;
-        }
-        Ok(self.found.get_or_init(|| found))
-    }
 }
 
 /// Goes through the first `bytes` of a slot: every block that is the header of a frame.
@@ -524,19 +487,18 @@ impl Chain<'_> {
                 }
             }
         }
-        for (slot, position, header) in self.strays.frames()? {
-            if self.is_own(header) && header.frame_seq >= frame_seq {
-                later.note(&self.strays.slots[*slot].path, *position, header);
+        for slot in self.strays {
+            for (position, header) in &slot.frames {
+                if self.is_own(header) && header.frame_seq >= frame_seq {
+                    later.note(&slot.path, *position, header);
+                }
             }
         }
         Ok(later)
     }
 
     fn is_own(&self, header: &FrameHeader) -> bool {
-        header.incarnation == self.incarnation
-            && header.shard == self.shard
-            && header.frame_seq <= MAX_SEQ
-            && header.first_seq <= MAX_SEQ
+        slots::is_of(header, self.shard, self.incarnation)
     }
 
     /// What the chain's first frame would have to be, when the frame that the oldest slot begins
@@ -550,11 +512,7 @@ impl Chain<'_> {
         };
         let oldest = self.slots[0].generation;
         let live = self.slots[1..].iter().map(|slot| (&slot.path, slot.bytes));
-        let free = self
-            .strays
-            .slots
-            .iter()
-            .map(|slot| (&slot.path, slot.bytes));
+        let free = self.strays.iter().map(|slot| (&slot.path, slot.bytes));
         for (path, bytes) in live.chain(free) {
             each_frame(path, bytes, self.direct, |_, header, crc| {
                 if self.is_own(header)

@@ -113,6 +113,11 @@ pub(super) fn snapshots(
     Ok(out)
 }
 
+/// The last entry that each snapshot holds.
+pub(super) fn held(snapshots: &[GroupSnapshotT]) -> Vec<u64> {
+    snapshots.iter().map(|group| group.group_index).collect()
+}
+
 /// CRC-32C over all snapshots, by group.
 pub(super) fn snapshots_crc(dir: &Path) -> Result<u32, FileError> {
     let mut crc = 0;

@@ -27,7 +27,7 @@ use ringtide_schema::snapshot;
 use ringtide_schema::store::{GroupSnapshotT, PartitionT};
 
 pub use self::chain::LogEnd;
-use self::chain::{Chain, ChainCounts, Strays};
+use self::chain::{Chain, ChainCounts};
 pub use self::error::RecoverError;
 use self::error::{BadIdentity, BadSegment, Contradiction, OldSnapshot};
 use self::layout::{FOLDERS, Garbage, Top};
@@ -339,13 +339,14 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
         };
     }
     let looked = slots::look_at_all(&listed, direct)?;
-    let live = slots::sort_out(&looked, identity)?;
+    let held = layout::held(&layout::snapshots(dir, identity)?);
+    let live = slots::sort_out(&looked, identity, &held, direct)?;
     // Only of a log that is whole.
     let dry = Mode { direct, dry: true };
     let Some((_, counts)) = replay_some(dir, identity, dry, &live, None)? else {
         return Ok(false);
     };
-    if let Some(path) = slots::expendable(&live, identity, direct)? {
+    if let Some(path) = slots::expendable(&live, identity) {
         return remove_slot(&wal, path);
     }
     // What stays must be a log of its own.
@@ -384,7 +385,6 @@ fn replay_some(
     let snapshots = layout::snapshots(dir, identity)?;
     let mut ignore = |_| ();
     let mut replay = Replay::new(dir, *identity, mode, snapshots, &mut ignore)?;
-    let strays = Strays::new(&live.unclaimed, mode.direct);
     let mut read = BTreeMap::new();
     let mut follow = || {
         for (&shard, slots) in live.shards.range(..=up_to.unwrap_or(u16::MAX)) {
@@ -392,7 +392,7 @@ fn replay_some(
                 shard,
                 incarnation: identity.incarnation,
                 slots,
-                strays: &strays,
+                strays: &live.unclaimed,
                 direct: mode.direct,
                 only_first: up_to == Some(shard),
             };
@@ -427,11 +427,10 @@ fn replay_logs(
             .iter()
             .try_for_each(|slot| slot.check_origin(identity));
     }
-    let live = slots::sort_out(&looked, identity)?;
+    let live = slots::sort_out(&looked, identity, &replay.held(), direct)?;
     if !replay.is_dry() {
         slots::sync(&live)?;
     }
-    let strays = Strays::new(&live.unclaimed, direct);
     replay.wal_bytes_total = live.shards.values().flatten().map(|slot| slot.bytes).sum();
     for (&shard, slots) in &live.shards {
         if u32::from(shard) >= identity.shards {
@@ -447,7 +446,7 @@ fn replay_logs(
             shard,
             incarnation,
             slots,
-            strays: &strays,
+            strays: &live.unclaimed,
             direct,
             only_first: false,
         };

@@ -385,6 +385,11 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
+    /// The last entry that the snapshot of each group holds.
+    pub(super) fn held(&self) -> Vec<u64> {
+        self.groups.iter().map(|g| g.snapshot_index).collect()
+    }
+
     /// Whether nothing is written.
     pub(super) fn is_dry(&self) -> bool {
         self.mode.dry

@@ -4,8 +4,9 @@
 //! header of the newest start is live: before it is used again its header is durably blank. A slot
 //! without one is placed by the frame that it begins with, because frames name their slot's
 //! generation themselves: a free one that was being begun comes behind the headed ones, one whose
-//! header rotted wherever it joins them. All others are *unclaimed*: free, unless the search for
-//! later frames finds some in them.
+//! header rotted wherever it joins them. One whose first frame is damaged as well is placed by its
+//! other frames, if those show that it was not free ([`headless`]). All others are *unclaimed*: free,
+//! unless the search for later frames finds some in them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,9 +15,11 @@ use ringtide_schema::identity::Identity;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::{FrameHeader, MAX_FRAME_BYTES, SlotError, SlotHeader};
 
-use super::chain::each_frame;
+use super::chain::{MAX_SEQ, each_frame};
 use super::error::{Foreign, ForeignSlot, MissingSlot, NewerSlot, RecoverError, SlotBytes};
-use crate::files::{self, AlignedBuf};
+use crate::files::{self, AlignedBuf, FileError};
+
+mod headless;
 
 /// The most frames of a shard that are being written at a time.
 pub(super) const MAX_FRAMES_IN_FLIGHT: u64 = 8;
@@ -57,8 +60,42 @@ pub(super) struct LiveSlots {
 pub(super) struct Unclaimed {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
-    /// How much of it is searched for frames that were written behind the live slots.
-    pub(super) searched: u64,
+    /// Every block that is the header of a frame, with its position, as far as frames may lie that were written behind
+    /// the live slots.
+    pub(super) frames: Vec<(u64, FrameHeader)>,
+    was_free: bool,
+}
+
+impl Unclaimed {
+    /// Of a slot that was free no more is searched than can have been in flight.
+    pub(super) fn read(
+        path: PathBuf,
+        bytes: u64,
+        was_free: bool,
+        direct: bool,
+    ) -> Result<Self, FileError> {
+        let searched = match was_free {
+            true => bytes.min(BLANK_SEARCH_BYTES),
+            false => bytes,
+        };
+        let mut frames = Vec::new();
+        each_frame(&path, searched, direct, |position, header, _| {
+            frames.push((position, *header));
+        })?;
+        Ok(Self {
+            path,
+            bytes,
+            frames,
+            was_free,
+        })
+    }
+}
+
+/// Whether a frame may be of the log of a shard of this start: its numbers, too, are such as a log has.
+pub(super) fn is_of(header: &FrameHeader, shard: u16, incarnation: u64) -> bool {
+    (header.shard, header.incarnation) == (shard, incarnation)
+        && header.frame_seq <= MAX_SEQ
+        && header.first_seq <= MAX_SEQ
 }
 
 /// What a slot is called while it is made.
@@ -86,26 +123,15 @@ pub(super) fn sync(live: &LiveSlots) -> Result<(), RecoverError> {
 }
 
 /// A free slot that says nothing about the log as it is: it has no frame of a generation that follows the oldest.
-pub(super) fn expendable<'a>(
-    live: &'a LiveSlots,
-    identity: &Identity,
-    direct: bool,
-) -> Result<Option<&'a Path>, RecoverError> {
+pub(super) fn expendable<'a>(live: &'a LiveSlots, identity: &Identity) -> Option<&'a Path> {
     let is_over = |header: &FrameHeader| {
         let slots = live.shards.get(&header.shard);
         header.incarnation != identity.incarnation
             || slots.is_some_and(|slots| header.generation < slots[0].generation)
     };
-    for slot in &live.unclaimed {
-        let mut is_expendable = true;
-        each_frame(&slot.path, slot.searched, direct, |_, header, _| {
-            is_expendable &= is_over(header);
-        })?;
-        if is_expendable {
-            return Ok(Some(&slot.path));
-        }
-    }
-    Ok(None)
+    let expendable = |slot: &&Unclaimed| slot.frames.iter().all(|(_, header)| is_over(header));
+    let slot = live.unclaimed.iter().find(expendable)?;
+    Some(&slot.path)
 }
 
 /// The slot files of `DIR/wal`, by name, with their lengths.
@@ -233,9 +259,14 @@ impl Slot {
     }
 }
 
-/// Sorts out the slots of the newest start.
-pub(super) fn sort_out(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, RecoverError> {
-    let live = place(slots, identity)?;
+/// Sorts out the slots of the newest start. `held`: the last entry that the snapshot of each group holds.
+pub(super) fn sort_out(
+    slots: &[Slot],
+    identity: &Identity,
+    held: &[u64],
+    direct: bool,
+) -> Result<LiveSlots, RecoverError> {
+    let live = place(slots, identity, held, direct)?;
     for (&shard, chain) in &live.shards {
         if let Some((_, missing)) = gap(shard, chain) {
             return Err(missing.into());
@@ -257,9 +288,15 @@ pub(super) fn gap(shard: u16, chain: &[LiveSlot]) -> Option<(usize, MissingSlot)
 }
 
 /// Sorts out the slots of the newest start; there may be gaps in the generations of a shard.
-pub(super) fn place(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, RecoverError> {
+pub(super) fn place(
+    slots: &[Slot],
+    identity: &Identity,
+    held: &[u64],
+    direct: bool,
+) -> Result<LiveSlots, RecoverError> {
     let mut live = LiveSlots::default();
     let mut begun: BTreeMap<u16, Vec<Begun>> = BTreeMap::new();
+    let mut others = Vec::new();
     for slot in slots {
         if let Some((shard, generation)) = slot.headed(identity)? {
             live.shards
@@ -273,33 +310,24 @@ pub(super) fn place(slots: &[Slot], identity: &Identity) -> Result<LiveSlots, Re
             });
         } else {
             let path = slot.path.clone();
-            live.unclaimed
-                .push(unclaimed(path, slot.bytes, slot.was_free()));
+            let was_free = slot.was_free();
+            others.push(Unclaimed::read(path, slot.bytes, was_free, direct)?);
         }
     }
     for (shard, begun) in begun {
         let chain = live.shards.entry(shard).or_default();
         for Begun { slot, was_free } in adopt(chain, begun) {
+            let LiveSlot { path, bytes, .. } = slot;
             live.unclaimed
-                .push(unclaimed(slot.path, slot.bytes, was_free));
+                .push(Unclaimed::read(path, bytes, was_free, direct)?);
         }
     }
+    headless::join(&mut live.shards, &mut others, identity, held)?;
+    live.unclaimed.append(&mut others);
     for chain in live.shards.values_mut() {
         chain.sort_by_key(|slot| slot.generation);
     }
     Ok(live)
-}
-
-fn unclaimed(path: PathBuf, bytes: u64, was_free: bool) -> Unclaimed {
-    let searched = match was_free {
-        true => bytes.min(BLANK_SEARCH_BYTES),
-        false => bytes,
-    };
-    Unclaimed {
-        path,
-        bytes,
-        searched,
-    }
 }
 
 /// A slot without a header, placed by the frame that it begins with.

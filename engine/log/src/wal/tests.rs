@@ -152,6 +152,29 @@ fn a_log_that_ends_gives_up_every_slot_that_is_empty() {
 }
 
 #[test]
+fn no_slot_is_given_up_while_nothing_in_the_current_one_is_committed() {
+    for is_ending in [false, true] {
+        let (mut wal, mut ops) = (wal(3), Vec::new());
+        let mut held = 0;
+        while wal.used.len() < 2 {
+            complete(&mut wal, &mut ops);
+            held = wal.committed();
+            let seq = append(&mut wal, 500_000, &mut ops).expect("room");
+            wal.want(seq);
+            wal.turn(0, &mut ops);
+        }
+        // Snapshots hold the first slot; header and first frame of the second are on their way.
+        let mut marks = Vec::new();
+        wal.release_through(held, &mut marks);
+        complete(&mut wal, &mut marks);
+        assert_eq!((wal.used.len(), wal.free.len()), (1, 2));
+        assert_eq!(wal.take_free_slot(is_ending), None);
+        complete(&mut wal, &mut ops);
+        assert!(wal.take_free_slot(is_ending).is_some());
+    }
+}
+
+#[test]
 fn a_log_that_waits_for_writes_says_so() {
     let (mut wal, mut ops) = (wal(4), Vec::new());
     for _ in 0..2 {

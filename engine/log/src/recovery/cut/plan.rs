@@ -20,7 +20,7 @@ use ringtide_schema::wal::{
 use super::keep::{self, Kept, by_id};
 use crate::files::{self, FileError};
 use crate::recovery::Progress;
-use crate::recovery::chain::{At, Chain, Sink, Strays, each_frame};
+use crate::recovery::chain::{At, Chain, Sink, each_frame};
 use crate::recovery::error::{MissingEntries, RecoverError, Shown};
 use crate::recovery::layout::{self, Top};
 use crate::recovery::segments::parse_name;
@@ -172,8 +172,8 @@ pub fn plan(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Outlook, R
         return Err(why);
     };
     let looked = slots::look_at_all(&slots::list(&dir.join("wal"))?, false)?;
-    let live = slots::place(&looked, &identity)?;
     let snapshots = layout::snapshots(dir, &identity)?;
+    let live = slots::place(&looked, &identity, &layout::held(&snapshots), false)?;
     let mut look = Look::new(&identity, &live, &snapshots);
     let mut logs = Vec::new();
     for (&shard, slots) in &live.shards {
@@ -307,17 +307,16 @@ impl<'a> Look<'a> {
             None => (slots, &[][..]),
         };
         let mut unclaimed = self.live.unclaimed.clone();
-        unclaimed.extend(behind_gap.iter().map(|slot| Unclaimed {
-            path: slot.path.clone(),
-            bytes: slot.bytes,
-            searched: slot.bytes,
-        }));
+        for slot in behind_gap {
+            let path = slot.path.clone();
+            unclaimed.push(Unclaimed::read(path, slot.bytes, false, false)?);
+        }
         self.last_seq = (run[0].generation == 1).then_some(0);
         let chain = Chain {
             shard,
             incarnation: self.identity.incarnation,
             slots: run,
-            strays: &Strays::new(&unclaimed, false),
+            strays: &unclaimed,
             direct: false,
             only_first: false,
         };

@@ -1,12 +1,15 @@
 //! Cutting a damaged log: what is left is what came before, what goes is said and kept, it can be interrupted anywhere, and
 //! what it does not mend stays as it was.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod interrupted;
+mod keeping;
+mod segments;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use common::{Builder, contents, place_in_memory, stored};
@@ -21,7 +24,6 @@ use tempfile::TempDir;
 
 /// Batches that the snapshots hold; the first frame of the log has the next.
 const HELD: u64 = 16;
-const ENOSPC: i32 = 28;
 
 /// Sealed segments and an open one with a tail, and on top a log of three slots, a batch to a frame.
 fn directory() -> (Builder, PartitionId) {
@@ -162,7 +164,7 @@ fn a_start_behind_a_cut_goes_on_with_dense_offsets_under_a_higher_epoch() {
 
 #[test]
 fn damage_of_a_slots_header_and_first_frame_is_cut_in_every_slot() {
-    for slot in [1, 2] {
+    for slot in [0, 1, 2] {
         for byte in [0, 0x5a] {
             let (mut b, id) = directory();
             let first = b.logs[0].frames.iter().position(|put| put.slot == slot);
@@ -172,6 +174,30 @@ fn damage_of_a_slots_header_and_first_frame_is_cut_in_every_slot() {
             let ends = cut_at_once(b.dir());
             assert_eq!(ends[0].ends, expected, "slot {slot}, {byte}");
             assert_eq!(end(&start(&b), id), expected);
+        }
+    }
+}
+
+#[test]
+fn a_log_whose_slots_all_lost_header_and_first_frame_is_cut_before_the_oldest() {
+    for slots in [1, 3] {
+        for byte in [0, 0x5a] {
+            let (mut b, id) = directory();
+            b.logs[0].slots.truncate(slots);
+            for slot in slots..3 {
+                fs::remove_file(b.slot_path(0, slot)).expect("removed");
+            }
+            for slot in &mut b.logs[0].slots {
+                slot[..2 * BLOCK_BYTES].fill(byte);
+            }
+            b.store();
+            let plan = plan(b.dir());
+            let place = (&*plan.logs[0].slot, plan.logs[0].position);
+            assert_eq!(place, (&*b.slot_path(0, 0), BLOCK_BYTES as u64));
+            assert!(plan.logs[0].behind.records[&id].records > 10);
+            let ends = make(b.dir(), &plan, &self::place().1).expect("cut");
+            assert_eq!(ends[0].ends, HELD, "{slots} slots, {byte}");
+            assert_eq!(end(&start(&b), id), HELD);
         }
     }
 }
@@ -268,78 +294,6 @@ fn two_damaged_logs_are_cut_and_kept_at_once() {
         let (.., lost) = cuts[usize::from(shard)];
         assert_eq!(end(&recovered, id), 20 - lost as u64);
     }
-}
-
-#[test]
-fn everything_that_goes_is_kept_and_put_back_by_copying() {
-    let (mut b, id) = directory();
-    let partition = b.dir().join("partitions").join(id.dir_name());
-    // Segments that the broker had written beyond its snapshot, and of which the log lost a batch.
-    let open = partition.join(log_name(12));
-    let known = fs::read(&open).expect("a segment").len();
-    let mut longer = fs::read(&open).expect("a segment");
-    longer.extend(vec![7; 3 * BLOCK_BYTES]);
-    fs::write(&open, &longer).expect("written");
-    let damaged = b.logs[0].frames[3];
-    b.overwrite(0, damaged, 0x5a);
-    b.store();
-    note(b.dir(), "an earlier repair").expect("written");
-    let before = contents(b.dir());
-    let (_home, kept) = place();
-    let plan = plan(b.dir());
-    make(b.dir(), &plan, &kept).expect("cut");
-    start(&b);
-
-    let copies = contents(&kept);
-    let manifest = String::from_utf8(copies[Path::new("MANIFEST")].clone()).expect("text");
-    for (name, bytes) in &copies {
-        let name = name.to_str().expect("text");
-        assert!(name == "MANIFEST" || manifest.contains(name), "{name}");
-        if !name.contains(".from-") && name != "MANIFEST" {
-            assert!(before[Path::new(name)] == *bytes, "{name}");
-        }
-    }
-    for name in before.keys() {
-        let is_kept = copies.contains_key(name);
-        let wanted = name.starts_with("wal")
-            || name.starts_with("groups")
-            || name == Path::new("identity")
-            || name == Path::new("repair.log");
-        assert_eq!(is_kept, wanted, "{name:?}");
-    }
-    let name = open.strip_prefix(b.dir()).expect("below");
-    let behind = format!("{}.from-{known}", name.display());
-    assert!(copies[Path::new(&behind)] == longer[known..]);
-    let written: usize = copies.values().map(Vec::len).sum();
-    assert!((1..=written as u64).contains(&plan.keep_bytes));
-}
-
-#[test]
-fn segments_of_only_what_comes_behind_the_cut_are_kept_and_removed() {
-    let (mut b, id) = directory();
-    let partition = b.dir().join("partitions").join(id.dir_name());
-    // As a broker leaves them that seals segments between two snapshots.
-    let [near, far] = [18, 24].map(|base| partition.join(log_name(base)));
-    for path in [&near, &far] {
-        fs::write(path, [7_u8; 5000]).expect("written");
-    }
-    let damaged = b.logs[0].frames[3];
-    b.overwrite(0, damaged, 0x5a);
-    b.store();
-    let (_home, kept) = place();
-    let plan = plan(b.dir());
-    assert_eq!(
-        &plan.segments[..],
-        std::slice::from_ref(&far),
-        "19 is the end"
-    );
-    make(b.dir(), &plan, &kept).expect("cut");
-    assert!(near.exists() && !far.exists());
-    for path in [&near, &far] {
-        let copy = kept.join(path.strip_prefix(b.dir()).expect("below"));
-        assert_eq!(fs::read(copy).expect("a copy"), [7; 5000]);
-    }
-    assert_eq!(end(&start(&b), id), 19);
 }
 
 #[test]
@@ -464,159 +418,6 @@ fn what_is_not_damage_of_the_log_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_short_segment_beside_the_damage_is_found_once_the_log_is_cut() {
-    let (mut b, id) = directory();
-    let path = b.dir().join("partitions").join(id.dir_name());
-    let path = path.join(log_name(12));
-    let bytes = fs::read(&path).expect("a segment");
-    fs::write(&path, &bytes[..BLOCK_BYTES]).expect("written");
-    // With the first frame damaged nothing is replayed into the segment.
-    for frame in [0, 9] {
-        let (pristine, damaged) = (b.logs[0].slots.clone(), b.logs[0].frames[frame]);
-        b.overwrite(0, damaged, 0x5a);
-        b.store();
-        let before = without_log(b.dir());
-        let refused = make(b.dir(), &plan(b.dir()), &place().1).expect_err("in vain");
-        let CutError::Useless(RecoverError::BadSegment(_)) = refused else {
-            panic!("{refused}")
-        };
-        assert!(without_log(b.dir()) == before);
-        b.logs[0].slots = pristine;
-    }
-}
-
-/// Lets this many changes be made, and fails all others.
-fn after(changes: usize) -> impl FnMut(Change<'_>) -> io::Result<()> {
-    let left = Cell::new(changes);
-    move |_| match left.get() {
-        0 => Err(io::Error::other("interrupted")),
-        n => {
-            left.set(n - 1);
-            Ok(())
-        }
-    }
-}
-
-#[test]
-fn a_cut_that_is_interrupted_anywhere_is_refused_or_cut_and_can_be_made_again() {
-    for changes in 0.. {
-        let (mut b, id) = directory();
-        // In the oldest of three slots.
-        let damaged = b.logs[0].frames[5];
-        b.overwrite(0, damaged, 0x5a);
-        b.store();
-        let first = plan(b.dir());
-        let (_home, kept) = place();
-        let made = watched(after(changes), || make(b.dir(), &first, &kept));
-        if made.is_err() {
-            match cut::plan(b.dir(), &mut |_| {}).expect("damage of the log, or none") {
-                Outlook::Damaged(again) => {
-                    let log = &again.logs[0];
-                    let whole = &first.logs[0];
-                    assert_eq!((&log.slot, log.position), (&whole.slot, whole.position));
-                    make(b.dir(), &again, &place().1).expect("not interrupted");
-                }
-                Outlook::Sound => {}
-                Outlook::Empty => panic!("it is gone"),
-            }
-        }
-        assert_eq!(end(&start(&b), id), HELD + 5, "after {changes} changes");
-        if made.is_ok() {
-            assert!(
-                changes > 30,
-                "it was interrupted at each of {changes} changes"
-            );
-            return;
-        }
-    }
-}
-
-#[test]
-fn a_vain_cut_that_is_interrupted_anywhere_leaves_a_directory_that_is_refused() {
-    for changes in 0.. {
-        let (mut b, _) = directory();
-        b.recover().expect("nothing is wrong");
-        let damaged = b.logs[0].frames[20];
-        b.overwrite(0, damaged, 0x5a);
-        b.store();
-        let before = contents(b.dir());
-        let plan = plan(b.dir());
-        let (_home, kept) = place();
-        let made = watched(after(changes), || make(b.dir(), &plan, &kept));
-        let refused = made.expect_err("in vain");
-        let cuts = cut::past_cuts(b.dir()).expect("readable");
-        let is_said = cuts.iter().any(|cut| !cut.finished);
-        assert!(is_said || without_log(b.dir()) == before);
-        assert!(b.recover().is_err(), "after {changes} changes: {refused}");
-        if matches!(refused, CutError::Useless(_)) {
-            assert!(changes > 30, "{changes}");
-            return;
-        }
-    }
-}
-
-#[test]
-fn a_full_disk_while_keeping_changes_nothing_and_leaves_no_copies() {
-    for is_there in [false, true] {
-        for writes in 0.. {
-            let (mut b, _) = directory();
-            let damaged = b.logs[0].frames[20];
-            b.overwrite(0, damaged, 0x5a);
-            b.store();
-            let plan = plan(b.dir());
-            let before = contents(b.dir());
-            let (home, kept) = place();
-            if is_there {
-                fs::create_dir_all(&kept).expect("made");
-            }
-            let (left, at) = (Cell::new(writes), kept.clone());
-            let watcher = move |change: Change<'_>| match change {
-                Change::Write { path, .. } if path.starts_with(&at) => match left.get() {
-                    0 => Err(io::Error::from_raw_os_error(ENOSPC)),
-                    n => {
-                        left.set(n - 1);
-                        Ok(())
-                    }
-                },
-                _ => Ok(()),
-            };
-            let Err(refused) = watched(watcher, || make(b.dir(), &plan, &kept)) else {
-                assert!(writes > 5, "it was full at each of {writes} writes");
-                break;
-            };
-            assert!(matches!(refused, CutError::Keep(_)), "{refused}");
-            assert!(contents(b.dir()) == before, "after {writes} writes");
-            assert!(contents(home.path()).is_empty());
-            assert_eq!(kept.exists(), is_there);
-        }
-    }
-}
-
-#[test]
-fn verification_tells_of_the_cuts_that_were_made() {
-    let (mut b, _) = directory();
-    let damaged = b.logs[0].frames[20];
-    b.overwrite(0, damaged, 0x5a);
-    b.store();
-    let report = |b: &Builder| verify(b.dir(), &mut |_| {}).expect("readable");
-    assert_eq!(report(&b).cuts, []);
-    let (_home, kept) = place();
-    make(b.dir(), &plan(b.dir()), &kept).expect("cut");
-    for when in ["before a start", "after one"] {
-        let report = report(&b);
-        assert!(report.is_sound());
-        let [cut] = &report.cuts[..] else {
-            panic!("{when}: {:?}", report.cuts)
-        };
-        assert_eq!((&*cut.time, cut.finished), ("now", true));
-        let place = format!("from byte {} of", damaged.position);
-        assert!(cut.what.contains(&place), "{cut:?}");
-        assert!(cut.what.contains(kept.to_str().expect("text")), "{cut:?}");
-        b.recover().expect("sound");
-    }
-}
-
-#[test]
 fn an_offset_that_was_committed_past_a_cut_is_taken_back_to_the_end() {
     // The snapshot has the partition up to 16 only, and of its consumer already what it committed at 48 records.
     let directory = || {
@@ -673,128 +474,4 @@ fn an_offset_that_was_committed_past_a_cut_is_taken_back_to_the_end() {
         let offsets = partition.committed.iter().flatten().map(|c| c.offset);
         assert_eq!(offsets.collect::<Vec<_>>(), [ahead, behind]);
     }
-}
-
-/// Two partitions in two groups: only the first has records in a log whose fourth frame, of many batches, is damaged, but for
-/// `behind` of the other behind that.
-fn idle_neighbour(behind: u64) -> (Builder, PartitionId) {
-    let mut b = Builder::in_memory(2, 1);
-    let topic = b.topic("t", 2, 20_000);
-    b.frame(0);
-    let [busy, idle] = [0, 1].map(|partition| PartitionId { topic, partition });
-    assert_ne!(b.group_of(busy), b.group_of(idle));
-    publish(&mut b, busy, HELD);
-    publish(&mut b, idle, 7);
-    b.store();
-    let recovered = b.recover().expect("nothing is wrong");
-    b.next_start(&recovered);
-    let snapshot = snapshot_of(&b, idle);
-    fs::copy(&snapshot, b.dir().with_extension("old")).expect("copied");
-    publish(&mut b, idle, 20);
-    b.store();
-    let recovered = b.recover().expect("nothing is wrong");
-    b.next_start(&recovered);
-    publish(&mut b, busy, 3);
-    for _ in 0..40 {
-        b.publish(busy, 30);
-    }
-    let damaged = b.frame(0);
-    publish(&mut b, idle, behind);
-    publish(&mut b, busy, 2);
-    b.overwrite(0, damaged, 0x5a);
-    b.store();
-    (b, idle)
-}
-
-fn snapshot_of(b: &Builder, id: PartitionId) -> PathBuf {
-    let groups = b.dir().join("groups");
-    groups.join(b.group_of(id).snapshot_name())
-}
-
-#[test]
-fn segments_that_a_missing_or_old_snapshot_does_not_name_are_no_part_of_a_cut() {
-    for behind in [0, 2] {
-        for is_missing in [true, false] {
-            let (b, idle) = idle_neighbour(behind);
-            let old = b.dir().with_extension("old");
-            match is_missing {
-                true => fs::remove_file(snapshot_of(&b, idle)).expect("removed"),
-                false => drop(fs::copy(&old, snapshot_of(&b, idle)).expect("copied")),
-            }
-            fs::remove_file(old).expect("removed");
-            let before = contents(b.dir());
-            match cut::plan(b.dir(), &mut |_| {}) {
-                Err(_) => assert!(contents(b.dir()) == before),
-                Ok(Outlook::Damaged(plan)) => {
-                    assert_eq!(plan.segments, Vec::<PathBuf>::new());
-                    let refused = make(b.dir(), &plan, &place().1).expect_err("in vain");
-                    assert!(matches!(refused, CutError::Useless(_)), "{refused}");
-                    assert!(without_log(b.dir()) == before);
-                }
-                Ok(other) => panic!("{other:?}"),
-            }
-        }
-    }
-}
-
-#[test]
-fn keeping_that_fails_leaves_what_others_have_put_beside_it() {
-    let (mut b, _) = directory();
-    let damaged = b.logs[0].frames[20];
-    b.overwrite(0, damaged, 0x5a);
-    b.store();
-    let plan = plan(b.dir());
-    let (home, kept) = place();
-    let theirs = home.path().join("a/other");
-    let (to, other) = (kept.clone(), theirs.clone());
-    let watcher = move |change: Change<'_>| match change {
-        Change::Write { path, .. } if path.starts_with(&to) => {
-            fs::create_dir_all(&other)?;
-            fs::write(other.join("identity"), "the only copy")?;
-            Err(io::Error::from_raw_os_error(ENOSPC))
-        }
-        _ => Ok(()),
-    };
-    let refused = watched(watcher, || make(b.dir(), &plan, &kept)).expect_err("full");
-    assert!(matches!(refused, CutError::Keep(_)), "{refused}");
-    assert!(theirs.join("identity").is_file() && !kept.exists());
-}
-
-#[test]
-fn a_place_that_another_cut_has_used_meanwhile_is_refused() {
-    let [mut b, mut c] = [directory().0, directory().0];
-    for (b, frame) in [(&mut b, 20), (&mut c, 1)] {
-        let damaged = b.logs[0].frames[frame];
-        b.overwrite(0, damaged, 0x5a);
-        b.store();
-    }
-    let (first, second) = (plan(b.dir()), plan(c.dir()));
-    let (_home, kept) = place();
-    make(b.dir(), &first, &kept).expect("cut");
-    let (copies, before) = (contents(&kept), contents(c.dir()));
-    let refused = make(c.dir(), &second, &kept).expect_err("used");
-    assert!(matches!(refused, CutError::Keep(_)), "{refused}");
-    assert!(contents(&kept) == copies && contents(c.dir()) == before);
-}
-
-#[test]
-fn a_cut_that_ended_before_it_was_said_is_said_to_be_made_later() {
-    let (mut b, _) = directory();
-    let damaged = b.logs[0].frames[20];
-    b.overwrite(0, damaged, 0x5a);
-    b.store();
-    let plan = plan(b.dir());
-    let mut lines = 0;
-    let interrupted = cut::make(b.dir(), &plan, &place().1, &mut |line| {
-        lines += 1;
-        match lines {
-            1 => note(b.dir(), line),
-            _ => note(Path::new("/nowhere"), line),
-        }
-    });
-    interrupted.expect_err("killed behind the last change");
-    let is_finished = || cut::past_cuts(b.dir()).expect("readable")[0].finished;
-    assert!(!is_finished());
-    cut::finish(b.dir(), &mut |line| note(b.dir(), line)).expect("written");
-    assert!(is_finished());
 }
