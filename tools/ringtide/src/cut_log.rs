@@ -178,6 +178,15 @@ fn of_a_log(plan: &Plan, log: &LogCut) -> String {
         grouped(behind.unknown_bytes)
     );
     for (&id, span) in &behind.records {
+        if span.end < span.first {
+            let _ = writeln!(
+                out,
+                "  lost, and cannot be read: {}: offsets {} to {}",
+                plan.name(id),
+                span.end,
+                span.first - 1
+            );
+        }
         let _ = writeln!(
             out,
             "  lost, though they can be read: {}: {} records, offsets {} to {}",

@@ -250,10 +250,10 @@ fn what_can_be_read_behind_the_damage_is_told() {
     assert_eq!(behind.unknown_bytes, damaged.bytes as u64);
     let records = |id| {
         let span = behind.records[&id];
-        (span.first, span.last, span.records)
+        (span.end, span.first, span.last, span.records)
     };
-    assert_eq!(records(ids[0]), (3, 5, 3));
-    assert_eq!(records(ids[1]), (0, 1, 2));
+    assert_eq!(records(ids[0]), (2, 3, 5, 3));
+    assert_eq!(records(ids[1]), (0, 0, 1, 2));
     assert_eq!(behind.commits[&(ids[0], "reader".to_owned())], 6);
     assert_eq!(behind.log_starts[&ids[0]], 4);
     assert_eq!(behind.topics, ["u made, with 3 partitions", "u deleted"]);

@@ -1,14 +1,16 @@
 //! Segments that lie behind a cut, or that no cut explains.
 
+use std::collections::BTreeSet;
+
 use super::*;
 
 #[test]
 fn segments_of_only_what_comes_behind_the_cut_are_kept_and_removed() {
     let (mut b, id) = directory();
     let partition = b.dir().join("partitions").join(id.dir_name());
-    // As a broker leaves them that seals segments between two snapshots.
-    let [near, far] = [18, 24].map(|base| partition.join(log_name(base)));
-    for path in [&near, &far] {
+    // As a broker leaves them that seals segments between two snapshots; one begins with what is damaged.
+    let [near, within, far] = [18, 19, 24].map(|base| partition.join(log_name(base)));
+    for path in [&near, &within, &far] {
         fs::write(path, [7_u8; 5000]).expect("written");
     }
     let damaged = b.logs[0].frames[3];
@@ -16,18 +18,32 @@ fn segments_of_only_what_comes_behind_the_cut_are_kept_and_removed() {
     b.store();
     let (_home, kept) = place();
     let plan = plan(b.dir());
-    assert_eq!(
-        &plan.segments[..],
-        std::slice::from_ref(&far),
-        "19 is the end"
-    );
+    let removed = plan.segments.iter().collect::<BTreeSet<_>>();
+    assert_eq!(removed, [&within, &far].into(), "19 is the end");
     make(b.dir(), &plan, &kept).expect("cut");
-    assert!(near.exists() && !far.exists());
-    for path in [&near, &far] {
+    assert!(near.exists() && !within.exists() && !far.exists());
+    for path in [&near, &within, &far] {
         let copy = kept.join(path.strip_prefix(b.dir()).expect("below"));
         assert_eq!(fs::read(copy).expect("a copy"), [7; 5000]);
     }
     assert_eq!(end(&start(&b), id), 19);
+}
+
+#[test]
+fn a_segment_is_removed_though_no_record_of_its_partition_can_be_read_behind_the_damage() {
+    let (mut b, id) = directory();
+    let records = b.logs[0].frames.len() - 2;
+    // Of the last record, of the offset of the consumer behind it nothing is in a segment.
+    let damaged = b.logs[0].frames[records - 1];
+    b.overwrite(0, damaged, 0x5a);
+    b.store();
+    let base = HELD + records as u64 - 1;
+    let path = b.dir().join("partitions").join(id.dir_name());
+    let path = path.join(log_name(base));
+    fs::write(&path, [7_u8; 5000]).expect("written");
+    cut_at_once(b.dir());
+    assert!(!path.exists());
+    assert_eq!(end(&start(&b), id), base);
 }
 
 #[test]
@@ -54,9 +70,9 @@ fn a_short_segment_beside_the_damage_is_found_once_the_log_is_cut() {
 
 /// Two partitions in two groups: only the first has records in a log whose fourth frame, of many batches, is damaged, but for
 /// `behind` of the other behind that.
-fn idle_neighbour(behind: u64) -> (Builder, PartitionId) {
+fn idle_neighbour(behind: u64, segment_bytes: u32) -> (Builder, PartitionId) {
     let mut b = Builder::in_memory(2, 1);
-    let topic = b.topic("t", 2, 20_000);
+    let topic = b.topic("t", 2, segment_bytes);
     b.frame(0);
     let [busy, idle] = [0, 1].map(|partition| PartitionId { topic, partition });
     assert_ne!(b.group_of(busy), b.group_of(idle));
@@ -90,9 +106,10 @@ fn snapshot_of(b: &Builder, id: PartitionId) -> PathBuf {
 
 #[test]
 fn segments_that_a_missing_or_old_snapshot_does_not_name_are_no_part_of_a_cut() {
-    for behind in [0, 2] {
+    // Several segments, or one that is open.
+    for (behind, segment_bytes) in [(0, 20_000), (2, 20_000), (0, 1 << 20), (2, 1 << 20)] {
         for is_missing in [true, false] {
-            let (b, idle) = idle_neighbour(behind);
+            let (b, idle) = idle_neighbour(behind, segment_bytes);
             let old = b.dir().with_extension("old");
             match is_missing {
                 true => fs::remove_file(snapshot_of(&b, idle)).expect("removed"),
@@ -100,16 +117,51 @@ fn segments_that_a_missing_or_old_snapshot_does_not_name_are_no_part_of_a_cut() 
             }
             fs::remove_file(old).expect("removed");
             let before = contents(b.dir());
+            let case = format!("{behind} behind, {segment_bytes}, missing: {is_missing}");
             match cut::plan(b.dir(), &mut |_| {}) {
-                Err(_) => assert!(contents(b.dir()) == before),
+                Err(_) => assert!(contents(b.dir()) == before, "{case}"),
                 Ok(Outlook::Damaged(plan)) => {
-                    assert_eq!(plan.segments, Vec::<PathBuf>::new());
-                    let refused = make(b.dir(), &plan, &place().1).expect_err("in vain");
+                    assert_eq!(plan.segments, Vec::<PathBuf>::new(), "{case}");
+                    let refused = make(b.dir(), &plan, &place().1).expect_err(&case);
                     assert!(matches!(refused, CutError::Useless(_)), "{refused}");
-                    assert!(without_log(b.dir()) == before);
+                    assert!(without_log(b.dir()) == before, "{case}");
                 }
                 Ok(other) => panic!("{other:?}"),
             }
         }
+    }
+}
+
+#[test]
+fn what_an_open_segment_has_of_the_damage_is_no_sign_of_an_old_snapshot() {
+    for byte in [0, 0x5a] {
+        let mut b = Builder::in_memory(2, 1);
+        let topic = b.topic("t", 2, 1 << 20);
+        b.frame(0);
+        let [busy, idle] = [0, 1].map(|partition| PartitionId { topic, partition });
+        publish(&mut b, busy, 7);
+        publish(&mut b, idle, 7);
+        b.store();
+        let recovered = b.recover().expect("nothing is wrong");
+        b.next_start(&recovered);
+        publish(&mut b, busy, 3);
+        for _ in 0..10 {
+            b.publish(idle, 3000);
+        }
+        let damaged = b.frame(0);
+        publish(&mut b, idle, 1);
+        b.closing(0);
+        // The broker had written all of it.
+        let published = &b.expected[&idle];
+        let path = b.dir().join("partitions").join(idle.dir_name());
+        let path = path.join(log_name(0));
+        fs::write(&path, published).expect("written");
+        b.overwrite(0, damaged, byte);
+        b.store();
+        let plan = plan(b.dir());
+        let span = plan.logs[0].behind.records[&idle];
+        assert_eq!((span.end, span.first, span.last), (7, 17, 17));
+        make(b.dir(), &plan, &place().1).expect("cut");
+        assert_eq!(end(&start(&b), idle), 7, "{byte}");
     }
 }

@@ -43,7 +43,8 @@ pub enum CutError {
     },
     /// The slots are again as they were.
     #[error(
-        "no cut mends this: with the log cut a start is still refused, so that it was written back as it was. {0}"
+        "no cut mends this: with the log cut a start is still refused, so that it was written back as it was. {why}{}",
+        way_out(.0), why = .0
     )]
     Useless(RecoverError),
     /// It is cut, in vain, and could not be written back.
@@ -60,6 +61,16 @@ pub enum CutError {
         /// Where the copies are.
         kept: PathBuf,
     },
+}
+
+fn way_out(why: &RecoverError) -> &'static str {
+    match why {
+        RecoverError::Unlisted(_) => {
+            ". If no snapshot is missing, because all of that partition came behind the damage, move the segment out of \
+             the data directory and repair again: what it holds is lost with the log"
+        }
+        _ => "",
+    }
 }
 
 /// Keeps what a cut takes in `kept`, a directory that is empty or not there yet, and cuts. `note` adds a line to the log

@@ -21,9 +21,9 @@ use super::keep::{self, Kept, by_id};
 use crate::files::{self, FileError};
 use crate::recovery::Progress;
 use crate::recovery::chain::{At, Chain, Sink, each_frame};
-use crate::recovery::error::{MissingEntries, RecoverError, Shown};
+use crate::recovery::error::{MissingEntries, RecoverError, Shown, Unlisted};
 use crate::recovery::layout::{self, Top};
-use crate::recovery::segments::parse_name;
+use crate::recovery::segments::{log_name, parse_name};
 use crate::recovery::slots::{self, LiveSlot, LiveSlots, Unclaimed};
 use crate::recovery::verify::dry_start;
 
@@ -95,6 +95,8 @@ pub struct Behind {
 /// Records of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
+    /// The offset that the partition ends at once the log is cut: those between it and the first cannot be read.
+    pub end: u64,
     /// The first offset.
     pub first: u64,
     /// The last offset.
@@ -184,6 +186,7 @@ pub fn plan(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Outlook, R
         return Err(why);
     }
     let kept = keep::list(dir, &snapshots)?;
+    look.check_open_segments(dir)?;
     let mut plan = Plan {
         why,
         logs,
@@ -193,12 +196,21 @@ pub fn plan(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Outlook, R
         names: look.names,
         identity,
     };
-    plan.segments = stranded(dir, &snapshots, &look.ends, |id| plan.first_behind(id))?;
+    let (ends, proven) = (look.ends, look.proven);
+    plan.segments = stranded(dir, &snapshots, &ends, |id| {
+        let is_proven = proven.contains(&id.group(identity.groups));
+        if is_proven {
+            Some(0)
+        } else {
+            plan.first_behind(id)
+        }
+    })?;
     Ok(Outlook::Damaged(Box::new(plan)))
 }
 
-/// Segments with nothing but what comes behind the cut: the log has their partition's records from there on. Where it has
-/// not, a snapshot is missing or old, and a start says so.
+/// Segments with nothing but what comes behind the cut. That is shown for all of a partition's where the log has entries of its
+/// group in front of the damage, which its snapshot fits; else only from the first record on that the log has behind it
+/// (`first_behind`): before that a snapshot may be missing or old, and a start says so.
 fn stranded(
     dir: &Path,
     snapshots: &[GroupSnapshotT],
@@ -234,12 +246,35 @@ struct Look<'a> {
     live: &'a LiveSlots,
     snapshots: &'a [GroupSnapshotT],
     names: HashMap<TopicId, String>,
+    stored: HashMap<PartitionId, &'a PartitionT>,
     /// Where partitions end by the logs.
     ends: BTreeMap<PartitionId, u64>,
+    /// Groups with entries in front of the damage.
+    proven: BTreeSet<GroupId>,
     /// Groups with entries so far.
     seen: BTreeSet<GroupId>,
     /// The last entry of the log that is being read, if that is known.
     last_seq: Option<u64>,
+    /// Bytes of the log that is being read that entries may have had which cannot be read.
+    hidden: Hidden,
+    /// And of each damaged log.
+    hidden_of: BTreeMap<u16, u64>,
+    /// Bytes of the records of each partition that can be read behind the damage.
+    readable: BTreeMap<PartitionId, u64>,
+}
+
+/// Bytes that may have been entries.
+#[derive(Default)]
+struct Hidden {
+    bytes: u64,
+    /// Zeros, or of an earlier use, and counted only once something of the log comes behind them.
+    maybe: u64,
+}
+
+impl Hidden {
+    fn add(&mut self, bytes: u64) {
+        self.bytes += std::mem::take(&mut self.maybe) + bytes;
+    }
 }
 
 impl Sink for Look<'_> {
@@ -250,6 +285,7 @@ impl Sink for Look<'_> {
         payload: &[u8],
     ) -> Result<(), RecoverError> {
         self.seen.insert(header.group);
+        self.proven.insert(header.group);
         self.last_seq = Some(header.seq);
         match header.kind {
             EntryKind::Meta => drop(self.topic_change(payload)),
@@ -282,10 +318,51 @@ impl<'a> Look<'a> {
             live,
             snapshots,
             names: names.collect(),
+            stored: by_id(snapshots),
             ends: BTreeMap::new(),
+            proven: BTreeSet::new(),
             seen: BTreeSet::new(),
             last_seq: None,
+            hidden: Hidden::default(),
+            hidden_of: BTreeMap::new(),
+            readable: BTreeMap::new(),
         }
+    }
+
+    /// Where a partition ends by its snapshot and the log in front of the damage.
+    fn end(&self, id: PartitionId) -> u64 {
+        let held = self.stored.get(&id).map_or(0, |stored| stored.next_offset);
+        self.ends.get(&id).map_or(held, |&end| end.max(held))
+    }
+
+    /// The open segment of a group that is not proven has no more behind what its snapshot knows than the log can have had of
+    /// it: or the snapshot is old, and what it lacks is no matter of the damage.
+    fn check_open_segments(&self, dir: &Path) -> Result<(), RecoverError> {
+        let Identity { groups, shards, .. } = *self.identity;
+        for (id, stored) in &self.stored {
+            let shards = u16::try_from(shards).unwrap_or(u16::MAX).max(1);
+            let Some(hidden) = self.hidden_of.get(&id.group(groups).shard(groups, shards)) else {
+                continue;
+            };
+            let last = stored.segments.iter().flatten().next_back();
+            let Some(open) = last.filter(|last| !last.sealed) else {
+                continue;
+            };
+            let path = dir.join("partitions").join(id.dir_name());
+            let path = path.join(log_name(open.base_offset));
+            let have = match files::bytes_at(&path) {
+                Err(e) if e.cause == files::Cause::Missing => 0,
+                bytes => bytes?,
+            };
+            let tail = stored.tail.as_ref().map_or(0, |tail| tail.len() as u64);
+            let readable = self.readable.get(id).copied().unwrap_or(0);
+            let is_proven = self.proven.contains(&id.group(groups));
+            if !is_proven && have > open.bytes + tail + readable + hidden + BLOCK {
+                let next_offset = self.end(*id);
+                return Err(Unlisted { path, next_offset }.into());
+            }
+        }
+        Ok(())
     }
 
     fn is_own(&self, shard: u16, header: &FrameHeader) -> bool {
@@ -338,6 +415,7 @@ impl<'a> Look<'a> {
         later.extend(live.map(|live| (live.generation, live.path.clone(), live.bytes)));
         later.sort();
         let mut behind = Behind::default();
+        self.hidden = Hidden::default();
         self.read(
             shard,
             (&slot, position, at.bytes),
@@ -347,6 +425,7 @@ impl<'a> Look<'a> {
         for (_, path, bytes) in &later {
             self.read(shard, (path, BLOCK, *bytes), at.generation, &mut behind)?;
         }
+        self.hidden_of.insert(shard, self.hidden.bytes);
         Ok(Some(LogCut {
             shard,
             slot,
@@ -400,11 +479,15 @@ impl<'a> Look<'a> {
                     position += header.disk_bytes() as u64;
                     continue;
                 }
-                Ok((older, _)) => older_to = position + older.disk_bytes() as u64,
+                Ok((older, _)) => {
+                    older_to = position + older.disk_bytes() as u64;
+                    self.hidden.maybe += BLOCK;
+                }
                 Err(_) if position >= older_to && buf[..got].iter().any(|&b| b != 0) => {
                     behind.unknown_bytes += got as u64;
+                    self.hidden.add(BLOCK);
                 }
-                Err(_) => {}
+                Err(_) => self.hidden.maybe += BLOCK,
             }
             position += BLOCK;
         }
@@ -419,8 +502,8 @@ impl<'a> Look<'a> {
         behind: &mut Behind,
     ) -> Result<(), RecoverError> {
         behind.frames += 1;
-        let mut at = 0;
-        let mut read = 0;
+        self.hidden.add(0);
+        let (mut at, mut read, mut read_bytes) = (0, 0, 0);
         while let Some(rest) = entries.get(at..)
             && rest.len() >= ENTRY_HEADER_BYTES
         {
@@ -432,9 +515,11 @@ impl<'a> Look<'a> {
                         position: frame.position + (FRAME_HEADER_BYTES + at) as u64,
                         ..frame
                     };
-                    self.check_snapshot(at_entry, &entry, behind.entries)?;
+                    let hidden = at as u64 - read_bytes;
+                    self.check_snapshot(at_entry, &entry, (behind.entries, hidden))?;
                     behind.entries += 1;
                     read += 1;
+                    read_bytes += entry.disk_bytes() as u64;
                     self.note(&entry, payload, behind);
                     at += entry.disk_bytes();
                 }
@@ -444,6 +529,8 @@ impl<'a> Look<'a> {
             }
         }
         behind.damaged_entries += u64::from(header.entry_count).saturating_sub(read);
+        let damaged = u64::from(header.entries_bytes).saturating_sub(read_bytes);
+        self.hidden.add(damaged);
         Ok(())
     }
 
@@ -453,7 +540,7 @@ impl<'a> Look<'a> {
         &mut self,
         at: At<'_>,
         entry: &EntryHeader,
-        read: u64,
+        (read, hidden): (u64, u64),
     ) -> Result<(), RecoverError> {
         let Some(last_seq) = self.last_seq else {
             return Ok(());
@@ -462,6 +549,7 @@ impl<'a> Look<'a> {
             return Ok(());
         }
         let damaged = entry.seq.saturating_sub(last_seq + 1 + read);
+        let damaged = damaged.min((self.hidden.bytes + hidden) / ENTRY_HEADER_BYTES as u64);
         let snapshot = self.snapshots.get(usize::from(entry.group.0));
         let holds = snapshot.map_or(0, |snapshot| snapshot.group_index);
         if entry.group_index <= holds.saturating_add(1 + damaged) {
@@ -485,7 +573,10 @@ impl<'a> Look<'a> {
                     return;
                 };
                 let (first, last) = (batch.base_offset, batch.next_offset().saturating_sub(1));
+                *self.readable.entry(id).or_default() += payload.len() as u64;
+                let end = self.end(id);
                 let span = behind.records.entry(id).or_insert(Span {
+                    end,
                     first,
                     last,
                     records: 0,
