@@ -77,6 +77,8 @@ pub enum Cause {
     TooManyOpen,
     /// The file ended before it should.
     Short,
+    /// Something is there already.
+    Occupied,
     /// Anything else.
     Other,
 }
@@ -86,7 +88,11 @@ impl Cause {
         if error.kind() == io::ErrorKind::UnexpectedEof {
             return Self::Short;
         }
+        if error.kind() == io::ErrorKind::DirectoryNotEmpty {
+            return Self::Occupied;
+        }
         match error.raw_os_error() {
+            Some(libc::EEXIST) => Self::Occupied,
             Some(libc::ENOENT | libc::ENOTDIR) => Self::Missing,
             Some(libc::EACCES | libc::EPERM) => Self::Permission,
             Some(libc::ENOSPC | libc::EDQUOT) => Self::Full,
@@ -110,6 +116,7 @@ impl Cause {
             Self::Device => "see the kernel log; the disk may be failing",
             Self::TooManyOpen => "raise the limit of open files (ulimit -n)",
             Self::Short => "the file was cut; restore the whole data directory from a copy",
+            Self::Occupied => "somebody has put something there; name another place",
             Self::Other => "mend that and start again: nothing is lost by it",
         }
     }

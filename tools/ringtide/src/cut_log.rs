@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal as _};
 use std::path::{Component, Path, PathBuf};
 
 use ringtide_log::files;
-use ringtide_log::recovery::cut::{self, CutError, LogCut, Outlook, Plan};
+use ringtide_log::recovery::cut::{self, CutError, LogCut, Outlook, PastCut, Plan};
 use ringtide_log::recovery::{PartitionEnd, RecoverError};
 
 use crate::exit::{Exit, Failure};
@@ -27,10 +27,11 @@ pub(crate) fn run(dir: &Path, keep: &Path, yes: bool) -> Result<(), Failure> {
     let plan = match outlook {
         Ok(Outlook::Damaged(plan)) => plan,
         Ok(Outlook::Sound) => {
-            cut::finish(dir, &mut |line| add(dir, line)).map_err(failed)?;
-            return output::print(
-                "nothing to cut: a start would not be refused; `ringtide verify` reads the rest as well\n",
-            );
+            return match cut::finish(dir, &mut |line| add(dir, line)) {
+                Ok(begun) => output::print(&without_damage(begun)),
+                Err(RecoverError::File(error)) => Err(failed(error)),
+                Err(why) => Err(not_mended(dir, &why)?),
+            };
         }
         Ok(Outlook::Empty) => {
             lock.undo();
@@ -38,20 +39,7 @@ pub(crate) fn run(dir: &Path, keep: &Path, yes: bool) -> Result<(), Failure> {
             return Err(Failure::new(Exit::DirectoryUnusable, message));
         }
         Err(RecoverError::File(error)) => return Err(failed(error)),
-        Err(why) => {
-            let mut message =
-                format!("no cut of the log mends this, and nothing was changed: {why}");
-            let begun = cut::past_cuts(dir).map_err(failed)?;
-            if let Some(begun) = begun.iter().find(|cut| !cut.finished) {
-                let _ = write!(
-                    message,
-                    ". A cut was begun on {} and neither finished nor written back: {}; if no broker was started on \
-                     this directory since, copy the wal/ of that over the one here, else leave it",
-                    begun.time, begun.what
-                );
-            }
-            return Err(Failure::new(Exit::DirectoryCorrupt, message));
-        }
+        Err(why) => return Err(not_mended(dir, &why)?),
     };
     output::print(&text(&plan, &keep))?;
     check_space(&plan, &keep)?;
@@ -62,11 +50,44 @@ pub(crate) fn run(dir: &Path, keep: &Path, yes: bool) -> Result<(), Failure> {
     let ends = cut::make(dir, &plan, &keep, &mut |line| add(dir, line)).map_err(|error| {
         let exit = match error {
             CutError::Keep(_) | CutError::Interrupted { .. } => Exit::DirectoryUnusable,
-            CutError::Useless(_) | CutError::NotPutBack { .. } => Exit::DirectoryCorrupt,
+            CutError::Useless { .. } | CutError::NotPutBack { .. } => Exit::DirectoryCorrupt,
         };
         Failure::new(exit, error.to_string())
     })?;
     output::print(&after(&plan, &ends, &keep))
+}
+
+/// A start is refused, or a topic is not whole, and a cut does not change that.
+fn not_mended(dir: &Path, why: &RecoverError) -> Result<Failure, Failure> {
+    let mut message = format!("no cut of the log mends this, and nothing was changed: {why}");
+    if let Some(begun) = cut::begun(dir).map_err(failed)? {
+        let _ = write!(message, ". {}", begun.undo());
+    }
+    Ok(Failure::new(Exit::DirectoryCorrupt, message))
+}
+
+/// A start would not be refused; that may be so because a cut was interrupted behind its last change.
+fn without_damage(begun: Option<(PastCut, Vec<PartitionEnd>)>) -> String {
+    let Some((cut, ends)) = begun else {
+        return "nothing to cut: a start would not be refused; `ringtide verify` reads the rest as well\n"
+            .to_owned();
+    };
+    let mut out = format!(
+        "nothing more to cut: a start would not be refused. The cut that was begun on {} is made: {}\n",
+        cut.time, cut.what
+    );
+    for end in &ends {
+        push_end(&mut out, end);
+    }
+    out
+}
+
+fn push_end(out: &mut String, end: &PartitionEnd) {
+    let _ = writeln!(
+        out,
+        "  {}/{} begins at offset {}, its next one is {}",
+        end.topic, end.id.partition, end.begins, end.ends
+    );
 }
 
 /// The directory for what is kept, by a path that stays true; refuses one that cannot be it.
@@ -142,6 +163,13 @@ fn is_confirmed() -> bool {
 /// What a cut would do.
 fn text(plan: &Plan, keep: &Path) -> String {
     let mut out = format!("a start is refused: {}\n", plan.why);
+    if let Some(begun) = &plan.begun {
+        let _ = writeln!(
+            out,
+            "\na cut that was begun on {} is not finished: {}. Only that is as it was before all of them",
+            begun.time, begun.what
+        );
+    }
     for log in &plan.logs {
         let _ = write!(out, "\n{}", of_a_log(plan, log));
     }
@@ -199,6 +227,21 @@ fn of_a_log(plan: &Plan, log: &LogCut) -> String {
     for topic in &behind.topics {
         let _ = writeln!(out, "  undone: topic {topic}");
     }
+    for back in &behind.set_back {
+        let _ = writeln!(
+            out,
+            "  undone: topic {}: {} goes from {} back to {}{}",
+            back.topic,
+            back.key,
+            back.from,
+            back.to,
+            match back.keeps_less() {
+                true =>
+                    ": WARNING: the next start removes what is over it at once, and that is not kept",
+                false => "",
+            }
+        );
+    }
     for (&id, start) in &behind.log_starts {
         let _ = writeln!(
             out,
@@ -220,11 +263,7 @@ fn of_a_log(plan: &Plan, log: &LogCut) -> String {
 fn after(plan: &Plan, ends: &[PartitionEnd], keep: &Path) -> String {
     let mut out = String::from("the log is cut; a start would not be refused any more\n");
     for end in ends.iter().filter(|end| plan.concerns(end.id)) {
-        let _ = writeln!(
-            out,
-            "  {}/{} begins at offset {}, its next one is {}",
-            end.topic, end.id.partition, end.begins, end.ends
-        );
+        push_end(&mut out, end);
     }
     let _ = writeln!(
         out,

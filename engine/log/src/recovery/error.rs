@@ -52,6 +52,8 @@ pub enum RecoverError {
     #[error(transparent)]
     BadSegment(#[from] BadSegment),
     #[error(transparent)]
+    MissingSegment(#[from] MissingSegment),
+    #[error(transparent)]
     Unlisted(#[from] Unlisted),
     #[error(transparent)]
     OldSnapshot(#[from] OldSnapshot),
@@ -359,6 +361,20 @@ pub struct BadSegment {
     pub want: u64,
     /// Bytes of the file.
     pub have: u64,
+}
+
+/// A segment is not there that a snapshot names: no matter for a start, but for a cut of the log.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} is missing: if the topic {topic} was deleted behind the damage, it would be back without its records; if \
+     that segment was lost otherwise, make an empty file of its name, and repair again",
+    path.display()
+)]
+pub struct MissingSegment {
+    /// The segment.
+    pub path: PathBuf,
+    /// Whose it is.
+    pub topic: String,
 }
 
 /// After a clean stop, a segment that goes on behind what its manifest knows.

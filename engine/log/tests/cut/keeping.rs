@@ -53,7 +53,7 @@ fn everything_that_goes_is_kept_and_put_back_by_copying() {
 #[test]
 fn a_full_disk_while_keeping_changes_nothing_and_leaves_no_copies() {
     for is_there in [false, true] {
-        for writes in 0.. {
+        for changes in 0.. {
             let (mut b, _) = directory();
             let damaged = b.logs[0].frames[20];
             b.overwrite(0, damaged, 0x5a);
@@ -64,27 +64,61 @@ fn a_full_disk_while_keeping_changes_nothing_and_leaves_no_copies() {
             if is_there {
                 fs::create_dir_all(&kept).expect("made");
             }
-            let (left, at) = (Cell::new(writes), kept.clone());
+            let (left, at) = (Cell::new(changes), kept.clone());
             let watcher = move |change: Change<'_>| match change {
-                Change::Write { path, .. } if path.starts_with(&at) => match left.get() {
-                    0 => Err(io::Error::from_raw_os_error(ENOSPC)),
-                    n => {
-                        left.set(n - 1);
-                        Ok(())
+                Change::Create(path)
+                | Change::Write { path, .. }
+                | Change::SetLength { path, .. }
+                | Change::Sync(path)
+                | Change::MakeDirectory(path)
+                | Change::SyncDirectory(path)
+                    if path.starts_with(&at) =>
+                {
+                    match left.get() {
+                        0 => Err(io::Error::from_raw_os_error(ENOSPC)),
+                        n => {
+                            left.set(n - 1);
+                            Ok(())
+                        }
                     }
-                },
+                }
                 _ => Ok(()),
             };
             let Err(refused) = watched(watcher, || make(b.dir(), &plan, &kept)) else {
-                assert!(writes > 5, "it was full at each of {writes} writes");
+                assert!(changes > 20, "it was full at each of {changes} changes");
                 break;
             };
             assert!(matches!(refused, CutError::Keep(_)), "{refused}");
-            assert!(contents(b.dir()) == before, "after {writes} writes");
+            assert!(contents(b.dir()) == before, "after {changes} changes");
             assert!(contents(home.path()).is_empty());
-            assert_eq!(kept.exists(), is_there);
+            assert_eq!(kept.exists(), is_there, "after {changes} changes");
+            assert!(
+                !is_there || fs::read_dir(&kept).expect("listed").next().is_none(),
+                "after {changes} changes"
+            );
         }
     }
+}
+
+#[test]
+fn a_place_that_somebody_has_used_meanwhile_is_refused_whatever_lies_there() {
+    let (mut b, _) = directory();
+    let damaged = b.logs[0].frames[20];
+    b.overwrite(0, damaged, 0x5a);
+    b.store();
+    let plan = plan(b.dir());
+    let (_home, kept) = place();
+    fs::create_dir_all(&kept).expect("made");
+    fs::write(kept.join("notes"), "theirs").expect("written");
+    let before = contents(b.dir());
+    let refused = make(b.dir(), &plan, &kept).expect_err("used");
+    assert!(matches!(refused, CutError::Keep(_)), "{refused}");
+    assert!(
+        refused.to_string().contains("name another place"),
+        "{refused}"
+    );
+    assert!(contents(b.dir()) == before);
+    assert_eq!(contents(&kept).len(), 1);
 }
 
 #[test]
@@ -124,5 +158,9 @@ fn a_place_that_another_cut_has_used_meanwhile_is_refused() {
     let (copies, before) = (contents(&kept), contents(c.dir()));
     let refused = make(c.dir(), &second, &kept).expect_err("used");
     assert!(matches!(refused, CutError::Keep(_)), "{refused}");
+    assert!(
+        refused.to_string().contains("name another place"),
+        "{refused}"
+    );
     assert!(contents(&kept) == copies && contents(c.dir()) == before);
 }

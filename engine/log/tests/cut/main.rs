@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Builder, contents, place_in_memory, stored};
+use common::{Builder, contents, place_in_memory, stored, topic_t};
 use ringtide_log::files::FileError;
 use ringtide_log::files::watch::{Change, watched};
 use ringtide_log::recovery::cut::{self, CutError, Outlook, Plan};
 use ringtide_log::recovery::{PartitionEnd, RecoverError, Recovered, log_name, repair, verify};
 use ringtide_schema::ids::{GroupId, PartitionId};
 use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::store::MetaEntryT;
 use ringtide_schema::wal::{ENTRY_HEADER_BYTES, FRAME_HEADER_BYTES};
 use tempfile::TempDir;
 
@@ -268,6 +269,51 @@ fn what_can_be_read_behind_the_damage_is_told() {
 }
 
 #[test]
+fn settings_that_come_back_are_told_with_a_warning_where_less_is_kept() {
+    let mut b = Builder::in_memory(2, 1);
+    let [topic, other] = ["t", "u"].map(|name| b.topic(name, 1, 1 << 20));
+    b.frame(0);
+    let alter = |b: &mut Builder, id, name, retention_ms, retention_bytes, segment_bytes| {
+        let mut altered = topic_t(id, name, 1, segment_bytes);
+        altered.config.retention_ms = retention_ms;
+        altered.config.retention_bytes = retention_bytes;
+        b.meta(&MetaEntryT {
+            altered: Some(Box::new(altered)),
+            ..MetaEntryT::default()
+        });
+        b.frame(0);
+    };
+    alter(&mut b, topic, "t", 3_600_000, -1, 1 << 20);
+    b.publish(
+        PartitionId {
+            topic,
+            partition: 0,
+        },
+        100,
+    );
+    let damaged = b.frame(0);
+    alter(&mut b, topic, "t", 7_200_000, -1, 1 << 20);
+    alter(&mut b, topic, "t", -1, 1 << 30, 1 << 21);
+    // And back to what it was.
+    alter(&mut b, other, "u", 1000, -1, 1 << 20);
+    alter(&mut b, other, "u", 7 * 24 * 3_600_000, -1, 1 << 20);
+    b.closing(0);
+    b.overwrite(0, damaged, 0x5a);
+    b.store();
+    let back = plan(b.dir()).logs[0].behind.set_back.clone();
+    assert!(back.iter().all(|back| back.topic == "t"), "{back:?}");
+    let told = back.iter().map(|b| (b.key, b.from, b.to, b.keeps_less()));
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            ("retention-ms", -1, 3_600_000, true),
+            ("retention-bytes", 1 << 30, -1, false),
+            ("segment-bytes", 1 << 21, 1 << 20, false),
+        ]
+    );
+}
+
+#[test]
 fn two_damaged_logs_are_cut_and_kept_at_once() {
     let mut b = Builder::in_memory(2, 2);
     let topic = b.topic("t", 2, 1 << 20);
@@ -328,7 +374,7 @@ fn what_no_cut_mends_is_written_back_as_it_was() {
         let (_home, kept) = place();
         let plan = plan(b.dir());
         let refused = make(b.dir(), &plan, &kept).expect_err("in vain");
-        assert!(matches!(refused, CutError::Useless(_)), "{refused}");
+        assert!(matches!(refused, CutError::Useless { .. }), "{refused}");
         assert!(without_log(b.dir()) == before);
         let log = fs::read_to_string(b.dir().join("repair.log")).expect("text");
         assert_eq!(log.lines().count(), 2, "{log}");

@@ -197,6 +197,28 @@ fn a_log_that_is_cut_is_served_up_to_its_damage_and_readers_of_more_are_told() {
 }
 
 #[test]
+fn a_cut_that_was_interrupted_is_said_to_be_made_with_what_it_kept_and_its_ends() {
+    let (mut broker, _) = published();
+    killed_and_damaged(&mut broker);
+    let dir = broker.data_dir().to_owned();
+    let (_home, kept) = place();
+    cut_log(&dir, &["--keep", text(&kept), "--yes"]).ok();
+    // As if it had been killed before it could say so.
+    let log = fs::read_to_string(dir.join("repair.log")).expect("a log of repairs");
+    let begun = log.lines().next().expect("a line");
+    fs::write(dir.join("repair.log"), format!("{begun}\n")).expect("written");
+    let (_other, more) = place();
+    let args = ["--keep", text(&more), "--yes"];
+    let finished = cut_log(&dir, &args).ok();
+    for words in ["is made", text(&kept), "its next one is 12"] {
+        assert!(finished.text().contains(words), "{words}: {finished:?}");
+    }
+    assert!(!more.exists());
+    let again = cut_log(&dir, &args).ok();
+    assert!(again.text().starts_with("nothing to cut"), "{again:?}");
+}
+
+#[test]
 fn a_place_to_keep_what_is_cut_must_be_named_be_empty_and_lie_outside() {
     let (mut broker, _) = published();
     killed_and_damaged(&mut broker);
@@ -214,6 +236,7 @@ fn a_place_to_keep_what_is_cut_must_be_named_be_empty_and_lie_outside() {
         (&inside, "in the data directory"),
         (&through.join("kept"), "in the data directory"),
         (&file, "not a directory"),
+        (&home.path().join("absent/../kept-too"), "without `..`"),
     ] {
         let refused = cut_log(dir, &["--yes", "--keep", text(place)]).failed();
         assert_eq!(refused.code(), exit::USAGE, "{refused:?}");
@@ -237,15 +260,24 @@ fn a_log_in_use_or_without_damage_is_not_cut() {
     let before = stamps(&dir);
     let told = cut_log(&dir, &args).ok();
     assert!(told.text().contains("nothing to cut"), "{told:?}");
+    assert_eq!(stamps(&dir).len(), before.len());
     let identity = dir.join("identity");
     flip(&identity, 20, 0);
-    let refused = cut_log(&dir, &args).failed();
-    assert_eq!(refused.code(), exit::DIRECTORY_CORRUPT, "{refused:?}");
-    assert!(
-        refused.stderr.contains("no cut of the log mends"),
-        "{refused:?}"
-    );
-    assert_eq!(stamps(&dir).len(), before.len());
+    for begun in [
+        "",
+        "now cutting the write-ahead log: here; what it takes is in there\n",
+    ] {
+        fs::write(dir.join("repair.log"), begun).expect("written");
+        let refused = cut_log(&dir, &args).failed();
+        assert_eq!(refused.code(), exit::DIRECTORY_CORRUPT, "{refused:?}");
+        assert!(
+            refused.stderr.contains("no cut of the log mends"),
+            "{refused:?}"
+        );
+        let said = refused.stderr.contains("A cut was begun on now")
+            && refused.stderr.contains("what it takes is in there");
+        assert_eq!(said, !begun.is_empty(), "{refused:?}");
+    }
     assert!(!kept.exists());
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::store::{GroupSnapshotT, PartitionT};
 
+use super::{PastCut, Plan};
 use crate::files::{self, FileError};
 use crate::recovery::error::RecoverError;
 use crate::recovery::layout::{self, REPAIR_LOG};
@@ -103,8 +104,8 @@ fn known_bytes(stored: &PartitionT, base_offset: u64) -> u64 {
 }
 
 /// Bytes that the copies take.
-pub(super) fn bytes(dir: &Path, kept: &[Kept]) -> Result<u64, FileError> {
-    let mut sum = manifest(dir, kept).len() as u64;
+pub(super) fn bytes(dir: &Path, kept: &[Kept], begun: Option<&PastCut>) -> Result<u64, FileError> {
+    let mut sum = manifest(dir, kept, begun).len() as u64;
     for one in kept {
         let path = dir.join(&one.name);
         pieces(
@@ -121,42 +122,37 @@ pub(super) fn bytes(dir: &Path, kept: &[Kept]) -> Result<u64, FileError> {
 }
 
 /// Makes the copies, durably, in a directory that is empty or not there. If that fails nothing is left of them.
-pub(super) fn keep(dir: &Path, kept: &[Kept], to: &Path) -> Result<(), FileError> {
-    let mut made = Vec::new();
-    let mut copied = Vec::new();
-    let ended = files::make_directories(to, &mut made)
+pub(super) fn keep(dir: &Path, plan: &Plan, to: &Path) -> Result<(), FileError> {
+    let (mut folders, mut files) = (Vec::new(), Vec::new());
+    let ended = files::make_directories(to, &mut folders)
         .and_then(|()| files::expect_empty(to))
-        .and_then(|()| copy_all(dir, kept, to, &mut copied));
+        .and_then(|()| copy_all(dir, plan, to, (&mut folders, &mut files)));
     if ended.is_err() {
         // Nothing that somebody else has put there meanwhile; what cannot be removed stays, without harm.
-        for path in &copied {
+        for path in &files {
             let _ = fs::remove_file(path);
         }
-        for path in &copied {
-            let folders = path.ancestors().skip(1);
-            for folder in folders.take_while(|folder| *folder != to && folder.starts_with(to)) {
-                let _ = fs::remove_dir(folder);
-            }
-        }
-        for folder in made.iter().rev() {
+        for folder in folders.iter().rev() {
             let _ = fs::remove_dir(folder);
         }
     }
     ended
 }
 
+/// Adds the directories and files that it makes to `made`.
 fn copy_all(
     dir: &Path,
-    kept: &[Kept],
+    plan: &Plan,
     to: &Path,
-    copied: &mut Vec<PathBuf>,
+    (made, copied): (&mut Vec<PathBuf>, &mut Vec<PathBuf>),
 ) -> Result<(), FileError> {
-    let mut folders = Vec::new();
-    for one in kept {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for one in &plan.kept {
         let path = to.join(one.copy_name());
         let folder = files::parent(&path);
-        files::make_directories(folder, &mut Vec::new())?;
-        if !folders.iter().any(|known| known == folder) {
+        // In the order of the list, those of a folder follow one another.
+        if folders.last().is_none_or(|last| last != folder) {
+            files::make_directories(folder, made)?;
             folders.push(folder.to_owned());
         }
         let file = files::open_new(&path)?;
@@ -166,7 +162,8 @@ fn copy_all(
     let path = to.join(MANIFEST);
     let file = files::open_new(&path)?;
     copied.push(path.clone());
-    files::write_at(&file, &path, manifest(dir, kept).as_bytes(), 0)?;
+    let manifest = manifest(dir, &plan.kept, plan.begun.as_ref());
+    files::write_at(&file, &path, manifest.as_bytes(), 0)?;
     files::sync_data(&file, &path)?;
     for folder in folders {
         files::sync_directory(&folder)?;
@@ -185,10 +182,15 @@ fn copy(from: &Path, position: u64, file: &File, to: &Path) -> Result<(), FileEr
 }
 
 /// What each file is: a line each.
-fn manifest(dir: &Path, kept: &[Kept]) -> String {
+fn manifest(dir: &Path, kept: &[Kept], begun: Option<&PastCut>) -> String {
+    let undo = match begun {
+        None => "To undo the cut before any start: copy wal/ over that of the data directory with `cp --sparse=never`, and \
+                 those of partitions/ that were removed."
+            .to_owned(),
+        Some(begun) => format!("Not as it was before all cuts. {}.", begun.undo()),
+    };
     let mut out = format!(
-        "Kept by `ringtide repair --cut-log` of {}, as it was before the cut.\n\
-         To undo the cut before any start: copy wal/ over that of the data directory.\n\n",
+        "Kept by `ringtide repair --cut-log` of {}, as it was before the cut.\n{undo}\n\n",
         dir.display()
     );
     for one in kept {

@@ -10,14 +10,17 @@ use std::path::{Path, PathBuf};
 
 use self::keep::{pieces, put_back};
 pub use self::plan::{Behind, LogCut, Outlook, Plan, Span, plan};
+pub use self::topics::SetBack;
 use super::PartitionEnd;
-use super::error::RecoverError;
-use super::layout::REPAIR_LOG;
+use super::error::{MissingSegment, RecoverError};
+use super::layout::{self, REPAIR_LOG};
+use super::segments::log_name;
 use super::verify::dry_start;
 use crate::files::{self, FileError};
 
 mod keep;
 mod plan;
+mod topics;
 
 /// How the line of a cut begins in `repair.log`, behind its time.
 const CUTTING: &str = "cutting the write-ahead log: ";
@@ -43,15 +46,20 @@ pub enum CutError {
     },
     /// The slots are again as they were.
     #[error(
-        "no cut mends this: with the log cut a start is still refused, so that it was written back as it was. {why}{}",
-        way_out(.0), why = .0
+        "no cut mends this: with the log cut a start is still refused, so that what was changed was written back. {why}{}{}",
+        way_out(why), earlier(begun.as_deref())
     )]
-    Useless(RecoverError),
+    Useless {
+        /// Why a start is refused.
+        why: Box<RecoverError>,
+        /// A cut before this one that was not finished: it is not undone.
+        begun: Option<Box<PastCut>>,
+    },
     /// It is cut, in vain, and could not be written back.
     #[error(
         "no cut mends this: with the log cut a start is still refused ({why}), and it could not be written back: {error}; \
-         copy {} over those of the data directory",
-        kept.join("wal").display()
+         copy {} over those of the data directory, and what {} has of segments that were removed{}",
+        kept.join("wal").display(), kept.join("partitions").display(), earlier(begun.as_deref())
     )]
     NotPutBack {
         /// What failed.
@@ -60,7 +68,14 @@ pub enum CutError {
         why: Box<RecoverError>,
         /// Where the copies are.
         kept: PathBuf,
+        /// A cut before this one that was not finished.
+        begun: Option<Box<PastCut>>,
     },
+}
+
+/// What to do about a cut that was begun, and neither finished nor written back.
+fn earlier(begun: Option<&PastCut>) -> String {
+    begun.map_or_else(String::new, |begun| format!(". {}", begun.undo()))
 }
 
 fn way_out(why: &RecoverError) -> &'static str {
@@ -81,7 +96,7 @@ pub fn make(
     kept: &Path,
     note: &mut dyn FnMut(&str) -> Result<(), FileError>,
 ) -> Result<Vec<PartitionEnd>, CutError> {
-    keep::keep(dir, &plan.kept, kept).map_err(CutError::Keep)?;
+    keep::keep(dir, plan, kept).map_err(CutError::Keep)?;
     let interrupted = |error| CutError::Interrupted {
         error,
         kept: kept.to_owned(),
@@ -94,26 +109,56 @@ pub fn make(
     );
     note(&line).map_err(interrupted)?;
     change(plan).map_err(interrupted)?;
-    match dry_start(dir, &mut |_| {}) {
-        Ok(report) => {
+    match look_at_cut(dir) {
+        Ok(ends) => {
             note(DONE).map_err(interrupted)?;
-            Ok(report.ends)
+            Ok(ends)
         }
         Err(why) => {
             let slots = plan.logs.iter().flat_map(LogCut::oldest_first);
             let changed = slots.chain(plan.segments.iter().map(|path| &**path));
             let back =
                 put_back(dir, changed, kept).and_then(|()| note(&format!("{PUT_BACK}{why}")));
+            let (why, begun) = (Box::new(why), plan.begun.clone().map(Box::new));
             Err(match back {
-                Ok(()) => CutError::Useless(why),
+                Ok(()) => CutError::Useless { why, begun },
                 Err(error) => CutError::NotPutBack {
                     error,
-                    why: Box::new(why),
+                    why,
                     kept: kept.to_owned(),
+                    begun,
                 },
             })
         }
     }
+}
+
+/// How far each partition goes now that the log is cut. Beyond what a start looks at, the segments that the snapshots name must
+/// be there: those of a topic that was deleted behind the cut are not, and it would be back without them.
+fn look_at_cut(dir: &Path) -> Result<Vec<PartitionEnd>, RecoverError> {
+    let report = dry_start(dir, &mut |_| {})?;
+    let Some(identity) = report.identity else {
+        return Ok(report.ends);
+    };
+    let snapshots = layout::snapshots(dir, &identity)?;
+    let stored = keep::by_id(&snapshots);
+    for end in &report.ends {
+        let segments = stored
+            .get(&end.id)
+            .and_then(|stored| stored.segments.as_ref());
+        let directory = dir.join("partitions").join(end.id.dir_name());
+        for segment in segments.into_iter().flatten().filter(|s| s.bytes > 0) {
+            let path = directory.join(log_name(segment.base_offset));
+            match files::bytes_at(&path) {
+                Err(e) if e.cause == files::Cause::Missing => {
+                    let topic = end.topic.clone();
+                    return Err(MissingSegment { path, topic }.into());
+                }
+                bytes => bytes?,
+            };
+        }
+    }
+    Ok(report.ends)
 }
 
 /// Segments go first: while the logs are damaged nothing starts.
@@ -150,15 +195,38 @@ pub struct PastCut {
     pub finished: bool,
 }
 
-/// Says of a cut that was interrupted behind its last change, and that a start would take, that it is made.
+impl PastCut {
+    /// What to do about one that is neither finished nor written back.
+    pub fn undo(&self) -> String {
+        format!(
+            "A cut was begun on {} and neither finished nor written back: {}. If no broker was started on this directory \
+             since, that has all as it was before: copy its wal/ over the one here, and what its partitions/ has of \
+             segments that were removed; else leave it",
+            self.time, self.what
+        )
+    }
+}
+
+/// The oldest cut that was begun, and neither finished nor written back: what it kept is as it was before all others.
+pub fn begun(dir: &Path) -> Result<Option<PastCut>, FileError> {
+    Ok(past_cuts(dir)?.into_iter().find(|cut| !cut.finished))
+}
+
+/// Says of a cut that was interrupted behind its last change, and that a start would take, that it is made. Gives it, and how
+/// far each partition goes.
+///
+/// # Errors
+/// It was made in vain, or a file operation failed.
 pub fn finish(
     dir: &Path,
     note: &mut dyn FnMut(&str) -> Result<(), FileError>,
-) -> Result<(), FileError> {
-    match past_cuts(dir)?.iter().all(|cut| cut.finished) {
-        true => Ok(()),
-        false => note(DONE),
-    }
+) -> Result<Option<(PastCut, Vec<PartitionEnd>)>, RecoverError> {
+    let Some(cut) = begun(dir)? else {
+        return Ok(None);
+    };
+    let ends = look_at_cut(dir)?;
+    note(DONE)?;
+    Ok(Some((cut, ends)))
 }
 
 /// The cuts that `repair.log` tells of, but those that were written back.

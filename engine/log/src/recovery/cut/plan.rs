@@ -9,15 +9,17 @@ use std::path::{Path, PathBuf};
 use ringtide_schema::batch::Header;
 use ringtide_schema::flatbuffers;
 use ringtide_schema::identity::Identity;
-use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
+use ringtide_schema::ids::{GroupId, PartitionId};
 use ringtide_schema::limits::BLOCK_BYTES;
-use ringtide_schema::store::{CommitOffset, GroupSnapshotT, MetaEntry, MetaEntryT, PartitionT};
+use ringtide_schema::store::{CommitOffset, GroupSnapshotT, PartitionT};
 use ringtide_schema::wal::{
     ENTRY_HEADER_BYTES, EntryError, EntryHeader, EntryKind, FRAME_HEADER_BYTES, FrameHeader,
     MAX_FRAME_BYTES,
 };
 
 use super::keep::{self, Kept, by_id};
+use super::topics::{SetBack, Topics};
+use super::{PastCut, begun};
 use crate::files::{self, FileError};
 use crate::recovery::Progress;
 use crate::recovery::chain::{At, Chain, Sink, each_frame};
@@ -40,9 +42,11 @@ pub struct Plan {
     pub segments: Vec<PathBuf>,
     /// Bytes that the copies of it take.
     pub keep_bytes: u64,
+    /// A cut that was begun before, and neither finished nor written back.
+    pub begun: Option<PastCut>,
     pub(super) kept: Vec<Kept>,
     identity: Identity,
-    names: HashMap<TopicId, String>,
+    topics: Topics,
 }
 
 /// What there is to cut.
@@ -90,6 +94,8 @@ pub struct Behind {
     pub log_starts: BTreeMap<PartitionId, u64>,
     /// Topics that were made, altered or deleted, in order and in words.
     pub topics: Vec<String>,
+    /// Settings of topics that are as they were in front of the damage again.
+    pub set_back: Vec<SetBack>,
 }
 
 /// Records of a partition.
@@ -125,7 +131,7 @@ impl Plan {
 
     /// Topic and number of a partition.
     pub fn name(&self, id: PartitionId) -> String {
-        match self.names.get(&id.topic) {
+        match self.topics.name(id.topic) {
             Some(topic) => format!("{topic}/{}", id.partition),
             None => id.to_string(),
         }
@@ -186,14 +192,16 @@ pub fn plan(dir: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Outlook, R
         return Err(why);
     }
     let kept = keep::list(dir, &snapshots)?;
+    let begun = begun(dir)?;
     look.check_open_segments(dir)?;
     let mut plan = Plan {
         why,
         logs,
         segments: Vec::new(),
-        keep_bytes: keep::bytes(dir, &kept)?,
+        keep_bytes: keep::bytes(dir, &kept, begun.as_ref())?,
+        begun,
         kept,
-        names: look.names,
+        topics: look.topics,
         identity,
     };
     let (ends, proven) = (look.ends, look.proven);
@@ -245,7 +253,7 @@ struct Look<'a> {
     identity: &'a Identity,
     live: &'a LiveSlots,
     snapshots: &'a [GroupSnapshotT],
-    names: HashMap<TopicId, String>,
+    topics: Topics,
     stored: HashMap<PartitionId, &'a PartitionT>,
     /// Where partitions end by the logs.
     ends: BTreeMap<PartitionId, u64>,
@@ -288,7 +296,7 @@ impl Sink for Look<'_> {
         self.proven.insert(header.group);
         self.last_seq = Some(header.seq);
         match header.kind {
-            EntryKind::Meta => drop(self.topic_change(payload)),
+            EntryKind::Meta => drop(self.topics.change(payload)),
             EntryKind::Batch => {
                 let batch = Header::peek(payload);
                 let end = batch.map_or(0, |batch| batch.next_offset());
@@ -308,16 +316,11 @@ impl Sink for Look<'_> {
 
 impl<'a> Look<'a> {
     fn new(identity: &'a Identity, live: &'a LiveSlots, snapshots: &'a [GroupSnapshotT]) -> Self {
-        let topics = snapshots
-            .iter()
-            .flat_map(|group| group.topics.iter().flatten());
-        let names =
-            topics.filter_map(|topic| Some((topic.id.as_ref()?.into(), topic.name.clone())));
         Self {
             identity,
             live,
             snapshots,
-            names: names.collect(),
+            topics: Topics::of(snapshots),
             stored: by_id(snapshots),
             ends: BTreeMap::new(),
             proven: BTreeSet::new(),
@@ -416,6 +419,7 @@ impl<'a> Look<'a> {
         later.sort();
         let mut behind = Behind::default();
         self.hidden = Hidden::default();
+        let topics = self.topics.clone();
         self.read(
             shard,
             (&slot, position, at.bytes),
@@ -426,6 +430,7 @@ impl<'a> Look<'a> {
             self.read(shard, (path, BLOCK, *bytes), at.generation, &mut behind)?;
         }
         self.hidden_of.insert(shard, self.hidden.bytes);
+        behind.set_back = self.topics.set_back(&topics);
         Ok(Some(LogCut {
             shard,
             slot,
@@ -594,34 +599,8 @@ impl<'a> Look<'a> {
             EntryKind::LogStart => {
                 behind.log_starts.insert(id, entry.base_offset);
             }
-            EntryKind::Meta => behind.topics.extend(self.topic_change(payload)),
+            EntryKind::Meta => behind.topics.extend(self.topics.change(payload)),
         }
-    }
-
-    /// Notes the name of a topic that is made or altered; what happened to it, in words.
-    fn topic_change(&mut self, payload: &[u8]) -> Option<String> {
-        let entry = flatbuffers::root::<MetaEntry<'_>>(payload).ok()?;
-        let MetaEntryT {
-            created,
-            altered,
-            deleted,
-        } = entry.unpack();
-        if let Some(deleted) = deleted {
-            let id: TopicId = deleted.id.as_ref()?.into();
-            let name = self.names.get(&id).cloned();
-            return Some(format!(
-                "{} deleted",
-                name.unwrap_or_else(|| id.to_string())
-            ));
-        }
-        let done = if created.is_some() { "made" } else { "altered" };
-        let topic = created.or(altered)?;
-        let words = format!(
-            "{} {done}, with {} partitions",
-            topic.name, topic.partitions
-        );
-        self.names.insert(topic.id.as_ref()?.into(), topic.name);
-        Some(words)
     }
 }
 
