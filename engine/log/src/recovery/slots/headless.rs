@@ -5,6 +5,7 @@
 //! frame that it began with: a log gives up no slot before the next one has something committed. A free slot with a damaged
 //! block is one, too; what it has, snapshots hold.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use ringtide_schema::identity::Identity;
@@ -14,6 +15,14 @@ use ringtide_schema::wal::{EntryHeader, FRAME_HEADER_BYTES, FrameHeader, MAX_FRA
 use super::{LiveSlot, Unclaimed, is_of};
 use crate::files::{self, FileError};
 
+/// What the frames of a slot say that are of this start: all of one shard's, because a slot stays with its shard.
+struct Use {
+    number: usize,
+    shard: u16,
+    generation: u64,
+    says_committed: bool,
+}
+
 /// Takes those out of `slots` that show a loss: the newest of a log that has no other slot, if a frame says that something was
 /// committed; and from the oldest one of a log backwards those that were not free, or hold entries that the snapshots do not.
 pub(super) fn join(
@@ -22,60 +31,63 @@ pub(super) fn join(
     identity: &Identity,
     held: &[u64],
 ) -> Result<(), FileError> {
-    for shard in 0..u16::try_from(identity.shards).unwrap_or(u16::MAX) {
-        let is_own = |header: &FrameHeader| is_of(header, shard, identity.incarnation);
-        let generation = |slot: &Unclaimed| {
-            let own = slot.frames.iter().filter(|(_, header)| is_own(header));
-            let newest = own.map(|(_, header)| header.generation).max();
-            newest.filter(|_| slot.bytes.is_multiple_of(BLOCK_BYTES as u64))
-        };
-        let says_committed = |slot: &Unclaimed| {
-            let mut own = slot.frames.iter().filter(|(_, header)| is_own(header));
-            own.any(|(_, header)| header.committed > 0)
-        };
-        loop {
-            let chain = shards.get(&shard).map_or(&[][..], |chain| chain);
-            let oldest = chain.iter().map(|slot| slot.generation).min();
-            let mut found = None;
-            for (number, slot) in slots.iter().enumerate() {
-                let Some(generation) = generation(slot) else {
-                    continue;
-                };
-                let is_lost = match oldest {
-                    None => says_committed(slot),
-                    Some(oldest) => {
-                        generation.checked_add(1) == Some(oldest)
-                            && (!slot.was_free || holds_more(slot, is_own, held)?)
-                    }
-                };
-                if is_lost {
-                    found = found.max(Some((generation, number)));
-                }
+    let numbered = slots.iter().enumerate();
+    let mut uses: Vec<Use> = numbered
+        .filter_map(|(number, slot)| use_of(number, slot, identity))
+        .collect();
+    uses.sort_by_key(|newest| Reverse(newest.generation));
+    let mut joined = Vec::new();
+    for found in uses {
+        let slot = &slots[found.number];
+        let chain = shards.get(&found.shard).map_or(&[][..], |chain| chain);
+        let is_lost = match chain.iter().map(|slot| slot.generation).min() {
+            None => found.says_committed,
+            Some(oldest) => {
+                found.generation.checked_add(1) == Some(oldest)
+                    && (!slot.was_free || holds_more(slot, found.shard, identity, held)?)
             }
-            let Some((generation, number)) = found else {
-                break;
-            };
-            let Unclaimed { path, bytes, .. } = slots.remove(number);
-            shards.entry(shard).or_default().push(LiveSlot {
-                path,
-                bytes,
-                generation,
+        };
+        if is_lost {
+            shards.entry(found.shard).or_default().push(LiveSlot {
+                path: slot.path.clone(),
+                bytes: slot.bytes,
+                generation: found.generation,
                 first: None,
             });
+            joined.push(slot.path.clone());
         }
     }
+    slots.retain(|slot| !joined.contains(&slot.path));
     Ok(())
+}
+
+fn use_of(number: usize, slot: &Unclaimed, identity: &Identity) -> Option<Use> {
+    let incarnation = identity.incarnation;
+    let own = || {
+        let headers = slot.frames.iter().map(|(_, header)| header);
+        headers.filter(|header| is_of(header, header.shard, incarnation))
+    };
+    let newest = own().max_by_key(|header| header.generation)?;
+    let is_whole = slot.bytes.is_multiple_of(BLOCK_BYTES as u64);
+    (is_whole && u32::from(newest.shard) < identity.shards).then(|| Use {
+        number,
+        shard: newest.shard,
+        generation: newest.generation,
+        says_committed: own().any(|header| header.shard == newest.shard && header.committed > 0),
+    })
 }
 
 /// Whether a frame has an entry that its group's snapshot does not hold.
 fn holds_more(
     slot: &Unclaimed,
-    is_own: impl Fn(&FrameHeader) -> bool,
+    shard: u16,
+    identity: &Identity,
     held: &[u64],
 ) -> Result<bool, FileError> {
     let file = files::open_read(&slot.path, false)?;
     let mut buf = vec![0; MAX_FRAME_BYTES];
-    for (position, frame) in slot.frames.iter().filter(|(_, header)| is_own(header)) {
+    let is_own = |frame: &FrameHeader| is_of(frame, shard, identity.incarnation);
+    for (position, frame) in slot.frames.iter().filter(|(_, frame)| is_own(frame)) {
         let bytes = (FRAME_HEADER_BYTES + frame.entries_bytes as usize).min(buf.len());
         let got = files::read_at(&file, &slot.path, &mut buf[..bytes], *position)?;
         let mut at = FRAME_HEADER_BYTES;
