@@ -40,7 +40,11 @@ impl Random {
 struct World {
     random: Random,
     wal: Wal,
-    slots: Vec<Vec<u8>>,
+    /// None where a slot was given up.
+    slots: Vec<Option<Vec<u8>>>,
+    /// Now and then the disk is full: slots are given up, and made again.
+    is_full: bool,
+    given_up: usize,
     under_way: Vec<(OpId, DiskOp)>,
     id: PartitionId,
     /// End in bytes of each batch appended, and all their bytes.
@@ -53,7 +57,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, is_full: bool) -> Self {
         let config = WalConfig {
             shard: 0,
             data_directory: DIRECTORY,
@@ -65,7 +69,9 @@ impl World {
         Self {
             random: Random(seed),
             wal: Wal::new(config, pool, (0..SLOTS as u64).map(FileId).collect()),
-            slots: vec![vec![0; SLOT_BYTES as usize]; SLOTS],
+            slots: vec![Some(vec![0; SLOT_BYTES as usize]); SLOTS],
+            is_full,
+            given_up: 0,
             under_way: Vec::new(),
             id: PartitionId {
                 topic: TopicId::new(9, 0),
@@ -121,7 +127,7 @@ impl World {
         else {
             panic!("{op:?}")
         };
-        let slot = &mut self.slots[file.0 as usize];
+        let slot = self.slots[file.0 as usize].as_mut().expect("not given up");
         for (i, block) in data
             .chunks(BLOCK_BYTES)
             .enumerate()
@@ -149,6 +155,20 @@ impl World {
             _ => self.now_ns += self.random.below(300_000_000),
         }
         self.wal.turn(self.now_ns, &mut self.under_way);
+        if self.is_full && self.random.below(6) == 0 {
+            let is_ending = self.random.below(2) == 0;
+            if let Some(file) = self.wal.take_free_slot(is_ending) {
+                self.slots[file.0 as usize] = None;
+                self.given_up += 1;
+            }
+        }
+        if self.is_full && self.random.below(30) == 0 {
+            let gone = self.slots.iter().position(Option::is_none);
+            if let Some(number) = gone {
+                self.slots[number] = Some(vec![0; SLOT_BYTES as usize]);
+                self.wal.add_slot(FileId(number as u64));
+            }
+        }
     }
 
     fn crash(&mut self) {
@@ -182,6 +202,7 @@ impl World {
         };
         fs::write(dir.join("identity"), identity.encode()).expect("written");
         for (i, slot) in self.slots.iter().enumerate() {
+            let Some(slot) = slot else { continue };
             fs::write(dir.join("wal").join(format!("{i:06}.wal")), slot).expect("written");
         }
         let metadata = GroupSnapshotT {
@@ -274,7 +295,7 @@ impl World {
 fn whatever_was_committed_survives_a_crash_at_any_moment() {
     let (mut recycled, mut beyond) = (0, 0);
     for seed in 0..60 {
-        let mut world = World::new(seed);
+        let mut world = World::new(seed, false);
         for _ in 0..100 + world.random.below(900) {
             world.step();
         }
@@ -287,5 +308,24 @@ fn whatever_was_committed_survives_a_crash_at_any_moment() {
     assert!(
         recycled > 10 && beyond > 4,
         "the crashes are too tame: {recycled} {beyond}"
+    );
+}
+
+#[test]
+fn what_was_committed_survives_a_crash_while_slots_are_given_up() {
+    let (mut given_up, mut few) = (0, 0);
+    for seed in 0..60 {
+        let mut world = World::new(seed, true);
+        for _ in 0..100 + world.random.below(900) {
+            world.step();
+        }
+        world.crash();
+        world.check(seed);
+        given_up += world.given_up;
+        few += usize::from(world.slots.iter().flatten().count() < SLOTS);
+    }
+    assert!(
+        given_up > 100 && few > 20,
+        "the disk was never full: {given_up} {few}"
     );
 }
