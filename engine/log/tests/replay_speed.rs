@@ -125,9 +125,7 @@ fn a_start_after_a_clean_stop_does_not_depend_on_the_log() {
         "1000 partitions with one batch each: {:?}",
         recovered.summary.duration
     );
-    b.next_start(&recovered);
-    b.identity.clean = true;
-    b.store();
+    b.store_clean(&recovered);
     let clean = b.recover().expect("nothing is wrong");
     assert!(clean.summary.was_clean);
     println!("the same after a clean stop: {:?}", clean.summary.duration);
