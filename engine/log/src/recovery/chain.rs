@@ -110,7 +110,9 @@ pub(super) fn each_frame(
     let mut buf = AlignedBuf::zeroed(MAX_FRAME_BYTES);
     let mut at = 0;
     while at < bytes {
-        let got = files::read_at(&file, path, &mut buf, at)?;
+        let want = usize::try_from(bytes - at).unwrap_or(usize::MAX);
+        let want = want.next_multiple_of(BLOCK_BYTES).min(MAX_FRAME_BYTES);
+        let got = files::read_at(&file, path, &mut buf[..want], at)?;
         for (block, position) in buf[..got]
             .chunks(BLOCK_BYTES)
             .zip((at..).step_by(BLOCK_BYTES))
@@ -119,7 +121,7 @@ pub(super) fn each_frame(
                 each(position, &header, crc);
             }
         }
-        if got < buf.len() {
+        if got < want {
             break;
         }
         at += got as u64;
@@ -488,7 +490,7 @@ impl Chain<'_> {
             }
         }
         for slot in self.strays {
-            for (position, header) in &slot.frames {
+            for (position, header) in slot.frames()? {
                 if self.is_own(header) && header.frame_seq >= frame_seq {
                     later.note(&slot.path, *position, header);
                 }

@@ -346,7 +346,7 @@ fn make_room(dir: &Path, identity: &Identity, direct: bool) -> Result<bool, Reco
     let Some((_, counts)) = replay_some(dir, identity, dry, &live, None)? else {
         return Ok(false);
     };
-    if let Some(path) = slots::expendable(&live, identity) {
+    if let Some(path) = slots::expendable(&live, identity)? {
         return remove_slot(&wal, path);
     }
     // What stays must be a log of its own.

@@ -8,6 +8,7 @@
 //! other frames, if those show that it was not free ([`headless`]). All others are *unclaimed*: free,
 //! unless the search for later frames finds some in them.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -60,34 +61,48 @@ pub(super) struct LiveSlots {
 pub(super) struct Unclaimed {
     pub(super) path: PathBuf,
     pub(super) bytes: u64,
-    /// Every block that is the header of a frame, with its position, as far as frames may lie that were written behind
-    /// the live slots.
-    pub(super) frames: Vec<(u64, FrameHeader)>,
     was_free: bool,
+    direct: bool,
+    /// Once they were asked for.
+    frames: OnceCell<Vec<(u64, FrameHeader)>>,
 }
 
 impl Unclaimed {
-    /// Of a slot that was free no more is searched than can have been in flight.
-    pub(super) fn read(
-        path: PathBuf,
-        bytes: u64,
-        was_free: bool,
-        direct: bool,
-    ) -> Result<Self, FileError> {
-        let searched = match was_free {
-            true => bytes.min(BLANK_SEARCH_BYTES),
-            false => bytes,
-        };
-        let mut frames = Vec::new();
-        each_frame(&path, searched, direct, |position, header, _| {
-            frames.push((position, *header));
-        })?;
-        Ok(Self {
+    pub(super) fn new(path: PathBuf, bytes: u64, was_free: bool, direct: bool) -> Self {
+        Self {
             path,
             bytes,
-            frames,
             was_free,
-        })
+            direct,
+            frames: OnceCell::new(),
+        }
+    }
+
+    /// Every block that is the header of a frame, with its position, as far as frames may lie that were written behind
+    /// the live slots: of a slot that was free no more is searched than can have been in flight.
+    pub(super) fn frames(&self) -> Result<&[(u64, FrameHeader)], FileError> {
+        if let Some(frames) = self.frames.get() {
+            return Ok(frames);
+        }
+        let searched = match self.was_free {
+            true => self.bytes.min(BLANK_SEARCH_BYTES),
+            false => self.bytes,
+        };
+        let mut frames = Vec::new();
+        each_frame(&self.path, searched, self.direct, |position, header, _| {
+            frames.push((position, *header));
+        })?;
+        Ok(self.frames.get_or_init(|| frames))
+    }
+
+    /// Whether there is a frame of a start where the second one of a slot would begin at the latest.
+    fn is_begun_in(&self, incarnation: u64) -> Result<bool, FileError> {
+        let mut is_begun = false;
+        let searched = self.bytes.min((MAX_FRAME_BYTES + 2 * BLOCK_BYTES) as u64);
+        each_frame(&self.path, searched, self.direct, |_, header, _| {
+            is_begun |= header.incarnation == incarnation;
+        })?;
+        Ok(is_begun)
     }
 }
 
@@ -123,15 +138,21 @@ pub(super) fn sync(live: &LiveSlots) -> Result<(), RecoverError> {
 }
 
 /// A free slot that says nothing about the log as it is: it has no frame of a generation that follows the oldest.
-pub(super) fn expendable<'a>(live: &'a LiveSlots, identity: &Identity) -> Option<&'a Path> {
+pub(super) fn expendable<'a>(
+    live: &'a LiveSlots,
+    identity: &Identity,
+) -> Result<Option<&'a Path>, FileError> {
     let is_over = |header: &FrameHeader| {
         let slots = live.shards.get(&header.shard);
         header.incarnation != identity.incarnation
             || slots.is_some_and(|slots| header.generation < slots[0].generation)
     };
-    let expendable = |slot: &&Unclaimed| slot.frames.iter().all(|(_, header)| is_over(header));
-    let slot = live.unclaimed.iter().find(expendable)?;
-    Some(&slot.path)
+    for slot in &live.unclaimed {
+        if slot.frames()?.iter().all(|(_, header)| is_over(header)) {
+            return Ok(Some(&slot.path));
+        }
+    }
+    Ok(None)
 }
 
 /// The slot files of `DIR/wal`, by name, with their lengths.
@@ -311,7 +332,7 @@ pub(super) fn place(
         } else {
             let path = slot.path.clone();
             let was_free = slot.was_free();
-            others.push(Unclaimed::read(path, slot.bytes, was_free, direct)?);
+            others.push(Unclaimed::new(path, slot.bytes, was_free, direct));
         }
     }
     for (shard, begun) in begun {
@@ -319,7 +340,7 @@ pub(super) fn place(
         for Begun { slot, was_free } in adopt(chain, begun) {
             let LiveSlot { path, bytes, .. } = slot;
             live.unclaimed
-                .push(Unclaimed::read(path, bytes, was_free, direct)?);
+                .push(Unclaimed::new(path, bytes, was_free, direct));
         }
     }
     headless::join(&mut live.shards, &mut others, identity, held)?;

@@ -389,7 +389,7 @@ impl<'a> Look<'a> {
         let mut unclaimed = self.live.unclaimed.clone();
         for slot in behind_gap {
             let path = slot.path.clone();
-            unclaimed.push(Unclaimed::read(path, slot.bytes, false, false)?);
+            unclaimed.push(Unclaimed::new(path, slot.bytes, false, false));
         }
         self.last_seq = (run[0].generation == 1).then_some(0);
         let chain = Chain {

@@ -31,10 +31,21 @@ pub(super) fn join(
     identity: &Identity,
     held: &[u64],
 ) -> Result<(), FileError> {
-    let numbered = slots.iter().enumerate();
-    let mut uses: Vec<Use> = numbered
-        .filter_map(|(number, slot)| use_of(number, slot, identity))
-        .collect();
+    // A free slot is looked into only where it could have been one of a log: of a start's first generation none is before.
+    let could_be = |shard: u32| {
+        let chain = u16::try_from(shard)
+            .ok()
+            .and_then(|shard| shards.get(&shard));
+        chain.is_none_or(|chain| chain.iter().all(|slot| slot.generation > 1))
+    };
+    let any_could_be = (0..identity.shards).any(could_be);
+    let mut uses = Vec::new();
+    for (number, slot) in slots.iter().enumerate() {
+        let is_free = slot.was_free && !(any_could_be && slot.is_begun_in(identity.incarnation)?);
+        if !is_free {
+            uses.extend(use_of(number, slot, identity)?);
+        }
+    }
     uses.sort_by_key(|newest| Reverse(newest.generation));
     let mut joined = Vec::new();
     for found in uses {
@@ -61,20 +72,24 @@ pub(super) fn join(
     Ok(())
 }
 
-fn use_of(number: usize, slot: &Unclaimed, identity: &Identity) -> Option<Use> {
+fn use_of(number: usize, slot: &Unclaimed, identity: &Identity) -> Result<Option<Use>, FileError> {
     let incarnation = identity.incarnation;
+    let frames = slot.frames()?;
     let own = || {
-        let headers = slot.frames.iter().map(|(_, header)| header);
+        let headers = frames.iter().map(|(_, header)| header);
         headers.filter(|header| is_of(header, header.shard, incarnation))
     };
-    let newest = own().max_by_key(|header| header.generation)?;
+    let Some(newest) = own().max_by_key(|header| header.generation) else {
+        return Ok(None);
+    };
     let is_whole = slot.bytes.is_multiple_of(BLOCK_BYTES as u64);
-    (is_whole && u32::from(newest.shard) < identity.shards).then(|| Use {
+    let found = (is_whole && u32::from(newest.shard) < identity.shards).then(|| Use {
         number,
         shard: newest.shard,
         generation: newest.generation,
         says_committed: own().any(|header| header.shard == newest.shard && header.committed > 0),
-    })
+    });
+    Ok(found)
 }
 
 /// Whether a frame has an entry that its group's snapshot does not hold.
@@ -87,7 +102,7 @@ fn holds_more(
     let file = files::open_read(&slot.path, false)?;
     let mut buf = vec![0; MAX_FRAME_BYTES];
     let is_own = |frame: &FrameHeader| is_of(frame, shard, identity.incarnation);
-    for (position, frame) in slot.frames.iter().filter(|(_, frame)| is_own(frame)) {
+    for (position, frame) in slot.frames()?.iter().filter(|(_, frame)| is_own(frame)) {
         let bytes = (FRAME_HEADER_BYTES + frame.entries_bytes as usize).min(buf.len());
         let got = files::read_at(&file, &slot.path, &mut buf[..bytes], *position)?;
         let mut at = FRAME_HEADER_BYTES;
