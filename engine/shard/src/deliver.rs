@@ -300,10 +300,9 @@ impl Shard {
             }
             session.subscriptions_to_look_at -= 1;
             *looks -= 1;
-            let Some(number) = session.turn_of_subscription() else {
+            let Some((number, s)) = session.turn_of_subscription() else {
                 return Next::Nothing;
             };
-            let s = &session.subscriptions[&number];
             if s.credit <= 0 {
                 continue;
             }
@@ -332,8 +331,10 @@ impl Shard {
             {
                 s.next_offset = next_offset;
                 s.credit -= bytes as i64;
-                // There may be more for it, after all others.
-                session.subscriptions_to_look_at = session.subscriptions.len();
+                if next_offset < visible {
+                    // There is more for it, after all others.
+                    session.subscriptions_to_look_at = session.subscriptions.len();
+                }
             }
             return self.deliver(head, Op::Push, number, source, bytes, |b| {
                 let push = wire::PushArgs {

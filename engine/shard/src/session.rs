@@ -258,15 +258,18 @@ impl Session {
         }
     }
 
-    /// The number of the subscription whose turn it is.
-    pub fn turn_of_subscription(&mut self) -> Option<u64> {
-        let mut from = self.subscriptions.range(self.next_subscription..);
-        let number = match from.next() {
-            Some((number, _)) => *number,
-            None => *self.subscriptions.first_key_value()?.0,
+    /// The subscription whose turn it is, with its number.
+    #[inline]
+    pub fn turn_of_subscription(&mut self) -> Option<(u64, &Subscription)> {
+        let from = match self.next_subscription {
+            0 => None,
+            from => self.subscriptions.range(from..).next(),
         };
-        self.next_subscription = number.wrapping_add(1);
-        Some(number)
+        let (&number, subscription) = from.or_else(|| self.subscriptions.first_key_value())?;
+        if self.subscriptions.len() > 1 {
+            self.next_subscription = number.wrapping_add(1);
+        }
+        Some((number, subscription))
     }
 
     /// A request was answered for the last time.

@@ -352,8 +352,6 @@ impl World {
             is_busy |= node.events(self.now);
             node.shard.turn(self.now, &mut node.fx);
             is_busy |= node.carry_out(self.now);
-            let deadline_ns = node.shard.deadline_ns();
-            is_busy |= deadline_ns.is_some_and(|at| at < self.now.mono_ns);
             for (to, mail) in std::mem::take(&mut node.fx.mail) {
                 is_busy = true;
                 self.nodes[usize::from(to)]
