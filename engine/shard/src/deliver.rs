@@ -73,7 +73,8 @@ impl Shard {
         let may_deliver = !session.is_closing && !session.is_undrained;
         let mut source = Source::Nothing;
         session.begin_to_look();
-        let mut looks = MAX_LOOKS_A_TURN;
+        // At fetches, at subscriptions: neither takes the turn of the other.
+        let mut looks = [MAX_LOOKS_A_TURN; 2];
         while may_deliver && head.len() < HEAD_BYTES {
             match self.next_delivery(key, &mut head, &mut looks, now, fx) {
                 Next::Nothing => break,
@@ -87,7 +88,7 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        if looks == 0 && !session.is_ready {
+        if looks.contains(&0) && !session.is_ready {
             session.is_ready = true;
             session.is_going_on = true;
             self.ready.push(key);
@@ -212,12 +213,12 @@ impl Shard {
         &mut self,
         key: SessionKey,
         head: &mut Vec<u8>,
-        looks: &mut usize,
+        [fetches, subscriptions]: &mut [usize; 2],
         now: Now,
         fx: &mut Fx,
     ) -> Next {
-        match self.next_fetch(key, head, looks, now, fx) {
-            Next::Nothing => self.next_push(key, head, looks, fx),
+        match self.next_fetch(key, head, fetches, now, fx) {
+            Next::Nothing => self.next_push(key, head, subscriptions, fx),
             next => next,
         }
     }

@@ -233,7 +233,8 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let fetch = session.fetches.swap_remove(at);
+        let fetch = session.fetches.remove(at);
+        // Those behind it are next, and what the peer asks for now comes after them.
         session.next_fetch = at;
         session.fetches_to_look_at = session.fetches.len();
         session.finish(Op::Fetch);

@@ -250,7 +250,9 @@ impl Shard {
             Ok(Handled::Done) => self.finish(key, op),
             Ok(Handled::Later) => {}
             Ok(Handled::Blocked) => {
+                self.requests -= 1;
                 if let Some(session) = self.sessions.get_mut(&key) {
+                    session.requests.1 -= 1;
                     session.in_flight -= 1;
                 }
                 return Taken::No;

@@ -190,3 +190,57 @@ fn each_of_thousands_of_subscriptions_and_fetches_of_a_peer_is_given_a_record_on
     given.sort_unstable();
     assert_eq!(given, waiting);
 }
+
+#[test]
+fn a_fetch_waits_for_none_that_came_after_it() {
+    let backlog: Vec<Vec<u8>> = (0..4).map(|_| batch(b"old")).collect();
+    let setup = Setup::new(1).topic("ticks", 1);
+    let id = setup.on_shard("ticks", 0);
+    let setup = setup.segment(id, &backlog);
+    let mut world = World::new(&setup);
+    let peer = world.connect(0);
+    let first: Vec<u64> = (0..5).map(|_| world.fetch(peer, id, 0, 60_000)).collect();
+    let mut answered = Vec::new();
+    while answered.len() < 100 {
+        world.step();
+        for heard in world.hear(peer) {
+            answered.push(heard.correlation);
+            world.fetch(peer, id, 0, 60_000);
+        }
+    }
+    assert_eq!(answered[..5], first);
+}
+
+#[test]
+fn fetches_that_wait_do_not_keep_a_subscription_of_their_peer_from_its_turn() {
+    let setup = Setup::new(1).topic("ticks", 1);
+    let mut world = World::new(&setup);
+    let (reader, writer) = (world.connect(0), world.connect(0));
+    let id = setup.on_shard("ticks", 0);
+    for _ in 0..1000 {
+        let wait = wire::FetchRequestT {
+            partition: Some(id.into()),
+            offset: 0,
+            max_bytes: 1 << 20,
+            min_bytes: 1 << 20,
+            max_wait_ms: 60_000,
+        };
+        world.say(reader, Op::Fetch, |b| wait.pack(b));
+        world.run();
+    }
+    let subscription = world.subscribe(reader, id, 0, 1 << 20);
+    world.run();
+    world.hear(reader);
+    // Something new in each turn.
+    let mut given = 0;
+    for _ in 0..20 {
+        world.publish(writer, 2, &[(id, batch(b"tick"))]);
+        world.step();
+        let heard = world.hear(reader);
+        given += heard
+            .iter()
+            .filter(|f| f.correlation == subscription)
+            .count();
+    }
+    assert!(given > 10, "{given}");
+}

@@ -12,7 +12,7 @@ use ringtide_schema::identity::Identity;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::{EntryHeader, FRAME_HEADER_BYTES, FrameHeader, MAX_FRAME_BYTES};
 
-use super::{LiveSlot, Unclaimed, is_of};
+use super::{LiveSlot, Unclaimed, each_frame, is_of};
 use crate::files::{self, FileError};
 
 /// What the frames of a slot say that are of this start: all of one shard's, because a slot stays with its shard.
@@ -102,7 +102,14 @@ fn holds_more(
     let file = files::open_read(&slot.path, false)?;
     let mut buf = vec![0; MAX_FRAME_BYTES];
     let is_own = |frame: &FrameHeader| is_of(frame, shard, identity.incarnation);
-    for (position, frame) in slot.frames()?.iter().filter(|(_, frame)| is_own(frame)) {
+    // All of it: snapshots may hold what its beginning has, and nothing of its end.
+    let mut frames = Vec::new();
+    each_frame(&slot.path, slot.bytes, slot.direct, |position, frame, _| {
+        if is_own(frame) {
+            frames.push((position, *frame));
+        }
+    })?;
+    for (position, frame) in &frames {
         let bytes = (FRAME_HEADER_BYTES + frame.entries_bytes as usize).min(buf.len());
         let got = files::read_at(&file, &slot.path, &mut buf[..bytes], *position)?;
         let mut at = FRAME_HEADER_BYTES;
