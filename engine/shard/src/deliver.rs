@@ -240,8 +240,8 @@ impl Shard {
             }
             session.fetches_to_look_at -= 1;
             *looks -= 1;
-            let at = session.next_fetch % session.fetches.len();
-            session.next_fetch = at + 1;
+            session.fetches.rotate_left(1);
+            let at = session.fetches.len() - 1;
             let f = &session.fetches[at];
             let (i, offset, max_bytes) = (f.partition, f.offset, f.max_bytes);
             let (min_bytes, correlation) = (f.min_bytes, f.correlation);

@@ -52,7 +52,7 @@ impl Shard {
             deadline_ns,
         };
         if let Some(session) = self.sessions.get_mut(&key) {
-            session.fetches.push(fetch);
+            session.fetches.push_back(fetch);
         }
         if wait_ms > 0 {
             self.timers
@@ -233,9 +233,9 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        let fetch = session.fetches.remove(at);
-        // Those behind it are next, and what the peer asks for now comes after them.
-        session.next_fetch = at;
+        let Some(fetch) = session.fetches.remove(at) else {
+            return;
+        };
         session.fetches_to_look_at = session.fetches.len();
         session.finish(Op::Fetch);
         let timer = Timer::Fetch(fetch.correlation);

@@ -169,10 +169,8 @@ pub struct Session {
     pub next_subscription: u64,
     /// How many are still to be looked at since something happened.
     pub subscriptions_to_look_at: usize,
-    /// Fetches, answered in any order.
-    pub fetches: Vec<PendingFetch>,
-    /// Which is looked at next.
-    pub next_fetch: usize,
+    /// Fetches, answered in any order: the first is looked at next, and comes last then.
+    pub fetches: VecDeque<PendingFetch>,
     /// How many are still to be looked at since something happened.
     pub fetches_to_look_at: usize,
     /// Subscriptions that live on other shards.
@@ -220,8 +218,7 @@ impl Session {
             subscriptions: BTreeMap::new(),
             next_subscription: 0,
             subscriptions_to_look_at: 0,
-            fetches: Vec::new(),
-            next_fetch: 0,
+            fetches: VecDeque::new(),
             fetches_to_look_at: 0,
             remote_subscriptions: FxHashMap::default(),
             forwarded: Tally::default(),
