@@ -138,7 +138,7 @@ fn request_with(flags: u16, op: u8, correlation: u64) -> Vec<u8> {
 
 #[test]
 fn a_peer_that_sends_all_it_can_holds_nobody_up_and_is_answered_in_order() {
-    const MANY: u64 = 10_000;
+    const MANY: u64 = 40_000;
     let mut world = World::new(&Setup::new(1));
     let (greedy, modest) = (world.connect(0), world.connect(0));
     let ping = |correlation| {
