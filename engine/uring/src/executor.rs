@@ -38,6 +38,8 @@ const YIELD_REST: u64 = 4;
 const BESIDE_DISK_NS: u64 = 10_000_000;
 /// How long the end of a shard waits for the kernel to let go of its memory.
 const DRAIN_NS: u64 = 5_000_000_000;
+/// How long it waits for blocking work on files.
+const REAP_NS: u64 = 10_000_000_000;
 
 /// One shard with all that it owns.
 pub(crate) struct Shard<L: Logic> {
@@ -119,12 +121,20 @@ impl<L: Logic> Shard<L> {
     /// Runs until the logic has stopped, or something fatal happened.
     pub async fn run(mut self) -> Result<(), Fatal> {
         let result = self.turns().await;
+        self.reap_jobs().await;
         self.drain();
         if self.ring.outstanding() > 0 {
             tracing::warn!("the kernel still holds memory of a shard; it is left to it");
             std::mem::forget(self);
         }
         result
+    }
+
+    async fn reap_jobs(&self) {
+        let give_up_ns = clock::mono_ns() + REAP_NS;
+        while !self.disk.jobs.are_reaped() && clock::mono_ns() < give_up_ns {
+            host::give_a_turn().await;
+        }
     }
 
     async fn turns(&mut self) -> Result<(), Fatal> {

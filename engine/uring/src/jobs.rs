@@ -1,10 +1,12 @@
 //! Work on files that blocks: it runs on threads of glommio's blocking pool, away from the shard,
 //! and never on the path of a message.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,6 +70,8 @@ type Finished = (OpId, Result<Outcome, DiskError>);
 pub(crate) struct Jobs {
     results: Arc<Results>,
     under_way: usize,
+    /// Jobs that the executor has not seen the end of.
+    unreaped: Rc<Cell<usize>>,
     /// Some were spawned or have ended that the executor has not seen yet.
     unseen: bool,
 }
@@ -88,6 +92,7 @@ impl Jobs {
         Self {
             results: Arc::new(results),
             under_way: 0,
+            unreaped: Rc::default(),
             unseen: false,
         }
     }
@@ -108,7 +113,19 @@ impl Jobs {
             results.shard.wake_if_parked();
         };
         let handed_over = glommio_ng::executor().spawn_blocking(work);
-        glommio_ng::spawn_local(handed_over).detach();
+        let unreaped = self.unreaped.clone();
+        unreaped.set(unreaped.get() + 1);
+        let reap = async move {
+            handed_over.await;
+            unreaped.set(unreaped.get() - 1);
+        };
+        glommio_ng::spawn_local(reap).detach();
+    }
+
+    /// Whether the executor has seen the end of all jobs. Until then a thread may want to tell it, and one that finds
+    /// it gone panics.
+    pub fn are_reaped(&self) -> bool {
+        self.unreaped.get() == 0
     }
 
     /// Whether jobs were started or collected since this was last asked: the executor must have a

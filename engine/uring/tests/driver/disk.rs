@@ -1,8 +1,11 @@
 //! Files: what was written is read back, failures are typed.
 
 use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use ringtide_io::{DiskErrorKind, DiskOp, FileId, OpenMode};
+use ringtide_io::{DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, OpId, OpenMode};
 use ringtide_schema::index::{self, IndexEntry, IndexView};
 
 use crate::remote::{Done, Shard};
@@ -53,7 +56,7 @@ fn a_segment_is_written_synced_sealed_and_read() {
     shard.command(|cx| {
         cx.fx
             .disk
-            .push((ringtide_io::OpId(0), DiskOp::Close { file: FileId(1) }))
+            .push((OpId(0), DiskOp::Close { file: FileId(1) }))
     });
     assert_eq!(shard.open(2, &path, OpenMode::Read).expect("open"), 20_000);
     let read = shard.disk(|cx| DiskOp::Read {
@@ -280,6 +283,40 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
         })
         .expect_err("a segment that is too short");
     assert_eq!(error.kind, DiskErrorKind::Corrupt);
+}
+
+#[test]
+fn a_shard_that_failed_ends_after_its_jobs() {
+    let directory = directory();
+    let path = directory.path().join("snapshot");
+    // What the job writes first, and cannot open until somebody reads.
+    let pipe = directory.path().join("snapshot.tmp");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    let mut shard = Shard::start(|_| {});
+    shard.command(|cx| {
+        let contents = vec![1; 100];
+        cx.fx
+            .disk
+            .push((OpId(77), DiskOp::Replace { path, contents }));
+    });
+    shard.settle();
+    shard.command(|cx| {
+        cx.fx.fatal = Some(Fatal {
+            reason: FatalReason::Segment,
+            message: "planted".into(),
+        });
+    });
+    let end = thread::spawn(move || shard.join());
+    // Much longer than one needs that does not wait.
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        assert!(!end.is_finished(), "it left its job behind");
+        thread::yield_now();
+    }
+    fs::read(&pipe).expect("what the job writes");
+    let ended = end.join().expect("no panic");
+    assert_eq!(ended.expect_err("planted").message, "planted");
 }
 
 fn absent(error: std::io::Error) -> std::io::Result<()> {

@@ -305,8 +305,12 @@ impl Shard {
         self.net(move || NetOp::Send(conn, Egress { head, body: body() }));
     }
 
-    pub fn stop(mut self) -> Result<(), Fatal> {
+    pub fn stop(self) -> Result<(), Fatal> {
         self.stop.stop();
+        self.join()
+    }
+
+    pub fn join(mut self) -> Result<(), Fatal> {
         let running = self.running.take().expect("runs");
         running.join().pop().expect("one shard")
     }
