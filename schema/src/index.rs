@@ -19,11 +19,12 @@
 //! All little endian; `crc` is CRC-32C over bytes 0..32 followed by the entries. An entry stands for
 //! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart. `largest
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
-//! first): it only grows, so that a binary search finds where records at or after a time begin.
+//! first, `i64::MAX` behind a batch that was damaged when the index was built anew): it only grows, so that a binary search finds where records at or after a time begin.
 //!
 //! One that ends where its segment cannot be read is kept in memory only, with a last entry for that
 //! ([`IndexEntry::unreadable`]), however near to the one before.
 
+use crate::batch::Header;
 use crate::{le, put_le};
 
 /// Bytes before the entries.
@@ -45,7 +46,8 @@ pub struct IndexEntry {
     pub position: u32,
     /// The batch's base timestamp, ms since 1970.
     pub timestamp_ms: i64,
-    /// The largest timestamp of the records before the batch.
+    /// The largest timestamp of the records before the batch; `i64::MAX` if one of them was damaged when
+    /// this was made from them.
     pub max_timestamp_before_ms: i64,
 }
 
@@ -63,6 +65,58 @@ impl IndexEntry {
     /// Whether it stands for what could not be read.
     pub fn is_unreadable(&self) -> bool {
         self.timestamp_ms == i64::MIN
+    }
+}
+
+/// Makes the entries of an index from the batches of a segment, in their order.
+#[derive(Debug)]
+pub struct IndexBuilder {
+    base_offset: u64,
+    entries: Vec<IndexEntry>,
+    max_before_ms: i64,
+}
+
+impl IndexBuilder {
+    /// Of the segment that begins at an offset.
+    pub fn new(base_offset: u64) -> Self {
+        Self {
+            base_offset,
+            entries: Vec::new(),
+            max_before_ms: i64::MIN,
+        }
+    }
+
+    /// Takes the batch that begins at `position`, whose base offset is not before the segment's. The times of one whose
+    /// checksum is not right are not known: they may be as late as any, so that a search by time for a later one
+    /// comes upon it.
+    pub fn add(&mut self, position: u32, header: &Header, is_right: bool) {
+        let last = self.entries.last();
+        if last.is_none_or(|last| position - last.position >= INTERVAL_BYTES) {
+            self.entries.push(IndexEntry {
+                relative_offset: (header.base_offset - self.base_offset) as u32,
+                position,
+                timestamp_ms: header.base_timestamp_ms,
+                max_timestamp_before_ms: self.max_before_ms,
+            });
+        }
+        let latest_ms = if is_right {
+            header.max_timestamp_ms
+        } else {
+            i64::MAX
+        };
+        self.max_before_ms = self.max_before_ms.max(latest_ms);
+    }
+
+    /// Ends it at a batch that cannot be read.
+    pub fn add_unreadable(&mut self, position: u32, offset: u64) {
+        let relative_offset = (offset - self.base_offset) as u32;
+        let entry = IndexEntry::unreadable(relative_offset, position, self.max_before_ms);
+        self.entries.push(entry);
+    }
+
+    /// The entries.
+    pub fn finish(self) -> Vec<IndexEntry> {
+        self.entries
     }
 }
 
@@ -203,6 +257,8 @@ impl<'a> IndexView<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Codec;
+    use crate::record::BatchBuilder;
 
     #[test]
     fn an_index_round_trips_and_every_bit_flip_is_detected() {
@@ -229,6 +285,25 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert!(IndexView::check(&flipped).is_err(), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn times_behind_a_batch_that_is_not_right_are_not_known() {
+        let mut batch = Vec::new();
+        let mut builder = BatchBuilder::new(Codec::None);
+        builder.push(7_000, None, Some(b"value"), &[]);
+        builder.finish(-1, -1, -1, &mut batch).expect("a record");
+        let header = Header::peek(&batch).expect("a header");
+        let mut index = IndexBuilder::new(0);
+        for (i, is_right) in [true, true, false, true].into_iter().enumerate() {
+            index.add(i as u32 * INTERVAL_BYTES, &header, is_right);
+        }
+        index.add_unreadable(5 * INTERVAL_BYTES, 9);
+        let entries = index.finish();
+        let before: Vec<i64> = entries.iter().map(|e| e.max_timestamp_before_ms).collect();
+        let expected = [i64::MIN, 7_000, 7_000, i64::MAX, i64::MAX];
+        assert_eq!(before, expected);
+        assert!(entries[4].is_unreadable() && entries[4].relative_offset == 9);
     }
 
     #[test]

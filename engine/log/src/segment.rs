@@ -138,7 +138,13 @@ impl Segment {
         self.index = if self.meta.sealed {
             Index::File(loaded)
         } else {
-            Index::Memory(Index::File(loaded).entries())
+            let mut entries = Index::File(loaded).entries();
+            // Times that are not known are not later than all there is; what is appended has its own.
+            for entry in &mut entries {
+                let before_ms = &mut entry.max_timestamp_before_ms;
+                *before_ms = (*before_ms).min(self.meta.max_timestamp_ms);
+            }
+            Index::Memory(entries)
         };
     }
 
@@ -295,6 +301,34 @@ mod tests {
                 next_offset: 1020
             }
         );
+    }
+
+    #[test]
+    fn only_times_that_were_there_before_lead_to_a_batch_whose_times_are_not_known() {
+        let (mut s, _) = segment(10);
+        let mut entries = s.index.entries();
+        // It is the third.
+        for entry in &mut entries[3..] {
+            entry.max_timestamp_before_ms = i64::MAX;
+        }
+        s.set_index(IndexBytes::Built {
+            entries,
+            covered_bytes: 400_000,
+        });
+        for i in 10..20 {
+            s.index_batch(1000 + i * 10, i * 40_000, (1000 + i * 10) as i64);
+            s.meta.max_timestamp_ms = (1000 + i * 10 + 9) as i64;
+        }
+        let end = (800_000, 1200);
+        for time in 1000..1200 {
+            let batch = match time {
+                ..1020 | 1100.. => (time as u64 - 1000) / 10,
+                _ => 2,
+            };
+            let r = s.range_of_time(time, end);
+            let within = r.position..r.position + r.bytes;
+            assert!(within.contains(&(batch * 40_000)), "{time} {r:?}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use ringtide_log::partition::{
 };
 use ringtide_schema::batch::{Batches, Codec, Header, assign};
 use ringtide_schema::ids::{GroupId, PartitionId, TopicId};
-use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
+use ringtide_schema::index::IndexBuilder;
 use ringtide_schema::record::BatchBuilder;
 use ringtide_schema::topic::TopicConfig;
 
@@ -368,37 +368,20 @@ impl World {
 
 /// The index that a scan of the segment gives, a byte of which may be damaged.
 fn built(log: &[u8], base_offset: u64, damage: Option<usize>) -> IndexBytes {
-    let mut entries: Vec<IndexEntry> = Vec::new();
-    let (mut position, mut before_ms) = (0, i64::MIN);
-    let mut next_offset = base_offset;
-    while let Ok(header) = Header::peek(&log[position..]) {
-        let at = position as u32;
+    let mut index = IndexBuilder::new(base_offset);
+    let (mut position, mut next_offset) = (0, base_offset);
+    while let Some(Ok(header)) = log.get(position..).map(Header::peek) {
         let batch = position..position + header.batch_bytes;
         if damage.is_some_and(|byte| batch.contains(&byte)) {
-            let relative_offset = (next_offset - base_offset) as u32;
-            entries.push(IndexEntry::unreadable(relative_offset, at, before_ms));
+            index.add_unreadable(position as u32, next_offset);
             break;
         }
+        index.add(position as u32, &header, true);
         next_offset = header.next_offset();
-        if entries
-            .last()
-            .is_none_or(|last| at - last.position >= INTERVAL_BYTES)
-        {
-            entries.push(IndexEntry {
-                relative_offset: (header.base_offset - base_offset) as u32,
-                position: at,
-                timestamp_ms: header.base_timestamp_ms,
-                max_timestamp_before_ms: before_ms,
-            });
-        }
-        before_ms = before_ms.max(header.max_timestamp_ms);
         position += header.batch_bytes;
-        if position >= log.len() {
-            break;
-        }
     }
     IndexBytes::Built {
-        entries,
+        entries: index.finish(),
         covered_bytes: position as u64,
     }
 }

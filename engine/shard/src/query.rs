@@ -461,20 +461,24 @@ fn first_at_or_after(
     timestamp_ms: i64,
     offset: u64,
 ) -> Result<Option<(u64, i64)>, Fault> {
-    let unreadable = |e: BatchError| {
+    let unreadable = |from: u64, e: BatchError| {
         Fault::new(
             ErrorCode::DataUnreadable,
-            format!("a stored batch is damaged: {e}"),
+            format!(
+                "the stored batch from offset {from} on is damaged ({e}), so that what is at or after a time \
+                 cannot be told there; read by offset"
+            ),
         )
     };
     let mut scratch = Vec::new();
     let mut budget = SEARCH_INFLATED_BYTES;
     let mut expected = first_offset;
     for batch in Batches::new(bytes) {
-        let (header, batch) = batch.map_err(unreadable)?;
+        let from = expected;
+        let (header, batch) = batch.map_err(|e| unreadable(from, e))?;
         if header.base_offset != expected {
             let base = header.base_offset;
-            return Err(unreadable(BatchError::WrongOffset { base, expected }));
+            return Err(unreadable(from, BatchError::WrongOffset { base, expected }));
         }
         expected = header.next_offset();
         if header.next_offset() <= offset {
@@ -482,12 +486,12 @@ fn first_at_or_after(
         }
         if header.max_timestamp_ms < timestamp_ms {
             // Only if that is what was written.
-            check_stored(batch).map_err(unreadable)?;
+            check_stored(batch).map_err(|e| unreadable(from, e))?;
             continue;
         }
         scratch.clear();
         let Ok(mut records) = records(batch, &mut scratch, budget) else {
-            check_stored(batch).map_err(unreadable)?;
+            check_stored(batch).map_err(|e| unreadable(from, e))?;
             // A batch that cannot be inflated here begins where its records may.
             let begin = header.base_offset.max(offset);
             return Ok(Some((begin, header.max_timestamp_ms)));

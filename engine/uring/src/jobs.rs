@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use ringtide_io::{DiskError, DiskErrorKind, FileId, IndexBytes, OpId, OpenMode, is_unreadable};
 use ringtide_schema::batch;
-use ringtide_schema::index::{self, IndexEntry, IndexView};
-use ringtide_schema::limits::BLOCK_BYTES;
+use ringtide_schema::index::{self, IndexBuilder, IndexEntry, IndexView};
+use ringtide_schema::limits::{BLOCK_BYTES, MAX_BATCH_BYTES};
 
 use crate::files::{OpenFile, failed, failed_to_sync};
 use crate::memory::Blocks;
@@ -305,7 +305,47 @@ fn mapped_index(
     fits.then(|| Arc::new(map) as _)
 }
 
-/// Reads the batch headers of a segment up to `bytes`, or to the first that is damaged: what comes before it can be read,
+/// The part of a segment that is looked at.
+struct Window<'a> {
+    log: &'a File,
+    /// Where the segment ends.
+    end: u64,
+    buf: Vec<u8>,
+    start: u64,
+    filled: usize,
+}
+
+impl Window<'_> {
+    /// What is there from a position on: `wanted` bytes and more, or what could be read of them and why not all.
+    fn at(&mut self, position: u64, wanted: usize) -> (&[u8], Option<io::Error>) {
+        let mut error = None;
+        if position + wanted as u64 > self.start + self.filled as u64 {
+            self.start = position;
+            let whole = (self.end - position).min(self.buf.len() as u64) as usize;
+            (self.filled, error) =
+                read_as_far_as_possible(self.log, &mut self.buf[..whole], position);
+        }
+        let found = &self.buf[(position - self.start) as usize..self.filled];
+        (found, error.filter(|_| found.len() < wanted))
+    }
+
+    /// Whether the batch that begins at a position, with this header, is whole and what was published. Of the last one
+    /// of an open segment the rest may not be there.
+    fn holds(&mut self, position: u64, header: &batch::Header) -> io::Result<bool> {
+        if header.batch_bytes > MAX_BATCH_BYTES || header.batch_bytes as u64 > self.end - position {
+            return Ok(false);
+        }
+        match self.at(position, header.batch_bytes) {
+            (_, Some(error)) if error.raw_os_error().is_some_and(|e| !is_unreadable(e)) => {
+                Err(error)
+            }
+            (_, Some(_)) => Ok(false),
+            (bytes, None) => Ok(batch::check_stored(bytes).is_ok()),
+        }
+    }
+}
+
+/// Reads the batches of a segment up to `bytes`, or to the first whose header is damaged: what comes before it can be read,
 /// and readers meet the damage where it is. One that cannot be read has the last entry, so that what comes before it can
 /// be read without it.
 fn scan(
@@ -315,7 +355,6 @@ fn scan(
     bytes: u64,
     is_sealed: bool,
 ) -> Result<(Vec<IndexEntry>, u64), DiskError> {
-    const WINDOW_BYTES: usize = 1 << 20;
     let length = log
         .metadata()
         .map_err(|error| failed("look at", path, &error))?
@@ -326,76 +365,63 @@ fn scan(
             message: format!("{} has {length} bytes instead of {bytes}", path.display()),
         });
     }
-    let mut window = vec![0; WINDOW_BYTES];
-    let (mut start, mut filled) = (0u64, 0usize);
-    let mut entries: Vec<IndexEntry> = Vec::new();
-    let mut max_before_ms = i64::MIN;
+    let mut window = Window {
+        log,
+        end: bytes,
+        buf: vec![0; MAX_BATCH_BYTES],
+        start: 0,
+        filled: 0,
+    };
+    let mut index = IndexBuilder::new(base_offset);
     let (mut position, mut next_offset) = (0u64, base_offset);
     let mut is_lost = false;
     let damage = loop {
         if position >= bytes {
             break None;
         }
-        if position + batch::HEADER_BYTES as u64 > start + filled as u64 {
-            if position + batch::HEADER_BYTES as u64 > bytes {
-                // Of an open segment the rest of it is not in whole blocks yet.
-                break is_sealed.then(|| "the last batch is too short".into());
-            }
-            start = position;
-            let wanted = WINDOW_BYTES.min((bytes - position) as usize);
-            let error;
-            (filled, error) = read_as_far_as_possible(log, &mut window[..wanted], start);
-            match error {
-                // The headers in front of what cannot be read are of use.
-                Some(error) if filled < batch::HEADER_BYTES => {
-                    is_lost = error.raw_os_error().is_none_or(is_unreadable);
-                    match is_lost {
-                        true => break Some(format!("it cannot be read: {error}")),
-                        false => return Err(failed("read", path, &error)),
-                    }
-                }
-                _ => {}
+        if position + batch::HEADER_BYTES as u64 > bytes {
+            // Of an open segment the rest of it is not in whole blocks yet.
+            break is_sealed.then(|| "the last batch is too short".into());
+        }
+        let (found, error) = window.at(position, batch::HEADER_BYTES);
+        if let Some(error) = error {
+            is_lost = error.raw_os_error().is_none_or(is_unreadable);
+            match is_lost {
+                true => break Some(format!("it cannot be read: {error}")),
+                false => return Err(failed("read", path, &error)),
             }
         }
-        let at = (position - start) as usize;
-        let header = match batch::Header::peek(&window[at..filled]) {
+        let header = match batch::Header::peek(found) {
             Ok(header) => header,
             Err(error) => break Some(error.to_string()),
         };
         let relative = header.base_offset.checked_sub(base_offset);
         let relative = relative.filter(|_| header.base_offset == next_offset);
-        let relative = relative.and_then(|offset| u32::try_from(offset).ok());
-        let (Some(relative_offset), Ok(at_u32)) = (relative, u32::try_from(position)) else {
+        let is_near = relative.is_some_and(|offset| u32::try_from(offset).is_ok());
+        let (true, Ok(at)) = (is_near, u32::try_from(position)) else {
             let offset = header.base_offset;
             break Some(format!("offset {offset} in the segment of {base_offset}"));
         };
-        let due = entries
-            .last()
-            .is_none_or(|last| at_u32 - last.position >= index::INTERVAL_BYTES);
-        if due {
-            entries.push(IndexEntry {
-                relative_offset,
-                position: at_u32,
-                timestamp_ms: header.base_timestamp_ms,
-                max_timestamp_before_ms: max_before_ms,
-            });
-        }
+        let is_right = window
+            .holds(position, &header)
+            .map_err(|error| failed("read", path, &error))?;
+        index.add(at, &header, is_right);
         next_offset = header.next_offset();
-        max_before_ms = max_before_ms.max(header.max_timestamp_ms);
         position += header.batch_bytes as u64;
     };
     let Some(what) = damage else {
-        return Ok((entries, position.max(bytes)));
+        return Ok((index.finish(), position.max(bytes)));
     };
     tracing::error!(
         "{} is damaged at byte {position}: {what}; readers may not find what it has from offset {next_offset} on",
         path.display()
     );
-    let relative = u32::try_from(next_offset - base_offset);
-    if let (true, Ok(relative_offset), Ok(at)) = (is_lost, relative, u32::try_from(position)) {
-        entries.push(IndexEntry::unreadable(relative_offset, at, max_before_ms));
+    if let (true, Ok(at)) = (is_lost, u32::try_from(position))
+        && u32::try_from(next_offset - base_offset).is_ok()
+    {
+        index.add_unreadable(at, next_offset);
     }
-    Ok((entries, position))
+    Ok((index.finish(), position))
 }
 
 /// Fills a buffer, or the front of it and says what came in between.

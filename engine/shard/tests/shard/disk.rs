@@ -10,8 +10,8 @@ use std::rc::Rc;
 use ringtide_io::{
     Disconnect, DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode,
 };
-use ringtide_schema::batch::Header;
-use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry};
+use ringtide_schema::batch::{self, Header};
+use ringtide_schema::index::IndexBuilder;
 
 type Contents = Rc<RefCell<Vec<u8>>>;
 type Holds = dyn Fn(&Path, &DiskOp) -> bool;
@@ -241,25 +241,17 @@ fn failure(kind: DiskErrorKind, path: &Path) -> DiskError {
 }
 
 fn index_of(segment: &[u8]) -> IndexBytes {
-    let mut entries: Vec<IndexEntry> = Vec::new();
-    let (mut base, mut position, mut max_before_ms) = (None, 0, i64::MIN);
+    let base = Header::peek(segment).map_or(0, |first| first.base_offset);
+    let mut index = IndexBuilder::new(base);
+    let mut position = 0;
     // The last may not be there as a whole.
-    while let Some(Ok(header)) = segment.get(position as usize..).map(Header::peek) {
-        let base = *base.get_or_insert(header.base_offset);
-        let is_near = |last: &IndexEntry| position < last.position + INTERVAL_BYTES;
-        if !entries.last().is_some_and(is_near) {
-            entries.push(IndexEntry {
-                relative_offset: (header.base_offset - base) as u32,
-                position,
-                timestamp_ms: header.base_timestamp_ms,
-                max_timestamp_before_ms: max_before_ms,
-            });
-        }
-        max_before_ms = max_before_ms.max(header.max_timestamp_ms);
-        position += header.batch_bytes as u32;
+    while let Some(Ok(header)) = segment.get(position..).map(Header::peek) {
+        let is_right = batch::check_stored(&segment[position..]).is_ok();
+        index.add(position as u32, &header, is_right);
+        position += header.batch_bytes;
     }
     IndexBytes::Built {
-        entries,
+        entries: index.finish(),
         covered_bytes: segment.len() as u64,
     }
 }

@@ -272,6 +272,36 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
         assert_eq!(covered, positions[50] as u64);
         assert!(!index.exists());
     }
+    // Behind a batch that is not what was published no time is believed: its largest timestamp, or a record, is damaged.
+    for at in [35, 700] {
+        let mut damaged = contents.clone();
+        damaged[positions[50] + at] ^= 0x01;
+        fs::write(&log, &damaged).expect("write");
+        fs::remove_file(&index).or_else(absent).expect("remove");
+        let (index_path, log_path) = (index.clone(), log.clone());
+        let built = shard.disk(move |_| DiskOp::LoadIndex {
+            index_path,
+            log_path,
+            base_offset: 100,
+            bytes,
+            keep: true,
+        });
+        let Ok(Done::IndexBuilt(entries, covered)) = built else {
+            panic!("{built:?}")
+        };
+        assert_eq!(covered, bytes);
+        assert!(entries.len() > 4);
+        for entry in &entries[1..] {
+            let before = match entry.relative_offset {
+                batch @ ..=50 => 1_000_000 + i64::from(batch) - 1,
+                _ => i64::MAX,
+            };
+            assert_eq!(entry.max_timestamp_before_ms, before);
+        }
+        let kept = fs::read(&index).expect("an index");
+        assert!(IndexView::check(&kept).is_ok());
+        fs::remove_file(&index).expect("remove");
+    }
     fs::write(&log, &contents[..positions[50]]).expect("write");
     let error = shard
         .disk(move |_| DiskOp::LoadIndex {

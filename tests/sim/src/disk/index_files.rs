@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, IndexBytes};
-use ringtide_schema::batch::Header;
-use ringtide_schema::index::{self, INTERVAL_BYTES, IndexEntry, IndexView};
+use ringtide_schema::batch::{self, Header};
+use ringtide_schema::index::{self, IndexBuilder, IndexView};
 
 use super::Disk;
 use crate::planted::Planted;
@@ -45,30 +45,20 @@ impl Disk {
 /// The index of a segment of so many bytes, as the driver builds one that is missing: of every batch that begins in what
 /// can be read of it.
 pub(super) fn index_of(segment: &[u8], bytes: usize) -> IndexBytes {
-    let mut entries: Vec<IndexEntry> = Vec::new();
-    let (mut base, mut position, mut max_before_ms) = (None, 0, i64::MIN);
-    let mut next = 0;
+    let base = Header::peek(segment).map_or(0, |first| first.base_offset);
+    let mut index = IndexBuilder::new(base);
+    let (mut position, mut next_offset) = (0, base);
     while let Some(Ok(header)) = segment.get(position..).map(Header::peek) {
-        let base = *base.get_or_insert(header.base_offset);
-        let at = position as u32;
-        let is_near = |last: &IndexEntry| at < last.position + INTERVAL_BYTES;
-        if !entries.last().is_some_and(is_near) {
-            entries.push(IndexEntry {
-                relative_offset: (header.base_offset - base) as u32,
-                position: at,
-                timestamp_ms: header.base_timestamp_ms,
-                max_timestamp_before_ms: max_before_ms,
-            });
-        }
-        max_before_ms = max_before_ms.max(header.max_timestamp_ms);
+        let is_right = batch::check_stored(&segment[position..]).is_ok();
+        index.add(position as u32, &header, is_right);
         position += header.batch_bytes;
-        next = (header.next_offset() - base) as u32;
+        next_offset = header.next_offset();
     }
     if segment.len() < bytes && position < bytes {
-        entries.push(IndexEntry::unreadable(next, position as u32, max_before_ms));
+        index.add_unreadable(position as u32, next_offset);
     }
     IndexBytes::Built {
-        entries,
+        entries: index.finish(),
         covered_bytes: position as u64,
     }
 }

@@ -9,3 +9,4 @@ mod directory;
 mod fields;
 mod flips;
 mod repair;
+mod search;
