@@ -2,6 +2,7 @@
 //!
 //! The copy has all of them, each behind its name in the environment, so that it is built once.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -105,6 +106,24 @@ fn plant(path: &str, mut source: String, faults: &[Fault]) -> Result<String, Str
 }
 
 /// Copies what the repository has; a file that is there already is left alone, so that it is not built again.
+/// Removes what an earlier copy had and is no source any more.
+fn remove_unlisted(copy: &Path, folder: &Path, listed: &HashSet<&str>) -> Result<(), String> {
+    let failed = |e: std::io::Error| format!("{}: {e}", folder.display());
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.strip_prefix(copy).ok().and_then(Path::to_str);
+        if path.is_dir() {
+            remove_unlisted(copy, &path, listed)?;
+        } else if name.is_none_or(|name| !listed.contains(name)) {
+            fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
 fn make_copy(root: &Path, copy: &Path, faults: &[Fault]) -> Result<(), String> {
     let listed = Command::new("git")
         .args(["ls-files", "-co", "--exclude-standard"])
@@ -112,6 +131,7 @@ fn make_copy(root: &Path, copy: &Path, faults: &[Fault]) -> Result<(), String> {
         .output()
         .map_err(|e| format!("git: {e}"))?;
     let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    remove_unlisted(copy, copy, &listed.lines().collect())?;
     for path in listed
         .lines()
         .filter(|path| !LEFT_OUT.iter().any(|out| path.starts_with(out)))
