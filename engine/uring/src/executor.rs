@@ -39,7 +39,8 @@ const BESIDE_DISK_NS: u64 = 10_000_000;
 /// How long the end of a shard waits for the kernel to let go of its memory.
 const DRAIN_NS: u64 = 5_000_000_000;
 /// How long it waits for blocking work on files.
-const REAP_NS: u64 = 10_000_000_000;
+const REAP_NS: u64 = 5_000_000_000;
+const REAP_PAUSE: Duration = Duration::from_micros(200);
 
 /// One shard with all that it owns.
 pub(crate) struct Shard<L: Logic> {
@@ -118,26 +119,25 @@ impl<L: Logic> Shard<L> {
         }
     }
 
-    /// Runs until the logic has stopped, or something fatal happened.
-    pub async fn run(mut self) -> Result<(), Fatal> {
-        let result = self.turns().await;
-        self.reap_jobs().await;
+    /// Lets go of all connections, waits for what the kernel and blocking work on files hold, and gives whether the
+    /// executor may go as well: a thread that is at a job panics when it finds the executor gone.
+    pub async fn end(mut self) -> bool {
         self.drain();
+        let give_up_ns = clock::mono_ns() + REAP_NS;
+        while !self.disk.jobs.are_reaped() && clock::mono_ns() < give_up_ns {
+            host::give_a_turn().await;
+            std::thread::sleep(REAP_PAUSE);
+        }
+        let may_go = self.disk.jobs.are_reaped();
         if self.ring.outstanding() > 0 {
             tracing::warn!("the kernel still holds memory of a shard; it is left to it");
             std::mem::forget(self);
         }
-        result
+        may_go
     }
 
-    async fn reap_jobs(&self) {
-        let give_up_ns = clock::mono_ns() + REAP_NS;
-        while !self.disk.jobs.are_reaped() && clock::mono_ns() < give_up_ns {
-            host::give_a_turn().await;
-        }
-    }
-
-    async fn turns(&mut self) -> Result<(), Fatal> {
+    /// Runs until the logic has stopped, or something fatal happened.
+    pub async fn turns(&mut self) -> Result<(), Fatal> {
         self.wake.arm(&mut self.ring);
         self.net.accept(&mut self.ring);
         let mut heard_ns = clock::mono_ns();

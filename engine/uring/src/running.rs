@@ -74,7 +74,21 @@ pub enum StartError {
 
 /// Shards at work.
 pub struct Running {
-    threads: Vec<(u16, ExecutorJoinHandle<Result<(), Fatal>>)>,
+    threads: Vec<Thread>,
+}
+
+/// The thread of a shard.
+struct Thread {
+    shard: u16,
+    handle: ExecutorJoinHandle<()>,
+    ended: mpsc::Receiver<Ended>,
+}
+
+/// How a shard ended.
+struct Ended {
+    result: Result<(), Fatal>,
+    /// A thread of its executor hangs in the kernel: it is left with the process.
+    is_left: bool,
 }
 
 impl std::fmt::Debug for Running {
@@ -86,16 +100,22 @@ impl std::fmt::Debug for Running {
 impl Running {
     /// Waits until all shards have ended. A shard that ended because another failed is `Ok`.
     pub fn join(self) -> Vec<Result<(), Fatal>> {
-        let join = |(shard, thread): (u16, ExecutorJoinHandle<Result<(), Fatal>>)| {
-            thread.join().unwrap_or_else(|error| {
-                let message = format!("the thread of shard {shard} ended: {error}");
-                Err(Fatal {
-                    reason: FatalReason::Invariant,
-                    message,
-                })
-            })
-        };
-        self.threads.into_iter().map(join).collect()
+        self.threads.into_iter().map(Thread::join).collect()
+    }
+}
+
+impl Thread {
+    fn join(self) -> Result<(), Fatal> {
+        let ended = self.ended.recv().ok();
+        if ended.as_ref().is_some_and(|ended| ended.is_left) {
+            drop(self.handle);
+        } else if let Err(error) = self.handle.join() {
+            return Err(Fatal {
+                reason: FatalReason::Invariant,
+                message: format!("the thread of shard {} ended: {error}", self.shard),
+            });
+        }
+        ended.map_or(Ok(()), |ended| ended.result)
     }
 }
 
@@ -157,11 +177,22 @@ where
             .preempt_timer(crate::host::PREEMPT_TIMER)
             .blocking_thread_pool_placement(job_threads(&config, &common.other_cpus));
         let (common, report) = (common.clone(), report.clone());
-        let thread = builder.spawn(move || async move {
-            serve(config, listener, logic, mail, &common, &report).await
+        let (say_ended, ended) = mpsc::channel();
+        let handle = builder.spawn(move || async move {
+            let (result, may_go) = serve(config, listener, logic, mail, &common, &report).await;
+            let is_left = !may_go;
+            // Nobody may care any more.
+            let _ = say_ended.send(Ended { result, is_left });
+            if is_left {
+                std::future::pending::<()>().await;
+            }
         });
-        match thread {
-            Ok(thread) => threads.push((shard, thread)),
+        match handle {
+            Ok(handle) => threads.push(Thread {
+                shard,
+                handle,
+                ended,
+            }),
             Err(error) => {
                 let message = error.to_string();
                 start_error = Some(StartError::Thread {
@@ -203,7 +234,7 @@ fn job_threads(config: &ShardConfig, cpus: &[usize]) -> PoolPlacement {
     }
 }
 
-/// The life of one shard, on its own thread.
+/// The life of one shard, on its own thread: its result, and whether the thread may end.
 async fn serve<L: Logic>(
     config: ShardConfig,
     listener: TcpListener,
@@ -211,7 +242,7 @@ async fn serve<L: Logic>(
     mail: Mailboxes<L::Mail>,
     common: &Common,
     report: &mpsc::Sender<Result<(), StartError>>,
-) -> Result<(), Fatal> {
+) -> (Result<(), Fatal>, bool) {
     let parts = set_up(&config, listener, logic, mail, common);
     let parts = match parts {
         Ok(parts) => parts,
@@ -220,15 +251,16 @@ async fn serve<L: Logic>(
                 shard: config.shard,
                 error,
             }));
-            return Ok(());
+            return (Ok(()), true);
         }
     };
     let _ = report.send(Ok(()));
-    let result = Shard::new(&config, parts).run().await;
+    let mut shard = Shard::new(&config, parts);
+    let result = shard.turns().await;
     if result.is_err() {
         common.fail();
     }
-    result
+    (result, shard.end().await)
 }
 
 fn set_up<L: Logic>(
