@@ -262,6 +262,7 @@ fn a_segment_whose_flush_failed_once_is_not_believed_when_the_next_one_succeeds(
     let log = log_ranges(&broker);
     let mut peer = broker.peer();
     let (mut acknowledged, mut sent) = publish_while(&mut peer, partition, 0, |end| end < 600);
+    assert_eq!(acknowledged, sent);
     let directory = broker.data_dir().join("partitions");
     let segment = directory
         .join(partition.dir_name())
