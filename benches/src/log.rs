@@ -115,6 +115,6 @@ pub fn index_of_offset() -> Operation {
 pub fn index_of_time() -> Operation {
     let ((segment, end), mut next) = (segment(), jumping(BATCHES));
     Operation::new(move || {
-        black_box(segment.range_of_time(TIMESTAMP_MS + next() as i64, end));
+        black_box(segment.range_of_time(TIMESTAMP_MS + next() as i64, 0, end));
     })
 }

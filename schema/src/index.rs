@@ -17,9 +17,10 @@
 //! ```
 //!
 //! All little endian; `crc` is CRC-32C over bytes 0..32 followed by the entries. An entry stands for
-//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart. `largest
+//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart, but for the first batch that is
+//! written to a segment after a start. `largest
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
-//! first, `i64::MAX` behind a batch that was damaged when the index was built anew): it only grows, so that a binary search finds where records at or after a time begin.
+//! first); or more, if one of them was damaged when a broker built it anew: it only grows, so that a binary search finds where records at or after a time begin.
 //!
 //! One that ends where its segment cannot be read is kept in memory only, with a last entry for that
 //! ([`IndexEntry::unreadable`]), however near to the one before.
@@ -44,7 +45,7 @@ pub struct IndexEntry {
     pub relative_offset: u32,
     /// Where the batch begins in the segment, in bytes.
     pub position: u32,
-    /// The batch's base timestamp, ms since 1970.
+    /// The batch's base timestamp, ms since 1970; 0 if the batch was damaged.
     pub timestamp_ms: i64,
     /// The largest timestamp of the records before the batch; `i64::MAX` if one of them was damaged when
     /// this was made from them.
@@ -95,7 +96,11 @@ impl IndexBuilder {
             self.entries.push(IndexEntry {
                 relative_offset: (header.base_offset - self.base_offset) as u32,
                 position,
-                timestamp_ms: header.base_timestamp_ms,
+                timestamp_ms: if is_right {
+                    header.base_timestamp_ms
+                } else {
+                    0
+                },
                 max_timestamp_before_ms: self.max_before_ms,
             });
         }

@@ -86,6 +86,8 @@ pub struct Segment {
     pub meta: SegmentT,
     /// Its index.
     pub index: Index,
+    /// Entries of it that were loaded, not made here.
+    loaded: usize,
     /// For readers.
     pub reader: Reader,
 }
@@ -109,6 +111,7 @@ impl Segment {
         Self {
             meta,
             index: Index::Unloaded,
+            loaded: 0,
             reader: Reader::Closed,
         }
     }
@@ -124,6 +127,7 @@ impl Segment {
         Self {
             meta,
             index: Index::Memory(Vec::new()),
+            loaded: 0,
             reader: Reader::Closed,
         }
     }
@@ -144,6 +148,7 @@ impl Segment {
                 let before_ms = &mut entry.max_timestamp_before_ms;
                 *before_ms = (*before_ms).min(self.meta.max_timestamp_ms);
             }
+            self.loaded = entries.len();
             Index::Memory(entries)
         };
     }
@@ -154,13 +159,14 @@ impl Segment {
         last.is_some_and(|last| self.index.get(last).is_unreadable())
     }
 
-    /// Adds a batch that begins at `position` to the index, unless the last entry is too near.
+    /// Adds a batch that begins at `position` to the index, unless the last entry is too near. Behind what was loaded one
+    /// is added at once: there may be damage between the two.
     pub fn index_batch(&mut self, offset: u64, position: u64, first_timestamp_ms: i64) {
         let Index::Memory(entries) = &mut self.index else {
             return;
         };
         let near = |last: &IndexEntry| position < u64::from(last.position + INTERVAL_BYTES);
-        if entries.last().is_some_and(near) {
+        if entries.len() > self.loaded && entries.last().is_some_and(near) {
             return;
         }
         let before = if position == 0 {
@@ -181,7 +187,6 @@ impl Segment {
     pub fn range(&self, offset: u64, max_bytes: u64, end: (u64, u64)) -> Range {
         let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
         let behind = self.index.partition_point(|e| relative(e) <= offset);
-        let first = behind.saturating_sub(1);
         let at = |i: usize| match i < self.index.len() {
             true => {
                 let e = self.index.get(i);
@@ -189,25 +194,14 @@ impl Segment {
             }
             false => end,
         };
-        let (position, first_offset) = match behind {
-            1.. => at(first),
-            _ if self.index.len() == 0 => (0, self.meta.base_offset),
-            // What is before the first entry was damaged when it was indexed.
-            _ => {
-                return Range {
-                    position: 0,
-                    bytes: 0,
-                    first_offset: offset,
-                    next_offset: at(0).1,
-                };
-            }
-        };
+        // What is before the first entry was damaged when it was indexed.
+        let (position, first_offset) = behind.checked_sub(1).map_or((0, self.meta.base_offset), at);
         let limit = position + max_bytes;
         let last = self
             .index
             .partition_point(|e| u64::from(e.position) <= limit);
-        // `last` is the first entry past the limit: end before it, but after `first`.
-        let mut stop = last.saturating_sub(1).max(first + 1);
+        // `last` is the first entry past the limit: end before it, but after where it begins.
+        let mut stop = last.saturating_sub(1).max(behind);
         if last == self.index.len() && end.0 <= limit {
             stop = self.index.len();
         }
@@ -223,33 +217,32 @@ impl Segment {
         }
     }
 
-    /// The range in which the first record at or after a time must be, if any before `end` is.
-    pub fn range_of_time(&self, timestamp_ms: i64, end: (u64, u64)) -> Range {
-        let before = self
-            .index
-            .partition_point(|e| e.max_timestamp_before_ms < timestamp_ms)
-            .max(1);
-        if self.index.len() == 0 {
-            return Range {
-                position: 0,
-                bytes: end.0,
-                first_offset: self.meta.base_offset,
-                next_offset: end.1,
-            };
-        }
-        let first = self.index.get(before - 1);
-        let mut stop = end;
-        if before < self.index.len() {
-            let e = self.index.get(before);
-            let offset = self.meta.base_offset + u64::from(e.relative_offset);
-            // The index knows of batches that the file does not have yet.
-            stop = stop.min((u64::from(e.position), offset));
-        }
-        let position = u64::from(first.position);
+    /// The range in which the first record at or after a time must be that is not before `offset`, if any before `end`
+    /// is. It may begin with earlier batches; without such a record in it, it is to be looked for from its end on.
+    pub fn range_of_time(&self, timestamp_ms: i64, offset: u64, end: (u64, u64)) -> Range {
+        let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
+        let is_older = |e: &IndexEntry| e.max_timestamp_before_ms < timestamp_ms;
+        let behind = self.index.partition_point(is_older);
+        let behind = behind.max(self.index.partition_point(|e| relative(e) <= offset));
+        let at = |i: usize| match i < self.index.len() {
+            true => {
+                let e = self.index.get(i);
+                (u64::from(e.position), relative(&e))
+            }
+            false => end,
+        };
+        // What is before the first entry was damaged when it was indexed.
+        let (first, next) = match behind {
+            0 if at(0).0 > 0 => ((0, self.meta.base_offset), 0),
+            0 => (at(0), 1),
+            _ => (at(behind - 1), behind),
+        };
+        // The index knows of batches that the file does not have yet.
+        let stop = at(next).min(end);
         Range {
-            position,
-            bytes: stop.0.saturating_sub(position),
-            first_offset: self.meta.base_offset + u64::from(first.relative_offset),
+            position: first.0,
+            bytes: stop.0.saturating_sub(first.0),
+            first_offset: first.1,
             next_offset: stop.1,
         }
     }
@@ -325,17 +318,65 @@ mod tests {
                 ..1020 | 1100.. => (time as u64 - 1000) / 10,
                 _ => 2,
             };
-            let r = s.range_of_time(time, end);
+            let r = s.range_of_time(time, 0, end);
             let within = r.position..r.position + r.bytes;
             assert!(within.contains(&(batch * 40_000)), "{time} {r:?}");
         }
     }
 
     #[test]
+    fn what_was_damaged_before_the_first_entry_is_read_and_searched_for_its_times() {
+        let (mut s, end) = segment(10);
+        let entries = s.index.entries().split_off(4);
+        s.set_index(IndexBytes::Built {
+            entries,
+            covered_bytes: 400_000,
+        });
+        for time in 1000..1100 {
+            let r = s.range_of_time(time, 0, end);
+            let expected = if time < 1040 {
+                (0, 160_000)
+            } else {
+                (time as u64 / 10 * 40_000 - 4_000_000, 40_000)
+            };
+            assert_eq!((r.position, r.bytes), expected, "{time}");
+            assert_eq!(r.first_offset, 1000 + r.position / 4000);
+            assert_eq!(s.range(time as u64, 1, end), r);
+        }
+    }
+
+    #[test]
+    fn what_is_appended_to_a_segment_that_was_loaded_is_found_without_what_was_there() {
+        let (mut s, _) = segment(10);
+        let entries = s.index.entries();
+        s.set_index(IndexBytes::Built {
+            entries,
+            covered_bytes: 400_000,
+        });
+        // Nearer to the last entry than entries are as a rule.
+        for i in 0..3 {
+            s.index_batch(1100 + i, 361_000 + i * 100, 1100);
+        }
+        s.meta.max_timestamp_ms = 1100;
+        let end = (370_000, 1110);
+        assert_eq!(s.range_of_time(1100, 0, end).position, 361_000);
+        assert_eq!(s.range(1102, 1, end).position, 361_000);
+    }
+
+    #[test]
+    fn a_search_goes_on_behind_a_range_without_what_it_is_for() {
+        let (s, end) = segment(10);
+        let first = s.range_of_time(1025, 0, end);
+        let next = s.range_of_time(1025, first.next_offset, end);
+        assert_eq!((first.position, first.next_offset), (80_000, 1030));
+        assert_eq!((next.position, next.next_offset), (120_000, 1040));
+    }
+
+    #[test]
     fn a_range_of_time_holds_the_first_record_at_or_after_it() {
         let (s, end) = segment(100);
         for time in 1000..2000 {
-            let r = s.range_of_time(time, end);
+            let r = s.range_of_time(time, 0, end);
             let at = (time as u64 - 1000) / 10 * 40_000;
             assert!(
                 r.position <= at && at < r.position + r.bytes,

@@ -452,9 +452,9 @@ pub(crate) fn pack<T>(
     builder.finished_data().to_vec()
 }
 
-/// The first record from `offset` on at or after a time: its offset and timestamp. The batches of
-/// the range, the first of which begins at `first_offset`, are inflated to so much together: headers can lie, and
-/// then none of them has it.
+/// The first record from `offset` on at or after a time: its offset and timestamp. The first batch of the range
+/// begins at `first_offset`. Headers can lie: of one that has no such record in spite of its header, or cannot be
+/// inflated here, it is where its records may begin.
 fn first_at_or_after(
     bytes: &[u8],
     first_offset: u64,
@@ -471,7 +471,6 @@ fn first_at_or_after(
         )
     };
     let mut scratch = Vec::new();
-    let mut budget = SEARCH_INFLATED_BYTES;
     let mut expected = first_offset;
     for batch in Batches::new(bytes) {
         let from = expected;
@@ -490,16 +489,20 @@ fn first_at_or_after(
             continue;
         }
         scratch.clear();
-        let Ok(mut records) = records(batch, &mut scratch, budget) else {
+        let begin = (header.base_offset.max(offset), header.max_timestamp_ms);
+        let Ok(records) = records(batch, &mut scratch, SEARCH_INFLATED_BYTES) else {
             check_stored(batch).map_err(|e| unreadable(from, e))?;
-            // A batch that cannot be inflated here begins where its records may.
-            let begin = header.base_offset.max(offset);
-            return Ok(Some((begin, header.max_timestamp_ms)));
+            return Ok(Some(begin));
         };
-        if let Some(r) = records.find(|r| r.offset >= offset && r.timestamp_ms >= timestamp_ms) {
+        let mut late = records
+            .filter(|r| r.timestamp_ms >= timestamp_ms)
+            .peekable();
+        if late.peek().is_none() {
+            return Ok(Some(begin));
+        }
+        if let Some(r) = late.find(|r| r.offset >= offset) {
             return Ok(Some((r.offset, r.timestamp_ms)));
         }
-        budget -= scratch.len();
     }
     Ok(None)
 }

@@ -279,8 +279,12 @@ fn load_index(
         return Ok(IndexBytes::File(map));
     }
     let log = File::open(log_path).map_err(|error| failed("open", log_path, &error))?;
-    let (entries, covered_bytes) = scan(&log, log_path, base_offset, bytes, keep)?;
-    if keep && covered_bytes >= bytes && u32::try_from(covered_bytes).is_ok() {
+    let Scanned {
+        entries,
+        covered_bytes,
+        is_sound,
+    } = scan(&log, log_path, base_offset, bytes, keep)?;
+    if keep && is_sound && u32::try_from(covered_bytes).is_ok() {
         let contents = index::encode(base_offset, covered_bytes as u32, &entries);
         if let Err(error) = write_index(index_path, &contents) {
             tracing::warn!("cannot write index {}: {error}", index_path.display());
@@ -329,20 +333,28 @@ impl Window<'_> {
         (found, error.filter(|_| found.len() < wanted))
     }
 
-    /// Whether the batch that begins at a position, with this header, is whole and what was published. Of the last one
-    /// of an open segment the rest may not be there.
-    fn holds(&mut self, position: u64, header: &batch::Header) -> io::Result<bool> {
-        if header.batch_bytes > MAX_BATCH_BYTES || header.batch_bytes as u64 > self.end - position {
-            return Ok(false);
+    /// What is wrong with the batch that begins at a position and has this header, if anything is.
+    fn fault(&mut self, position: u64, header: &batch::Header) -> io::Result<Option<String>> {
+        let wanted = header.batch_bytes;
+        if wanted > MAX_BATCH_BYTES {
+            return Ok(Some(format!("a batch of {wanted} bytes")));
         }
-        match self.at(position, header.batch_bytes) {
+        match self.at(position, wanted) {
             (_, Some(error)) if error.raw_os_error().is_some_and(|e| !is_unreadable(e)) => {
                 Err(error)
             }
-            (_, Some(_)) => Ok(false),
-            (bytes, None) => Ok(batch::check_stored(bytes).is_ok()),
+            (_, Some(error)) => Ok(Some(format!("it cannot be read: {error}"))),
+            (bytes, None) => Ok(batch::check_stored(bytes).err().map(|e| e.to_string())),
         }
     }
+}
+
+/// What a segment's batches gave of an index.
+struct Scanned {
+    entries: Vec<IndexEntry>,
+    covered_bytes: u64,
+    /// No damage was met.
+    is_sound: bool,
 }
 
 /// Reads the batches of a segment up to `bytes`, or to the first whose header is damaged: what comes before it can be read,
@@ -354,7 +366,7 @@ fn scan(
     base_offset: u64,
     bytes: u64,
     is_sealed: bool,
-) -> Result<(Vec<IndexEntry>, u64), DiskError> {
+) -> Result<Scanned, DiskError> {
     let length = log
         .metadata()
         .map_err(|error| failed("look at", path, &error))?
@@ -374,7 +386,7 @@ fn scan(
     };
     let mut index = IndexBuilder::new(base_offset);
     let (mut position, mut next_offset) = (0u64, base_offset);
-    let mut is_lost = false;
+    let (mut is_sound, mut is_lost) = (true, false);
     let damage = loop {
         if position >= bytes {
             break None;
@@ -402,15 +414,36 @@ fn scan(
             let offset = header.base_offset;
             break Some(format!("offset {offset} in the segment of {base_offset}"));
         };
-        let is_right = window
-            .holds(position, &header)
-            .map_err(|error| failed("read", path, &error))?;
-        index.add(at, &header, is_right);
+        let is_there = header.batch_bytes as u64 <= bytes - position;
+        if !is_there && is_sealed {
+            break Some(format!("a batch of {} bytes", header.batch_bytes));
+        }
+        let fault = match is_there {
+            true => window.fault(position, &header),
+            // The last of an open segment, as a rule.
+            false => Ok(None),
+        };
+        let fault = fault.map_err(|error| failed("read", path, &error))?;
+        if let Some(what) = &fault
+            && is_sound
+        {
+            tracing::error!(
+                "{} is damaged at byte {position}, offset {next_offset}: {what}; searches for times that the segment has \
+                 behind it are refused there",
+                path.display()
+            );
+        }
+        is_sound &= fault.is_none();
+        index.add(at, &header, fault.is_none());
         next_offset = header.next_offset();
         position += header.batch_bytes as u64;
     };
     let Some(what) = damage else {
-        return Ok((index.finish(), position.max(bytes)));
+        return Ok(Scanned {
+            entries: index.finish(),
+            covered_bytes: position.max(bytes),
+            is_sound,
+        });
     };
     tracing::error!(
         "{} is damaged at byte {position}: {what}; readers may not find what it has from offset {next_offset} on",
@@ -421,7 +454,11 @@ fn scan(
     {
         index.add_unreadable(at, next_offset);
     }
-    Ok((index.finish(), position))
+    Ok(Scanned {
+        entries: index.finish(),
+        covered_bytes: position,
+        is_sound: false,
+    })
 }
 
 /// Fills a buffer, or the front of it and says what came in between.

@@ -279,7 +279,8 @@ impl Partition {
             let Some(file) = self.reader(i, turn, ops) else {
                 return TimePlan::Wait;
             };
-            let range = self.segments[i].range_of_time(timestamp_ms, (end_position, end_offset));
+            let range =
+                self.segments[i].range_of_time(timestamp_ms, offset, (end_position, end_offset));
             if range.bytes > 0 && range.next_offset > offset {
                 let bytes = range.bytes.min(CHUNK_BYTES as u64) as usize;
                 return TimePlan::File {

@@ -620,24 +620,33 @@ fn only_what_is_lost_on_the_device_is_refused_to_who_comes_back() {
 }
 
 #[test]
-fn a_search_by_time_inflates_little_of_a_range() {
-    let setup = Setup::new(1).topic("old", 1);
-    let old = setup.on_shard("old", 0);
-    // Every batch claims a record that is later than those in it.
-    let lying: Vec<_> = (0..16)
-        .map(|_| {
-            let mut bytes = batch_of(Codec::Zstd, START_MS, &vec![0; 3 << 20], (-1, -1, -1));
-            claim_time(&mut bytes, START_MS + 10);
-            bytes
-        })
-        .collect();
-    let setup = setup.segment(old, &lying);
-    let mut world = World::new(&setup);
-    let peer = world.connect(0);
-    let asked = world.list_offsets(peer, old, START_MS + 5);
-    let answer = world.answer(peer, asked);
-    let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
-    assert_eq!((answer.offset(), answer.timestamp_ms()), (1, START_MS + 10));
+fn a_batch_that_claims_a_later_record_than_it_has_is_where_a_search_by_time_ends() {
+    let lying = |bytes| {
+        let mut batch = batch_of(Codec::Zstd, START_MS, &vec![0; bytes], (-1, -1, -1));
+        claim_time(&mut batch, START_MS + 10);
+        batch
+    };
+    let honest = || batch_of(Codec::None, START_MS, &[0; 100], (-1, -1, -1));
+    // One that can be inflated and one that cannot, in a file and in memory.
+    for bytes in [3 << 20, 5 << 20] {
+        let setup = Setup::new(1).topic("old", 1).open();
+        let old = setup.on_shard("old", 0);
+        let setup = setup.segment(old, &[honest(), lying(bytes), honest()]);
+        let mut world = World::new(&setup);
+        let peer = world.connect(0);
+        let at = |world: &mut World, timestamp_ms| {
+            let asked = world.list_offsets(peer, old, timestamp_ms);
+            let answer = world.answer(peer, asked);
+            let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
+            (answer.offset(), answer.timestamp_ms())
+        };
+        assert_eq!(at(&mut world, START_MS + 5), (1, START_MS + 10));
+        let mut late = lying(bytes);
+        claim_time(&mut late, START_MS + 30);
+        let asked = world.publish(peer, DURABLE, &[(old, late), (old, honest())]);
+        assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+        assert_eq!(at(&mut world, START_MS + 20), (3, START_MS + 30));
+    }
 }
 
 /// Says in a batch's header that its last record is from another time.

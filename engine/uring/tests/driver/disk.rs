@@ -253,7 +253,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
         assert_eq!(IndexView::check(&file).expect("good").len(), entries.len());
     }
     // In front of damage the segment can be read, and no index is kept that ends there.
-    for at in [16, 7] {
+    for at in [16, 7, 8] {
         let mut damaged = contents.clone();
         damaged[positions[50] + at] ^= 0x01;
         fs::write(&log, &damaged).expect("write");
@@ -298,9 +298,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             };
             assert_eq!(entry.max_timestamp_before_ms, before);
         }
-        let kept = fs::read(&index).expect("an index");
-        assert!(IndexView::check(&kept).is_ok());
-        fs::remove_file(&index).expect("remove");
+        assert!(!index.exists());
     }
     fs::write(&log, &contents[..positions[50]]).expect("write");
     let error = shard

@@ -64,7 +64,7 @@ fn looked_up(bytes: &[u8], view: &IndexView<'_>, entries: &[IndexEntry]) {
                 "{range:?} without {offset}"
             );
         }
-        let range = segment.range_of_time(entry.timestamp_ms, end);
+        let range = segment.range_of_time(entry.timestamp_ms, 0, end);
         between_batches(range, entries, base, end);
     }
 }

@@ -33,7 +33,7 @@ impl Disk {
         {
             let readable = self.random.below(bytes) as usize;
             let segment = self.inodes[inode].now.read(0, readable);
-            return Ok(DiskDone::Index(index_of(&segment, bytes as usize)));
+            return Ok(DiskDone::Index(index_of(&segment, bytes as usize).0));
         }
         Err(DiskError {
             kind: DiskErrorKind::Os(5),
@@ -43,13 +43,16 @@ impl Disk {
 }
 
 /// The index of a segment of so many bytes, as the driver builds one that is missing: of every batch that begins in what
-/// can be read of it.
-pub(super) fn index_of(segment: &[u8], bytes: usize) -> IndexBytes {
+/// can be read of it, up to a wrong header. And whether no damage was met.
+pub(super) fn index_of(segment: &[u8], bytes: usize) -> (IndexBytes, bool) {
     let base = Header::peek(segment).map_or(0, |first| first.base_offset);
     let mut index = IndexBuilder::new(base);
-    let (mut position, mut next_offset) = (0, base);
-    while let Some(Ok(header)) = segment.get(position..).map(Header::peek) {
+    let (mut position, mut next_offset, mut is_sound) = (0, base, true);
+    while let Some(Ok(header)) = segment.get(position..).map(Header::peek)
+        && header.base_offset == next_offset
+    {
         let is_right = batch::check_stored(&segment[position..]).is_ok();
+        is_sound &= is_right;
         index.add(position as u32, &header, is_right);
         position += header.batch_bytes;
         next_offset = header.next_offset();
@@ -57,8 +60,9 @@ pub(super) fn index_of(segment: &[u8], bytes: usize) -> IndexBytes {
     if segment.len() < bytes && position < bytes {
         index.add_unreadable(position as u32, next_offset);
     }
-    IndexBytes::Built {
+    let built = IndexBytes::Built {
         entries: index.finish(),
         covered_bytes: position as u64,
-    }
+    };
+    (built, is_sound && position >= bytes)
 }
