@@ -179,7 +179,7 @@ where
         let (common, report) = (common.clone(), report.clone());
         let (say_ended, ended) = mpsc::channel();
         let handle = builder.spawn(move || async move {
-            let (result, may_go) = serve(config, listener, logic, mail, &common, &report).await;
+            let (result, may_go) = serve(config, listener, logic, mail, &common, report).await;
             let is_left = !may_go;
             // Nobody may care any more.
             let _ = say_ended.send(Ended { result, is_left });
@@ -241,7 +241,7 @@ async fn serve<L: Logic>(
     logic: Box<dyn FnOnce() -> L + Send>,
     mail: Mailboxes<L::Mail>,
     common: &Common,
-    report: &mpsc::Sender<Result<(), StartError>>,
+    report: mpsc::Sender<Result<(), StartError>>,
 ) -> (Result<(), Fatal>, bool) {
     let parts = set_up(&config, listener, logic, mail, common);
     let parts = match parts {
@@ -255,6 +255,8 @@ async fn serve<L: Logic>(
         }
     };
     let _ = report.send(Ok(()));
+    // Where a shard has ended without a word, the channel closes when all others have reported.
+    drop(report);
     let mut shard = Shard::new(&config, parts);
     let result = shard.turns().await;
     if result.is_err() {

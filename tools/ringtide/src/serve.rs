@@ -155,7 +155,13 @@ impl Serving {
     /// Waits until the shards have ended, for whatever reason.
     fn join(self) -> Result<(), Failure> {
         let ends = self.shards.join();
-        finish(&self.broker.data_dir, &self.broker.identity, ends)
+        let has_failed = ends.iter().any(Result::is_err);
+        let result = finish(&self.broker.data_dir, &self.broker.identity, ends);
+        if has_failed {
+            // Work on files may hang in the kernel: the directory is locked to the end of the process.
+            std::mem::forget(self.broker);
+        }
+        result
     }
 }
 

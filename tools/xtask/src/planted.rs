@@ -106,24 +106,6 @@ fn plant(path: &str, mut source: String, faults: &[Fault]) -> Result<String, Str
 }
 
 /// Copies what the repository has; a file that is there already is left alone, so that it is not built again.
-/// Removes what an earlier copy had and is no source any more.
-fn remove_unlisted(copy: &Path, folder: &Path, listed: &HashSet<&str>) -> Result<(), String> {
-    let failed = |e: std::io::Error| format!("{}: {e}", folder.display());
-    if !folder.is_dir() {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        let name = path.strip_prefix(copy).ok().and_then(Path::to_str);
-        if path.is_dir() {
-            remove_unlisted(copy, &path, listed)?;
-        } else if name.is_none_or(|name| !listed.contains(name)) {
-            fs::remove_file(&path).map_err(failed)?;
-        }
-    }
-    Ok(())
-}
-
 fn make_copy(root: &Path, copy: &Path, faults: &[Fault]) -> Result<(), String> {
     let listed = Command::new("git")
         .args(["ls-files", "-co", "--exclude-standard"])
@@ -161,6 +143,24 @@ fn make_copy(root: &Path, copy: &Path, faults: &[Fault]) -> Result<(), String> {
         Some(fault) => Err(format!("{}: there is no {}", fault.name, fault.file)),
         None => Ok(()),
     }
+}
+
+/// Removes what an earlier copy had and is no source any more.
+fn remove_unlisted(copy: &Path, folder: &Path, listed: &HashSet<&str>) -> Result<(), String> {
+    let failed = |e: std::io::Error| format!("{}: {e}", folder.display());
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.strip_prefix(copy).ok().and_then(Path::to_str);
+        if path.is_dir() {
+            remove_unlisted(copy, &path, listed)?;
+        } else if name.is_none_or(|name| !listed.contains(name)) {
+            fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 fn build(copy: &Path, target: &Path) -> Result<PathBuf, String> {

@@ -1,6 +1,8 @@
 //! Files: what was written is read back, failures are typed.
 
 use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -266,10 +268,15 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             bytes,
             keep: true,
         });
-        let Ok(Done::IndexBuilt(_, covered)) = built else {
+        let Ok(Done::IndexBuilt(entries, covered)) = built else {
             panic!("{built:?}")
         };
         assert_eq!(covered, positions[50] as u64);
+        let last = entries.last().expect("an entry");
+        assert_eq!(
+            (last.relative_offset, last.position),
+            (50, positions[50] as u32)
+        );
         assert!(!index.exists());
     }
     // Behind a batch that is not what was published no time is believed: its largest timestamp, or a record, is damaged.
@@ -313,12 +320,10 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
     assert_eq!(error.kind, DiskErrorKind::Corrupt);
 }
 
-#[test]
-fn a_shard_that_failed_ends_after_its_jobs() {
-    let directory = directory();
-    let path = directory.path().join("snapshot");
-    // What the job writes first, and cannot open until somebody reads.
-    let pipe = directory.path().join("snapshot.tmp");
+/// A shard that fails while it has a job; and what that job writes first, and cannot open until somebody reads.
+fn failing(directory: &Path) -> (Shard, PathBuf) {
+    let path = directory.join("snapshot");
+    let pipe = directory.join("snapshot.tmp");
     let made = Command::new("mkfifo").arg(&pipe).status();
     assert!(made.expect("mkfifo").success());
     let mut shard = Shard::start(|_| {});
@@ -329,13 +334,29 @@ fn a_shard_that_failed_ends_after_its_jobs() {
             .push((OpId(77), DiskOp::Replace { path, contents }));
     });
     shard.settle();
+    (shard, pipe)
+}
+
+fn fail(shard: &Shard) {
     shard.command(|cx| {
         cx.fx.fatal = Some(Fatal {
             reason: FatalReason::Segment,
             message: "planted".into(),
         });
     });
+}
+
+#[test]
+fn a_shard_that_failed_lets_go_of_its_peers_and_ends_after_its_jobs() {
+    let directory = directory();
+    let (mut shard, pipe) = failing(directory.path());
+    let (mut stream, _) = shard.connect();
+    fail(&shard);
     let end = thread::spawn(move || shard.join());
+    assert!(
+        !matches!(stream.read(&mut [0]), Ok(1..)),
+        "nothing was said"
+    );
     // Much longer than one needs that does not wait.
     let until = Instant::now() + Duration::from_millis(500);
     while Instant::now() < until {
@@ -345,6 +366,15 @@ fn a_shard_that_failed_ends_after_its_jobs() {
     fs::read(&pipe).expect("what the job writes");
     let ended = end.join().expect("no panic");
     assert_eq!(ended.expect_err("planted").message, "planted");
+}
+
+#[test]
+fn a_shard_whose_job_hangs_gives_its_result_all_the_same() {
+    let directory = directory();
+    let (shard, pipe) = failing(directory.path());
+    fail(&shard);
+    assert_eq!(shard.join().expect_err("planted").message, "planted");
+    fs::read(&pipe).expect("what the job writes");
 }
 
 fn absent(error: std::io::Error) -> std::io::Result<()> {
