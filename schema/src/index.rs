@@ -34,7 +34,7 @@ pub const HEADER_BYTES: usize = 40;
 pub const ENTRY_BYTES: usize = 24;
 /// The version of this format.
 pub const FORMAT: u16 = 1;
-/// The least distance in bytes of two entries' batches.
+/// The least distance in bytes of two entries' batches, as a rule.
 pub const INTERVAL_BYTES: u32 = 32 << 10;
 const MAGIC: [u8; 8] = *b"RTINDEX1";
 
@@ -110,6 +110,22 @@ impl IndexBuilder {
             i64::MAX
         };
         self.max_before_ms = self.max_before_ms.max(latest_ms);
+    }
+
+    /// Ends it at a batch that is damaged: what comes before it is found without it.
+    pub fn add_damaged(&mut self, position: u32, offset: u64) {
+        if self
+            .entries
+            .last()
+            .is_none_or(|last| last.position < position)
+        {
+            self.entries.push(IndexEntry {
+                relative_offset: (offset - self.base_offset) as u32,
+                position,
+                timestamp_ms: 0,
+                max_timestamp_before_ms: self.max_before_ms,
+            });
+        }
     }
 
     /// Ends it at a batch that cannot be read.

@@ -222,8 +222,10 @@ impl Segment {
     pub fn range_of_time(&self, timestamp_ms: i64, offset: u64, end: (u64, u64)) -> Range {
         let relative = |e: &IndexEntry| self.meta.base_offset + u64::from(e.relative_offset);
         let is_older = |e: &IndexEntry| e.max_timestamp_before_ms < timestamp_ms;
-        let behind = self.index.partition_point(is_older);
-        let behind = behind.max(self.index.partition_point(|e| relative(e) <= offset));
+        let mut behind = self.index.partition_point(is_older);
+        if behind < self.index.len() && relative(&self.index.get(behind)) <= offset {
+            behind = self.index.partition_point(|e| relative(e) <= offset);
+        }
         let at = |i: usize| match i < self.index.len() {
             true => {
                 let e = self.index.get(i);

@@ -324,6 +324,7 @@ impl World {
         loop {
             let found = match self.with(|p, ops| p.plan_time(timestamp_ms, offset, turn, ops)) {
                 TimePlan::Wait => return false,
+                TimePlan::Unreadable { .. } => panic!("nothing is damaged"),
                 TimePlan::None => None,
                 TimePlan::Batch(bytes) => Some(Header::peek(&bytes).expect("a batch").base_offset),
                 TimePlan::File {

@@ -199,6 +199,18 @@ impl Shard {
             ),
             Some(TimePlan::Wait) => {}
             Some(TimePlan::None) => self.end_search(number, Ok(None)),
+            Some(TimePlan::Unreadable {
+                first_offset,
+                next_offset,
+            }) => {
+                let last = next_offset.saturating_sub(1);
+                let message = format!(
+                    "offsets {first_offset} to {last} cannot be searched for a time: there is damage among them; see the \
+                     broker's log, and read by offset"
+                );
+                let fault = Fault::new(ErrorCode::DataUnreadable, message);
+                self.end_search(number, Err(fault));
+            }
             Some(TimePlan::Batch(bytes)) => {
                 let first = Batches::new(&bytes).next().and_then(Result::ok);
                 let first_offset = first.map_or(0, |(header, _)| header.base_offset);

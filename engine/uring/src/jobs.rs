@@ -335,11 +335,7 @@ impl Window<'_> {
 
     /// What is wrong with the batch that begins at a position and has this header, if anything is.
     fn fault(&mut self, position: u64, header: &batch::Header) -> io::Result<Option<String>> {
-        let wanted = header.batch_bytes;
-        if wanted > MAX_BATCH_BYTES {
-            return Ok(Some(format!("a batch of {wanted} bytes")));
-        }
-        match self.at(position, wanted) {
+        match self.at(position, header.batch_bytes) {
             (_, Some(error)) if error.raw_os_error().is_some_and(|e| !is_unreadable(e)) => {
                 Err(error)
             }
@@ -415,12 +411,15 @@ fn scan(
             break Some(format!("offset {offset} in the segment of {base_offset}"));
         };
         let is_there = header.batch_bytes as u64 <= bytes - position;
-        if !is_there && is_sealed {
+        // Of the last batch of an open segment, what is less than a block may be elsewhere.
+        let carried = if is_sealed { 0 } else { BLOCK_BYTES as u64 };
+        if header.batch_bytes > MAX_BATCH_BYTES
+            || header.batch_bytes as u64 > bytes - position + carried
+        {
             break Some(format!("a batch of {} bytes", header.batch_bytes));
         }
         let fault = match is_there {
             true => window.fault(position, &header),
-            // The last of an open segment, as a rule.
             false => Ok(None),
         };
         let fault = fault.map_err(|error| failed("read", path, &error))?;
@@ -449,10 +448,13 @@ fn scan(
         "{} is damaged at byte {position}: {what}; readers may not find what it has from offset {next_offset} on",
         path.display()
     );
-    if let (true, Ok(at)) = (is_lost, u32::try_from(position))
+    if let Ok(at) = u32::try_from(position)
         && u32::try_from(next_offset - base_offset).is_ok()
     {
-        index.add_unreadable(at, next_offset);
+        match is_lost {
+            true => index.add_unreadable(at, next_offset),
+            false => index.add_damaged(at, next_offset),
+        }
     }
     Ok(Scanned {
         entries: index.finish(),

@@ -85,6 +85,13 @@ pub enum TimePlan {
         /// Where to go on if it is not in the range.
         otherwise: u64,
     },
+    /// As [`Plan::Unreadable`], from an offset on.
+    Unreadable {
+        /// Where the last entry before the damage is.
+        first_offset: u64,
+        /// The first offset behind the damage.
+        next_offset: u64,
+    },
     /// As [`Plan::Wait`].
     Wait,
 }
@@ -281,10 +288,15 @@ impl Partition {
             };
             let range =
                 self.segments[i].range_of_time(timestamp_ms, offset, (end_position, end_offset));
+            if range.bytes > CHUNK_BYTES as u64 {
+                return TimePlan::Unreadable {
+                    first_offset: range.first_offset,
+                    next_offset: range.next_offset,
+                };
+            }
             if range.bytes > 0 && range.next_offset > offset {
-                let bytes = range.bytes.min(CHUNK_BYTES as u64) as usize;
                 return TimePlan::File {
-                    range: self.file_range(i, file, range.position, bytes),
+                    range: self.file_range(i, file, range.position, range.bytes as usize),
                     first_offset: range.first_offset,
                     otherwise: range.next_offset,
                 };

@@ -4,12 +4,15 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ringtide_schema::batch::{BatchError, CRC_START, Header, check_stored};
-use ringtide_schema::index::{IndexEntry, IndexView};
-use ringtide_schema::limits::MAX_BATCH_BYTES;
+use ringtide_schema::index::{INTERVAL_BYTES, IndexEntry, IndexView};
+use ringtide_schema::limits::{BLOCK_BYTES, MAX_BATCH_BYTES};
 
 use crate::files::{self, FileError};
 
 const READ_BYTES: usize = 1 << 20;
+/// The most between two entries of an index: an interval, the batch that ends it, and those in the block after that which
+/// were not indexed anew by a start.
+const MOST_BETWEEN: u64 = INTERVAL_BYTES as u64 + (MAX_BATCH_BYTES + BLOCK_BYTES) as u64;
 
 /// A batch with its header, or why it is none.
 pub(super) type Checked<'a> = Result<(Header, &'a [u8]), BatchError>;
@@ -164,23 +167,33 @@ impl Contents {
 pub(super) struct IndexCheck<'a> {
     index: IndexView<'a>,
     next: usize,
+    /// Where the last entry's batch begins.
+    last: Option<u64>,
 }
 
 impl<'a> IndexCheck<'a> {
     pub(super) fn new(index: IndexView<'a>) -> Self {
-        Self { index, next: 0 }
+        Self {
+            index,
+            next: 0,
+            last: None,
+        }
     }
 
     /// Whether the index says the truth of the batch that begins at `position`.
     pub(super) fn batch(&mut self, position: u64, header: &Header, before: &Contents) -> bool {
+        let needs_none = self
+            .last
+            .is_some_and(|last| position <= last + MOST_BETWEEN);
         if self.next == self.index.len() {
-            return true;
+            return needs_none;
         }
         let entry = self.index.get(self.next);
         if u64::from(entry.position) > position {
-            return true;
+            return needs_none;
         }
         self.next += 1;
+        self.last = Some(position);
         let first = position == 0;
         let max_timestamp_before_ms = if first {
             i64::MIN

@@ -1,7 +1,8 @@
 //! The index of a segment.
 //!
 //! What is taken is made of the bytes that were read, but for fields without a meaning. Whatever is looked up
-//! gives a range that begins at an entry, ends at one or at the end of the segment, and holds what was asked for.
+//! gives a range that begins at an entry or with the segment, ends at an entry or with the segment, and holds what was
+//! asked for.
 
 #![no_main]
 
@@ -20,7 +21,7 @@ fn between_batches(range: Range, entries: &[IndexEntry], base: u64, end: (u64, u
     let places = entries
         .iter()
         .map(|e| (u64::from(e.position), base + u64::from(e.relative_offset)))
-        .chain([end]);
+        .chain([(0, base), end]);
     let places: Vec<(u64, u64)> = places.collect();
     let stop = (range.position + range.bytes, range.next_offset);
     assert!(
@@ -64,8 +65,18 @@ fn looked_up(bytes: &[u8], view: &IndexView<'_>, entries: &[IndexEntry]) {
                 "{range:?} without {offset}"
             );
         }
-        let range = segment.range_of_time(entry.timestamp_ms, 0, end);
+        let timestamp_ms = entry.timestamp_ms;
+        let range = segment.range_of_time(timestamp_ms, 0, end);
         between_batches(range, entries, base, end);
+        // A record as late as that may be before the first of these.
+        let is_behind =
+            |e: &&IndexEntry| e.position > 0 && e.max_timestamp_before_ms >= timestamp_ms;
+        if let Some(entry) = entries.iter().find(is_behind) {
+            assert!(
+                range.position < u64::from(entry.position),
+                "{range:?} begins too late"
+            );
+        }
     }
 }
 

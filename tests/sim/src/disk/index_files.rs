@@ -26,14 +26,19 @@ impl Disk {
     pub(super) fn fail_to_read(&mut self, op: DiskOp) -> Result<DiskDone, DiskError> {
         let message = format!("{op:?}: Input/output error");
         if let DiskOp::LoadIndex {
-            log_path, bytes, ..
+            log_path,
+            base_offset,
+            bytes,
+            ..
         } = op
             && let Ok(inode) = self.find(&log_path)
             && self.random.percent(80)
         {
             let readable = self.random.below(bytes) as usize;
             let segment = self.inodes[inode].now.read(0, readable);
-            return Ok(DiskDone::Index(index_of(&segment, bytes as usize).0));
+            return Ok(DiskDone::Index(
+                index_of(&segment, base_offset, bytes as usize).0,
+            ));
         }
         Err(DiskError {
             kind: DiskErrorKind::Os(5),
@@ -44,10 +49,9 @@ impl Disk {
 
 /// The index of a segment of so many bytes, as the driver builds one that is missing: of every batch that begins in what
 /// can be read of it, up to a wrong header. And whether no damage was met.
-pub(super) fn index_of(segment: &[u8], bytes: usize) -> (IndexBytes, bool) {
-    let base = Header::peek(segment).map_or(0, |first| first.base_offset);
-    let mut index = IndexBuilder::new(base);
-    let (mut position, mut next_offset, mut is_sound) = (0, base, true);
+pub(super) fn index_of(segment: &[u8], base_offset: u64, bytes: usize) -> (IndexBytes, bool) {
+    let mut index = IndexBuilder::new(base_offset);
+    let (mut position, mut next_offset, mut is_sound) = (0, base_offset, true);
     while let Some(Ok(header)) = segment.get(position..).map(Header::peek)
         && header.base_offset == next_offset
     {
@@ -59,6 +63,8 @@ pub(super) fn index_of(segment: &[u8], bytes: usize) -> (IndexBytes, bool) {
     }
     if segment.len() < bytes && position < bytes {
         index.add_unreadable(position as u32, next_offset);
+    } else if position < bytes && segment.len() - position >= batch::HEADER_BYTES {
+        index.add_damaged(position as u32, next_offset);
     }
     let built = IndexBytes::Built {
         entries: index.finish(),

@@ -8,37 +8,40 @@ use std::path::PathBuf;
 use ringtide_schema::batch::Batches;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::ids::PartitionId;
-use ringtide_system_tests::{Broker, Peer, batch_at, now_ms, table};
+use ringtide_system_tests::{Broker, Cli, Peer, batch_at, now_ms, table};
 
 const DURABLE: u8 = 2;
-/// Batches of one record, in segments of about 350 batches.
+/// Batches of one record.
 const BATCHES: i64 = 1000;
-const SEGMENT_BYTES: u32 = 128 << 10;
+/// Bytes of a segment, of about 350 of the small ones; and of a large one, of about 750 of those.
+const SMALL: (u32, usize) = (128 << 10, 300);
+const LARGE: (u32, usize) = (6 << 20, 8000);
 /// The largest timestamp of a batch, in bytes from its begin.
 const MAX_TIMESTAMP: Range<usize> = 35..43;
 /// In a batch as well.
 const MAGIC: Range<usize> = 16..17;
+const BASE_OFFSET: Range<usize> = 0..8;
 
 /// A broker that was stopped after it had a batch for each second from a time on.
-fn stopped() -> (Broker, PartitionId, i64) {
+fn stopped((segment_bytes, value_bytes): (u32, usize)) -> (Broker, PartitionId, i64) {
     let mut broker = Broker::start();
     let mut peer = broker.peer();
     let settings = table!(TopicSettingsT {
-        segment_bytes: Some(SEGMENT_BYTES)
+        segment_bytes: Some(segment_bytes)
     });
     let topic = peer.create_topic_with("feed", 1, settings);
     let partition = topic.expect("a topic").partition(0);
     let first_ms = now_ms() - 2 * BATCHES * 1000;
-    publish(&mut peer, partition, first_ms);
+    publish(&mut peer, partition, first_ms, value_bytes);
     assert_eq!(broker.stop(), 0);
     (broker, partition, first_ms)
 }
 
 /// Publishes a batch for each second from a time on.
-fn publish(peer: &mut Peer, partition: PartitionId, first_ms: i64) {
+fn publish(peer: &mut Peer, partition: PartitionId, first_ms: i64, value_bytes: usize) {
     let mut under_way = VecDeque::new();
     for n in 0..BATCHES {
-        let batch = batch_at(first_ms + n * 1000, &[format!("{n:0300}")]);
+        let batch = batch_at(first_ms + n * 1000, &[format!("{n:0value_bytes$}")]);
         under_way.push_back(peer.send_publish(DURABLE, &[(partition, batch)]));
         while under_way.len() > 50 || (n == BATCHES - 1 && !under_way.is_empty()) {
             let first = under_way.pop_front().expect("one under way");
@@ -60,17 +63,17 @@ fn segments(broker: &Broker, partition: PartitionId) -> Vec<PathBuf> {
     logs
 }
 
-/// Sets a field of a segment's batch to zeros; gives the batch's offset.
-fn zero(segment: &PathBuf, which: usize, field: Range<usize>) -> i64 {
+/// Fills a field of one of a segment's batches with a byte; gives the batch's offset. Those from the end are counted from
+/// the last whole one, -1.
+fn fill(segment: &PathBuf, which: isize, field: Range<usize>, byte: u8) -> i64 {
     let mut bytes = fs::read(segment).expect("a segment");
-    let (header, batch) = Batches::new(&bytes)
-        .nth(which)
-        .expect("a batch")
-        .expect("a sound one");
+    let whole: Vec<_> = Batches::new(&bytes).map_while(Result::ok).collect();
+    let (header, batch) = &whole[which.rem_euclid(whole.len() as isize) as usize];
+    let offset = header.base_offset.cast_signed();
     let position = batch.as_ptr().addr() - bytes.as_ptr().addr();
-    bytes[position..][field].fill(0);
+    bytes[position..][field].fill(byte);
     fs::write(segment, bytes).expect("written");
-    header.base_offset.cast_signed()
+    offset
 }
 
 /// Asks for the offsets of times from the one of batch `first` to that of batch `end`, around a batch that is damaged.
@@ -95,27 +98,29 @@ fn check(broker: &Broker, partition: PartitionId, first_ms: i64, around: [i64; 3
 
 #[test]
 fn a_search_by_time_does_not_pass_a_damaged_batch_of_an_open_segment_after_a_start() {
-    let (mut broker, partition, first_ms) = stopped();
-    let open = segments(&broker, partition).pop().expect("a segment");
-    let damaged = zero(&open, 40, MAX_TIMESTAMP);
-    broker.restart();
-    check(&broker, partition, first_ms, [0, damaged, BATCHES]);
-    // What is published then has times that are known.
-    let mut peer = broker.peer();
-    let late_ms = first_ms + (BATCHES + 500) * 1000;
-    publish(&mut peer, partition, late_ms);
-    for n in [0, 1, 100, BATCHES - 1] {
-        let found = peer.list_offsets(partition, late_ms + n * 1000);
-        let found = found.expect("an offset").offset.cast_signed();
-        assert_eq!(found, BATCHES + n);
+    for which in [40, -10] {
+        let (mut broker, partition, first_ms) = stopped(SMALL);
+        let open = segments(&broker, partition).pop().expect("a segment");
+        let damaged = fill(&open, which, MAX_TIMESTAMP, 0);
+        broker.restart();
+        check(&broker, partition, first_ms, [0, damaged, BATCHES]);
+        // What is published then has times that are known.
+        let mut peer = broker.peer();
+        let late_ms = first_ms + (BATCHES + 500) * 1000;
+        publish(&mut peer, partition, late_ms, SMALL.1);
+        for n in [0, 1, 100, BATCHES - 1] {
+            let found = peer.list_offsets(partition, late_ms + n * 1000);
+            let found = found.expect("an offset").offset.cast_signed();
+            assert_eq!(found, BATCHES + n);
+        }
     }
 }
 
 #[test]
 fn a_search_by_time_does_not_pass_a_damaged_batch_of_a_sealed_segment_without_its_index() {
-    let (mut broker, partition, first_ms) = stopped();
+    let (mut broker, partition, first_ms) = stopped(SMALL);
     let logs = segments(&broker, partition);
-    let damaged = zero(&logs[0], 40, MAX_TIMESTAMP);
+    let damaged = fill(&logs[0], 40, MAX_TIMESTAMP, 0);
     fs::remove_file(logs[0].with_extension("index")).expect("an index");
     let next: i64 = logs[1]
         .file_stem()
@@ -134,28 +139,73 @@ fn a_search_by_time_does_not_pass_a_damaged_batch_of_a_sealed_segment_without_it
 
 #[test]
 fn a_search_by_time_does_not_pass_a_first_batch_whose_header_is_damaged() {
-    let (mut broker, partition, first_ms) = stopped();
+    for (field, byte) in [(MAGIC, 0), (BASE_OFFSET, 1)] {
+        let (mut broker, partition, first_ms) = stopped(SMALL);
+        let open = segments(&broker, partition).pop().expect("a segment");
+        let damaged = fill(&open, 0, field, byte);
+        broker.restart();
+        check(&broker, partition, first_ms, [0, damaged, BATCHES]);
+        // More than what is left of the segment: it is sealed.
+        let late_ms = first_ms + (BATCHES + 500) * 1000;
+        publish(&mut broker.peer(), partition, late_ms, SMALL.1);
+        for is_anew in [false, true] {
+            if is_anew {
+                assert_eq!(broker.stop(), 0);
+                assert!(open.with_extension("index").exists());
+                broker.restart();
+            }
+            check(&broker, partition, first_ms, [0, damaged, BATCHES]);
+            let found = broker.peer().list_offsets(partition, late_ms + 7000);
+            let found = found.expect("an offset").offset.cast_signed();
+            assert_eq!(found, BATCHES + 7);
+            // What follows it is read around it.
+            let from = (damaged + 1).to_string();
+            let count = (2 * BATCHES - damaged - 1).to_string();
+            let args = ["consume", "feed", "--from", &from, "--count", &count];
+            broker.cli().run(&args).ok();
+        }
+    }
+}
+
+#[test]
+fn all_before_a_damaged_header_is_read_however_much_follows() {
+    let (mut broker, partition, _) = stopped(LARGE);
+    // Between two entries of the index.
+    let damaged = fill(&segments(&broker, partition)[0], 102, MAGIC, 0);
+    let index = segments(&broker, partition)[0].with_extension("index");
+    fs::remove_file(index).expect("an index");
+    broker.restart();
+    let read = broker.cli().run(&["consume", "feed"]).failed();
+    assert_eq!(read.text().lines().count() as i64, damaged);
+}
+
+#[test]
+fn what_a_repair_has_proven_is_found_by_time_and_offset_again() {
+    let (mut broker, partition, first_ms) = stopped(LARGE);
     let open = segments(&broker, partition).pop().expect("a segment");
-    let damaged = zero(&open, 0, MAGIC);
+    let damaged = fill(&open, 0, BASE_OFFSET, 1);
+    broker.restart();
+    let late_ms = first_ms + (BATCHES + 500) * 1000;
+    publish(&mut broker.peer(), partition, late_ms, LARGE.1);
+    assert_eq!(broker.stop(), 0);
+    assert!(open.with_extension("index").exists());
+    let dir = broker
+        .data_dir()
+        .to_str()
+        .expect("a path of text")
+        .to_owned();
+    Cli::without_server()
+        .run(&["repair", "--data-dir", &dir])
+        .ok();
     broker.restart();
     let mut peer = broker.peer();
-    // More than what is left of the segment: it is sealed.
-    let late_ms = first_ms + (BATCHES + 500) * 1000;
-    publish(&mut peer, partition, late_ms);
-    for is_anew in [false, true] {
-        if is_anew {
-            assert_eq!(broker.stop(), 0);
-            assert!(open.with_extension("index").exists());
-            broker.restart();
-        }
-        check(&broker, partition, first_ms, [0, damaged, BATCHES]);
-        let found = broker.peer().list_offsets(partition, late_ms + 7000);
-        let found = found.expect("an offset").offset.cast_signed();
-        assert_eq!(found, BATCHES + 7);
-        // What follows it is read around it.
-        let from = (damaged + 1).to_string();
-        let count = (2 * BATCHES - damaged - 1).to_string();
-        let args = ["consume", "feed", "--from", &from, "--count", &count];
-        broker.cli().run(&args).ok();
+    for n in [damaged, damaged + 1, damaged + 100, BATCHES - 1] {
+        let found = peer.list_offsets(partition, first_ms + n * 1000);
+        assert_eq!(found.expect("an offset").offset.cast_signed(), n);
     }
+    let count = (2 * BATCHES).to_string();
+    broker
+        .cli()
+        .run(&["consume", "feed", "--count", &count])
+        .ok();
 }
