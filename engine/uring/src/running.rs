@@ -80,6 +80,7 @@ pub struct Running {
 /// The thread of a shard.
 struct Thread {
     shard: u16,
+    cpu: usize,
     handle: ExecutorJoinHandle<()>,
     ended: mpsc::Receiver<Ended>,
 }
@@ -190,6 +191,7 @@ where
         match handle {
             Ok(handle) => threads.push(Thread {
                 shard,
+                cpu,
                 handle,
                 ended,
             }),
@@ -206,7 +208,25 @@ where
     }
     drop(report);
     // Every shard reports once; one that ended without closes its end of the channel.
-    start_error = start_error.or_else(|| reports.iter().take(threads.len()).find_map(Result::err));
+    let mut silent = threads.len();
+    for report in reports.iter().take(threads.len()) {
+        silent -= 1;
+        start_error = start_error.or(report.err());
+    }
+    if start_error.is_none() && silent > 0 {
+        let has_ended = |thread: &&Thread| {
+            matches!(
+                thread.ended.try_recv(),
+                Err(mpsc::TryRecvError::Disconnected)
+            )
+        };
+        let ended = threads.iter().find(has_ended);
+        start_error = ended.map(|thread| StartError::Thread {
+            shard: thread.shard,
+            cpu: thread.cpu,
+            message: "it ended before it had begun".into(),
+        });
+    }
     let running = Running { threads };
     match start_error {
         None => Ok(running),

@@ -77,6 +77,13 @@ struct Served {
     _lock: DirectoryLock,
 }
 
+impl Served {
+    /// Keeps the directory locked to the end of the process: a shard that was left may have work on files in the kernel.
+    fn keep_locked(self) {
+        std::mem::forget(self);
+    }
+}
+
 /// A broker that runs on threads of this process.
 pub(crate) struct Serving {
     shards: Running,
@@ -127,7 +134,13 @@ impl Opened {
     pub(crate) fn run(self, stop: StopSignal) -> Result<Serving, Failure> {
         let Self { starts, broker } = self;
         let cpus: Vec<usize> = starts.iter().map(|(config, ..)| config.cpu).collect();
-        let shards = ringtide_uring::run(starts, stop.clone()).map_err(start_failure)?;
+        let shards = match ringtide_uring::run(starts, stop.clone()) {
+            Ok(shards) => shards,
+            Err(error) => {
+                broker.keep_locked();
+                return Err(start_failure(error));
+            }
+        };
         for (shard, ((host, port), cpu)) in broker.addresses.iter().zip(cpus).enumerate() {
             tracing::info!(shard, cpu, address = %format_args!("{host}:{port}"), "listening");
         }
@@ -158,8 +171,7 @@ impl Serving {
         let has_failed = ends.iter().any(Result::is_err);
         let result = finish(&self.broker.data_dir, &self.broker.identity, ends);
         if has_failed {
-            // Work on files may hang in the kernel: the directory is locked to the end of the process.
-            std::mem::forget(self.broker);
+            self.broker.keep_locked();
         }
         result
     }
