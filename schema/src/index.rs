@@ -17,8 +17,8 @@
 //! ```
 //!
 //! All little endian; `crc` is CRC-32C over bytes 0..32 followed by the entries. An entry stands for
-//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart, but for the first batch that is
-//! written to a segment after a start. `largest
+//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart, but for those of the
+//! first damaged batch, and of the first that is written to a segment after a start. `largest
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
 //! first); or more, if one of them was damaged when a broker built it anew: it only grows, so that a binary search finds where records at or after a time begin.
 //!
@@ -75,6 +75,8 @@ pub struct IndexBuilder {
     base_offset: u64,
     entries: Vec<IndexEntry>,
     max_before_ms: i64,
+    /// Position and offset of the first of the last batches that are damaged.
+    doubt: Option<(u32, u64)>,
 }
 
 impl IndexBuilder {
@@ -84,6 +86,7 @@ impl IndexBuilder {
             base_offset,
             entries: Vec::new(),
             max_before_ms: i64::MIN,
+            doubt: None,
         }
     }
 
@@ -105,15 +108,26 @@ impl IndexBuilder {
             });
         }
         let latest_ms = if is_right {
+            self.doubt = None;
             header.max_timestamp_ms
         } else {
+            self.doubt.get_or_insert((position, header.base_offset));
             i64::MAX
         };
         self.max_before_ms = self.max_before_ms.max(latest_ms);
     }
 
-    /// Ends it at a batch that is damaged: what comes before it is found without it.
-    pub fn add_damaged(&mut self, position: u32, offset: u64) {
+    /// Ends it at a batch that is damaged, and gives where that is: what comes before it is found without it. Where the
+    /// batches right before are damaged, too, one of them may have led to a wrong place, and it ends at the first of those.
+    pub fn end_at_damage(&mut self, position: u32, offset: u64) -> u32 {
+        let (position, offset) = self.doubt.unwrap_or((position, offset));
+        while self
+            .entries
+            .last()
+            .is_some_and(|last| last.position > position)
+        {
+            self.entries.pop();
+        }
         if self
             .entries
             .last()
@@ -126,13 +140,21 @@ impl IndexBuilder {
                 max_timestamp_before_ms: self.max_before_ms,
             });
         }
+        position
     }
 
-    /// Ends it at a batch that cannot be read.
-    pub fn add_unreadable(&mut self, position: u32, offset: u64) {
-        let relative_offset = (offset - self.base_offset) as u32;
-        let entry = IndexEntry::unreadable(relative_offset, position, self.max_before_ms);
-        self.entries.push(entry);
+    /// Ends it in the same way at a batch that cannot be read.
+    pub fn end_at_unreadable(&mut self, position: u32, offset: u64) -> u32 {
+        let position = self.end_at_damage(position, offset);
+        if let Some(last) = self.entries.last_mut() {
+            let IndexEntry {
+                relative_offset,
+                max_timestamp_before_ms,
+                ..
+            } = *last;
+            *last = IndexEntry::unreadable(relative_offset, position, max_timestamp_before_ms);
+        }
+        position
     }
 
     /// The entries.
@@ -319,12 +341,35 @@ mod tests {
         for (i, is_right) in [true, true, false, true].into_iter().enumerate() {
             index.add(i as u32 * INTERVAL_BYTES, &header, is_right);
         }
-        index.add_unreadable(5 * INTERVAL_BYTES, 9);
+        assert_eq!(
+            index.end_at_unreadable(5 * INTERVAL_BYTES, 9),
+            5 * INTERVAL_BYTES
+        );
         let entries = index.finish();
         let before: Vec<i64> = entries.iter().map(|e| e.max_timestamp_before_ms).collect();
         let expected = [i64::MIN, 7_000, 7_000, i64::MAX, i64::MAX];
         assert_eq!(before, expected);
         assert!(entries[4].is_unreadable() && entries[4].relative_offset == 9);
+    }
+
+    #[test]
+    fn an_index_ends_at_the_first_of_the_damaged_batches_that_led_to_its_end() {
+        let mut batch = Vec::new();
+        let mut builder = BatchBuilder::new(Codec::None);
+        builder.push(7_000, None, Some(b"value"), &[]);
+        builder.finish(-1, -1, -1, &mut batch).expect("a record");
+        for far in [1, INTERVAL_BYTES] {
+            let mut index = IndexBuilder::new(0);
+            for (i, is_right) in [true, false, true, false, false].into_iter().enumerate() {
+                crate::batch::assign(&mut batch, i as u64, 1);
+                let header = Header::peek(&batch).expect("a header");
+                index.add(i as u32 * far, &header, is_right);
+            }
+            assert_eq!(index.end_at_damage(100 * far, 1000), 3 * far);
+            let entries = index.finish();
+            let last = entries.last().expect("an entry");
+            assert_eq!((last.position, last.relative_offset), (3 * far, 3));
+        }
     }
 
     #[test]

@@ -207,7 +207,8 @@ impl Segment {
         }
         let (stop_position, next_offset) = match at(stop) {
             (p, _) if p >= end.0 => end,
-            within => within,
+            // An index file is believed, but not that there is more than there is.
+            (p, offset) => (p, offset.min(end.1)),
         };
         Range {
             position,
@@ -240,7 +241,8 @@ impl Segment {
             _ => (at(behind - 1), behind),
         };
         // The index knows of batches that the file does not have yet.
-        let stop = at(next).min(end);
+        let (position, offset) = at(next);
+        let stop = (position.min(end.0), offset.min(end.1));
         Range {
             position: first.0,
             bytes: stop.0.saturating_sub(first.0),

@@ -353,9 +353,8 @@ struct Scanned {
     is_sound: bool,
 }
 
-/// Reads the batches of a segment up to `bytes`, or to the first whose header is damaged: what comes before it can be read,
-/// and readers meet the damage where it is. One that cannot be read has the last entry, so that what comes before it can
-/// be read without it.
+/// Reads the batches of a segment up to `bytes`, or to the first whose header is damaged or cannot be read. It has the last
+/// entry then, so that what comes before it can be read without it; readers meet the damage where it is.
 fn scan(
     log: &File,
     path: &Path,
@@ -448,17 +447,19 @@ fn scan(
         "{} is damaged at byte {position}: {what}; readers may not find what it has from offset {next_offset} on",
         path.display()
     );
+    let mut covered_bytes = position;
     if let Ok(at) = u32::try_from(position)
         && u32::try_from(next_offset - base_offset).is_ok()
     {
-        match is_lost {
-            true => index.add_unreadable(at, next_offset),
-            false => index.add_damaged(at, next_offset),
-        }
+        let end = match is_lost {
+            true => index.end_at_unreadable(at, next_offset),
+            false => index.end_at_damage(at, next_offset),
+        };
+        covered_bytes = u64::from(end);
     }
     Ok(Scanned {
         entries: index.finish(),
-        covered_bytes: position,
+        covered_bytes,
         is_sound: false,
     })
 }

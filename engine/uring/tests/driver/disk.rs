@@ -255,7 +255,7 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
         assert_eq!(IndexView::check(&file).expect("good").len(), entries.len());
     }
     // In front of damage the segment can be read, and no index is kept that ends there.
-    for at in [16, 7, 8] {
+    for at in [16, 7, 8, 10, 24] {
         let mut damaged = contents.clone();
         damaged[positions[50] + at] ^= 0x01;
         fs::write(&log, &damaged).expect("write");
@@ -353,9 +353,11 @@ fn a_shard_that_failed_lets_go_of_its_peers_and_ends_after_its_jobs() {
     let (mut stream, _) = shard.connect();
     fail(&shard);
     let end = thread::spawn(move || shard.join());
+    let heard = stream.read(&mut [0]);
+    let is_reset = |e: &std::io::Error| e.kind() == std::io::ErrorKind::ConnectionReset;
     assert!(
-        !matches!(stream.read(&mut [0]), Ok(1..)),
-        "nothing was said"
+        matches!(&heard, Ok(0)) || heard.as_ref().is_err_and(is_reset),
+        "{heard:?}"
     );
     // Much longer than one needs that does not wait.
     let until = Instant::now() + Duration::from_millis(500);

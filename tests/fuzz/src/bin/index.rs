@@ -66,6 +66,9 @@ fn looked_up(bytes: &[u8], view: &IndexView<'_>, entries: &[IndexEntry]) {
             );
         }
         let timestamp_ms = entry.timestamp_ms;
+        let range = segment.range_of_time(timestamp_ms, offset, end);
+        between_batches(range, entries, base, end);
+        assert!(range.next_offset > offset, "{range:?} leads nowhere");
         let range = segment.range_of_time(timestamp_ms, 0, end);
         between_batches(range, entries, base, end);
         // A record as late as that may be before the first of these.

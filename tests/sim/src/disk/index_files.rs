@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, IndexBytes};
 use ringtide_schema::batch::{self, Header};
 use ringtide_schema::index::{self, IndexBuilder, IndexView};
+use ringtide_schema::limits::{BLOCK_BYTES, MAX_BATCH_BYTES};
 
 use super::Disk;
 use crate::planted::Planted;
@@ -54,6 +55,8 @@ pub(super) fn index_of(segment: &[u8], base_offset: u64, bytes: usize) -> (Index
     let (mut position, mut next_offset, mut is_sound) = (0, base_offset, true);
     while let Some(Ok(header)) = segment.get(position..).map(Header::peek)
         && header.base_offset == next_offset
+        && header.batch_bytes <= MAX_BATCH_BYTES
+        && position + header.batch_bytes <= bytes + BLOCK_BYTES
     {
         let is_right = batch::check_stored(&segment[position..]).is_ok();
         is_sound &= is_right;
@@ -61,10 +64,12 @@ pub(super) fn index_of(segment: &[u8], base_offset: u64, bytes: usize) -> (Index
         position += header.batch_bytes;
         next_offset = header.next_offset();
     }
-    if segment.len() < bytes && position < bytes {
-        index.add_unreadable(position as u32, next_offset);
-    } else if position < bytes && segment.len() - position >= batch::HEADER_BYTES {
-        index.add_damaged(position as u32, next_offset);
+    let is_lost = segment.len() < bytes;
+    let is_damaged = bytes.saturating_sub(position) >= batch::HEADER_BYTES;
+    if is_lost && position < bytes {
+        position = index.end_at_unreadable(position as u32, next_offset) as usize;
+    } else if is_damaged {
+        position = index.end_at_damage(position as u32, next_offset) as usize;
     }
     let built = IndexBytes::Built {
         entries: index.finish(),

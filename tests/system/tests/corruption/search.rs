@@ -13,14 +13,18 @@ use ringtide_system_tests::{Broker, Cli, Peer, batch_at, now_ms, table};
 const DURABLE: u8 = 2;
 /// Batches of one record.
 const BATCHES: i64 = 1000;
-/// Bytes of a segment, of about 350 of the small ones; and of a large one, of about 750 of those.
+/// Bytes of a segment and of a record: of about 350 small ones, 780 and 1,300 large ones.
 const SMALL: (u32, usize) = (128 << 10, 300);
 const LARGE: (u32, usize) = (6 << 20, 8000);
+const LARGEST: (u32, usize) = (10 << 20, 8000);
 /// The largest timestamp of a batch, in bytes from its begin.
 const MAX_TIMESTAMP: Range<usize> = 35..43;
 /// In a batch as well.
 const MAGIC: Range<usize> = 16..17;
 const BASE_OFFSET: Range<usize> = 0..8;
+/// Bytes that make them larger by 65,536.
+const LENGTH: Range<usize> = 9..10;
+const LAST_OFFSET_DELTA: Range<usize> = 24..25;
 
 /// A broker that was stopped after it had a batch for each second from a time on.
 fn stopped((segment_bytes, value_bytes): (u32, usize)) -> (Broker, PartitionId, i64) {
@@ -169,24 +173,29 @@ fn a_search_by_time_does_not_pass_a_first_batch_whose_header_is_damaged() {
 
 #[test]
 fn all_before_a_damaged_header_is_read_however_much_follows() {
-    let (mut broker, partition, _) = stopped(LARGE);
-    // Between two entries of the index.
-    let damaged = fill(&segments(&broker, partition)[0], 102, MAGIC, 0);
-    let index = segments(&broker, partition)[0].with_extension("index");
-    fs::remove_file(index).expect("an index");
-    broker.restart();
-    let read = broker.cli().run(&["consume", "feed"]).failed();
-    assert_eq!(read.text().lines().count() as i64, damaged);
+    // The last two are a header that leads elsewhere.
+    for (field, byte) in [(MAGIC, 0), (LAST_OFFSET_DELTA, 1), (LENGTH, 1)] {
+        let (mut broker, partition, _) = stopped(LARGE);
+        // Between two entries of the index.
+        let log = segments(&broker, partition).swap_remove(0);
+        let damaged = fill(&log, 102, field, byte);
+        fs::remove_file(log.with_extension("index")).expect("an index");
+        broker.restart();
+        let read = broker.cli().run(&["consume", "feed"]).failed();
+        assert_eq!(read.text().lines().count() as i64, damaged);
+        let end = broker.peer().list_offsets(partition, -1);
+        assert_eq!(end.expect("an offset").offset.cast_signed(), BATCHES);
+    }
 }
 
 #[test]
 fn what_a_repair_has_proven_is_found_by_time_and_offset_again() {
-    let (mut broker, partition, first_ms) = stopped(LARGE);
+    let (mut broker, partition, first_ms) = stopped(LARGEST);
     let open = segments(&broker, partition).pop().expect("a segment");
     let damaged = fill(&open, 0, BASE_OFFSET, 1);
     broker.restart();
     let late_ms = first_ms + (BATCHES + 500) * 1000;
-    publish(&mut broker.peer(), partition, late_ms, LARGE.1);
+    publish(&mut broker.peer(), partition, late_ms, LARGEST.1);
     assert_eq!(broker.stop(), 0);
     assert!(open.with_extension("index").exists());
     let dir = broker
