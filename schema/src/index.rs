@@ -17,13 +17,13 @@
 //! ```
 //!
 //! All little endian; `crc` is CRC-32C over bytes 0..32 followed by the entries. An entry stands for
-//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart, but for those of the
-//! first damaged batch, and of the first that is written to a segment after a start. `largest
+//! a batch that begins at `position`; entries are at least `INTERVAL_BYTES` apart, but for that of the
+//! first batch that is written to a segment after a start. `largest
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
 //! first); or more, if one of them was damaged when a broker built it anew: it only grows, so that a binary search finds where records at or after a time begin.
 //!
-//! One that ends where its segment cannot be read is kept in memory only, with a last entry for that
-//! ([`IndexEntry::unreadable`]), however near to the one before.
+//! One that ends where its segment is damaged or cannot be read is kept in memory only, with a last entry for that
+//! ([`IndexEntry::damaged`]), however near to the one before.
 
 use crate::batch::Header;
 use crate::{le, put_le};
@@ -45,7 +45,7 @@ pub struct IndexEntry {
     pub relative_offset: u32,
     /// Where the batch begins in the segment, in bytes.
     pub position: u32,
-    /// The batch's base timestamp, ms since 1970; 0 if the batch was damaged.
+    /// The batch's base timestamp, ms since 1970; 0 if it was wrong when this was made from it.
     pub timestamp_ms: i64,
     /// The largest timestamp of the records before the batch; `i64::MAX` if one of them was damaged when
     /// this was made from them.
@@ -53,8 +53,8 @@ pub struct IndexEntry {
 }
 
 impl IndexEntry {
-    /// Where batches begin that could not be read.
-    pub fn unreadable(relative_offset: u32, position: u32, max_timestamp_before_ms: i64) -> Self {
+    /// Where batches begin that are not found: they cannot be read, or the first does not lead to the next.
+    pub fn damaged(relative_offset: u32, position: u32, max_timestamp_before_ms: i64) -> Self {
         Self {
             relative_offset,
             position,
@@ -63,8 +63,8 @@ impl IndexEntry {
         }
     }
 
-    /// Whether it stands for what could not be read.
-    pub fn is_unreadable(&self) -> bool {
+    /// Whether it stands for what is not found.
+    pub fn is_damaged(&self) -> bool {
         self.timestamp_ms == i64::MIN
     }
 }
@@ -117,43 +117,18 @@ impl IndexBuilder {
         self.max_before_ms = self.max_before_ms.max(latest_ms);
     }
 
-    /// Ends it at a batch that is damaged, and gives where that is: what comes before it is found without it. Where the
-    /// batches right before are damaged, too, one of them may have led to a wrong place, and it ends at the first of those.
+    /// Ends it at a batch that cannot be read or whose header is damaged, and gives where that is: what comes before it is
+    /// found without it. Where the batches right before are damaged, too, one of them may have led to a wrong place, and it ends
+    /// at the first of those.
     pub fn end_at_damage(&mut self, position: u32, offset: u64) -> u32 {
         let (position, offset) = self.doubt.unwrap_or((position, offset));
-        while self
-            .entries
-            .last()
-            .is_some_and(|last| last.position > position)
-        {
-            self.entries.pop();
+        let mut before_ms = self.max_before_ms;
+        while let Some(last) = self.entries.pop_if(|last| last.position >= position) {
+            before_ms = last.max_timestamp_before_ms;
         }
-        if self
-            .entries
-            .last()
-            .is_none_or(|last| last.position < position)
-        {
-            self.entries.push(IndexEntry {
-                relative_offset: (offset - self.base_offset) as u32,
-                position,
-                timestamp_ms: 0,
-                max_timestamp_before_ms: self.max_before_ms,
-            });
-        }
-        position
-    }
-
-    /// Ends it in the same way at a batch that cannot be read.
-    pub fn end_at_unreadable(&mut self, position: u32, offset: u64) -> u32 {
-        let position = self.end_at_damage(position, offset);
-        if let Some(last) = self.entries.last_mut() {
-            let IndexEntry {
-                relative_offset,
-                max_timestamp_before_ms,
-                ..
-            } = *last;
-            *last = IndexEntry::unreadable(relative_offset, position, max_timestamp_before_ms);
-        }
+        let relative_offset = u32::try_from(offset - self.base_offset).unwrap_or(u32::MAX);
+        let end = IndexEntry::damaged(relative_offset, position, before_ms);
+        self.entries.push(end);
         position
     }
 
@@ -342,14 +317,14 @@ mod tests {
             index.add(i as u32 * INTERVAL_BYTES, &header, is_right);
         }
         assert_eq!(
-            index.end_at_unreadable(5 * INTERVAL_BYTES, 9),
+            index.end_at_damage(5 * INTERVAL_BYTES, 9),
             5 * INTERVAL_BYTES
         );
         let entries = index.finish();
         let before: Vec<i64> = entries.iter().map(|e| e.max_timestamp_before_ms).collect();
         let expected = [i64::MIN, 7_000, 7_000, i64::MAX, i64::MAX];
         assert_eq!(before, expected);
-        assert!(entries[4].is_unreadable() && entries[4].relative_offset == 9);
+        assert!(entries[4].is_damaged() && entries[4].relative_offset == 9);
     }
 
     #[test]

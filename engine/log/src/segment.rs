@@ -153,10 +153,10 @@ impl Segment {
         };
     }
 
-    /// Whether its index ends where it cannot be read: readers would not find what is appended to it.
-    pub fn is_damaged(&self) -> bool {
+    /// Whether its index ends at damage: what is appended to it would not be found by who builds the index again.
+    pub fn ends_at_damage(&self) -> bool {
         let last = self.index.len().checked_sub(1);
-        last.is_some_and(|last| self.index.get(last).is_unreadable())
+        last.is_some_and(|last| self.index.get(last).is_damaged())
     }
 
     /// Adds a batch that begins at `position` to the index, unless the last entry is too near. Behind what was loaded one

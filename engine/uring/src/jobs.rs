@@ -381,7 +381,7 @@ fn scan(
     };
     let mut index = IndexBuilder::new(base_offset);
     let (mut position, mut next_offset) = (0u64, base_offset);
-    let (mut is_sound, mut is_lost) = (true, false);
+    let mut is_sound = true;
     let damage = loop {
         if position >= bytes {
             break None;
@@ -392,11 +392,10 @@ fn scan(
         }
         let (found, error) = window.at(position, batch::HEADER_BYTES);
         if let Some(error) = error {
-            is_lost = error.raw_os_error().is_none_or(is_unreadable);
-            match is_lost {
-                true => break Some(format!("it cannot be read: {error}")),
-                false => return Err(failed("read", path, &error)),
+            if error.raw_os_error().is_some_and(|e| !is_unreadable(e)) {
+                return Err(failed("read", path, &error));
             }
+            break Some(format!("it cannot be read: {error}"));
         }
         let header = match batch::Header::peek(found) {
             Ok(header) => header,
@@ -443,20 +442,14 @@ fn scan(
             is_sound,
         });
     };
+    let covered_bytes = match u32::try_from(position) {
+        Ok(at) => u64::from(index.end_at_damage(at, next_offset)),
+        Err(_) => position,
+    };
     tracing::error!(
-        "{} is damaged at byte {position}: {what}; readers may not find what it has from offset {next_offset} on",
+        "{} is damaged at byte {position}: {what}; readers may not find what it has from byte {covered_bytes} on",
         path.display()
     );
-    let mut covered_bytes = position;
-    if let Ok(at) = u32::try_from(position)
-        && u32::try_from(next_offset - base_offset).is_ok()
-    {
-        let end = match is_lost {
-            true => index.end_at_unreadable(at, next_offset),
-            false => index.end_at_damage(at, next_offset),
-        };
-        covered_bytes = u64::from(end);
-    }
     Ok(Scanned {
         entries: index.finish(),
         covered_bytes,

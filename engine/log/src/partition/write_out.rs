@@ -254,7 +254,7 @@ impl Partition {
         match active.index {
             Index::Memory(_) | Index::File(_) => {
                 // What is there of it is all that it becomes.
-                self.writer.seal_asked |= active.is_damaged();
+                self.writer.seal_asked |= active.ends_at_damage();
                 let file = ops.file();
                 self.writer.file = Some(file);
                 let mode = ringtide_io::OpenMode::Append {
@@ -451,8 +451,8 @@ impl Partition {
             return false;
         };
         let base = active.meta.base_offset;
-        let index = match active.is_damaged() {
-            // Whoever reads it looks whether the device has it again.
+        let index = match active.ends_at_damage() {
+            // Whoever reads it looks whether it is whole again.
             true => Vec::new(),
             false => index::encode(base, bytes as u32, &active.index.entries()),
         };
@@ -515,7 +515,7 @@ impl Partition {
                 progress.synced = true;
             }
             (PartitionOp::Seal, Ok(_)) => {
-                progress.is_damage_left = self.active().is_some_and(Segment::is_damaged);
+                progress.is_damage_left = self.active().is_some_and(Segment::ends_at_damage);
                 self.sealed();
                 progress.synced = true;
             }
@@ -641,7 +641,7 @@ impl Partition {
             Ok(_) => return Err(WriteError::Fatal(format!("{id}: no index in the answer"))),
             // The writer needs nothing of what is there: it goes on in the next segment.
             Err(_) if is_writers => segment.set_index(IndexBytes::Built {
-                entries: vec![IndexEntry::unreadable(0, 0, i64::MIN)],
+                entries: vec![IndexEntry::damaged(0, 0, i64::MIN)],
                 covered_bytes: 0,
             }),
             Err(_) => segment.index = Index::Unloaded,

@@ -65,10 +65,8 @@ pub(super) fn index_of(segment: &[u8], base_offset: u64, bytes: usize) -> (Index
         next_offset = header.next_offset();
     }
     let is_lost = segment.len() < bytes;
-    let is_damaged = bytes.saturating_sub(position) >= batch::HEADER_BYTES;
-    if is_lost && position < bytes {
-        position = index.end_at_unreadable(position as u32, next_offset) as usize;
-    } else if is_damaged {
+    let has_header = bytes.saturating_sub(position) >= batch::HEADER_BYTES;
+    if has_header || is_lost && position < bytes {
         position = index.end_at_damage(position as u32, next_offset) as usize;
     }
     let built = IndexBytes::Built {
