@@ -1,4 +1,5 @@
-//! What verification reports of a data directory, and what inspection shows of its files.
+//! What verification reports of a data directory, what inspection shows of its files, and what repair proves of its
+//! batches.
 
 mod common;
 
@@ -6,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{Builder, contents};
-use ringtide_log::recovery::{Report, index_name, inspect, log_name, verify};
-use ringtide_schema::batch::Batches;
+use ringtide_log::recovery::{Problem, Report, index_name, inspect, log_name, repair, verify};
+use ringtide_schema::batch::{Batches, CRC_START};
 use ringtide_schema::ids::PartitionId;
 use ringtide_schema::index::{self, IndexEntry};
 use ringtide_schema::limits::BLOCK_BYTES;
@@ -79,6 +80,87 @@ fn a_flipped_bit_in_a_segment_is_found_at_its_batch() {
         assert_eq!(problem.path, path);
         let expected = Some(2 * batch as u64);
         assert_eq!(problem.position, expected, "{at}: {problem}");
+    }
+}
+
+/// A base offset, its top bit flipped.
+fn negative(batch: &mut [u8]) {
+    batch[0] ^= 0x80;
+}
+
+type Change = fn(&mut [u8]);
+
+/// Damages batches of a segment, by their number; gives what was there before, and the bytes of each batch.
+fn damage(path: &Path, wrong: &[(usize, Change)]) -> (Vec<u8>, usize) {
+    let pristine = fs::read(path).expect("a segment");
+    let (first, _) = Batches::new(&pristine).next().expect("one").expect("whole");
+    let mut bytes = pristine.clone();
+    for &(batch, change) in wrong {
+        change(&mut bytes[batch * first.batch_bytes..][..first.batch_bytes]);
+    }
+    fs::write(path, bytes).expect("written");
+    (pristine, first.batch_bytes)
+}
+
+fn mended(b: &Builder) -> Vec<(PathBuf, u64)> {
+    let mut mended = Vec::new();
+    repair::mend_batches(b.dir(), &mut mended).expect("readable");
+    mended
+}
+
+#[test]
+fn a_negative_base_offset_loses_no_records_and_is_mended_with_all_others_that_are_wrong() {
+    let (b, id) = directory();
+    // A sealed segment, and one that is open.
+    for base in [6, 12] {
+        let path = partition(&b, id).join(log_name(base));
+        let (pristine, batch) = damage(
+            &path,
+            &[
+                (0, |batch| batch[..8].fill(0xff)),
+                (1, negative),
+                (2, |batch| batch[5] ^= 4),
+            ],
+        );
+        let starts = [0, batch as u64, 2 * batch as u64];
+        let report = report(&b);
+        assert_eq!((report.batches, report.records), (16, 16));
+        for start in starts {
+            let told = report.problems.iter().any(|problem| {
+                let is_there = (&problem.path, problem.position) == (&path, Some(start));
+                is_there && problem.what.contains("was to come")
+            });
+            assert!(told, "{start}: {:?}", report.problems);
+        }
+        let lost = |problem: &Problem| problem.what.contains("lost");
+        assert!(!report.problems.iter().any(lost), "{:?}", report.problems);
+
+        assert_eq!(mended(&b), starts.map(|start| (path.clone(), start)));
+        assert!(fs::read(&path).expect("a segment") == pristine);
+        assert_eq!(self::report(&b).problems, []);
+    }
+}
+
+#[test]
+fn a_negative_base_offset_stays_where_the_segments_checksum_does_not_prove_it() {
+    let (b, id) = directory();
+    let path = partition(&b, id).join(log_name(6));
+    let rewritten = |batch: &mut [u8]| {
+        // With a checksum of its own that is right.
+        batch[200] ^= 1;
+        let crc = crc32c::crc32c(&batch[CRC_START..]);
+        batch[CRC_START - 4..CRC_START].copy_from_slice(&crc.to_be_bytes());
+    };
+    let damaged = |batch: &mut [u8]| batch[200] ^= 1;
+    let shorter = |batch: &mut [u8]| batch[11] ^= 1;
+    for other in [rewritten as Change, damaged, shorter] {
+        for wrong in [1, 3] {
+            let (pristine, _) = damage(&path, &[(2, negative), (wrong, other)]);
+            let before = fs::read(&path).expect("a segment");
+            assert_eq!(mended(&b), []);
+            assert!(fs::read(&path).expect("a segment") == before);
+            fs::write(&path, pristine).expect("written");
+        }
     }
 }
 

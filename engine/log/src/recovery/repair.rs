@@ -77,7 +77,7 @@ fn wrong_batches(
     let (mut wrong, mut crc, mut offset) = (Vec::new(), 0, segment.base_offset);
     loop {
         let position = scan.position();
-        let (header, batch) = match scan.next()? {
+        let (header, batch) = match scan.next_at_any_offset()? {
             None => break,
             Some(Ok(batch)) => batch,
             Some(Err(_)) => return Ok(None),

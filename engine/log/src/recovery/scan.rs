@@ -17,6 +17,9 @@ const MOST_BETWEEN: u64 = INTERVAL_BYTES as u64 + (MAX_BATCH_BYTES + BLOCK_BYTES
 /// A batch with its header, or why it is none.
 pub(super) type Checked<'a> = Result<(Header, &'a [u8]), BatchError>;
 
+/// Checks the batch at the start of the bytes, which it leaves as they are.
+type Check = fn(&mut [u8]) -> Result<Header, BatchError>;
+
 /// The batches of a log file up to a length, one after the other.
 pub(super) struct Scan {
     path: PathBuf,
@@ -62,11 +65,21 @@ impl Scan {
 
     /// The next batch, checked, or why there is none there; `None` at the end.
     pub(super) fn next(&mut self) -> Result<Option<Checked<'_>>, FileError> {
+        self.next_by(|bytes| check_stored(bytes))
+    }
+
+    /// The same, but a batch whose base offset none can have is given like any other with a wrong one: its header has
+    /// what was found, with which [`Header::last_offset`] may be past all numbers.
+    pub(super) fn next_at_any_offset(&mut self) -> Result<Option<Checked<'_>>, FileError> {
+        self.next_by(check_at_any_offset)
+    }
+
+    fn next_by(&mut self, check: Check) -> Result<Option<Checked<'_>>, FileError> {
         if self.position == self.end {
             return Ok(None);
         }
         let header = loop {
-            match check_stored(&self.buf[self.at..]) {
+            match check(&mut self.buf[self.at..]) {
                 Err(BatchError::Incomplete { .. }) if self.fill()? => {}
                 Err(error) => return Ok(Some(Err(error))),
                 Ok(header) => break header,
@@ -133,6 +146,22 @@ impl Scan {
     }
 }
 
+/// As [`check_stored`], but for the base offset: the checksum of the batch leaves it out, and says all the same that the
+/// rest is what was written.
+fn check_at_any_offset(bytes: &mut [u8]) -> Result<Header, BatchError> {
+    let checked = check_stored(bytes);
+    let Err(BatchError::BadOffsets { base, .. }) = checked else {
+        return checked;
+    };
+    bytes[..size_of_val(&base)].fill(0);
+    let checked = check_stored(bytes);
+    bytes[..size_of_val(&base)].copy_from_slice(&base.to_be_bytes());
+    checked.map(|header| Header {
+        base_offset: base.cast_unsigned(),
+        ..header
+    })
+}
+
 /// What a log holds, from its batches.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Contents {
@@ -158,7 +187,9 @@ impl Contents {
         self.batches += 1;
         self.records += u64::from(header.record_count);
         self.prefix_crc = crc32c::crc32c_append(self.prefix_crc, &batch[..CRC_START]);
-        self.next_offset = header.next_offset();
+        // The base offset may be any.
+        let offsets = u64::from(header.last_offset_delta) + 1;
+        self.next_offset = header.base_offset.saturating_add(offsets);
         self.max_timestamp_ms = self.max_timestamp_ms.max(header.max_timestamp_ms);
     }
 }

@@ -364,7 +364,7 @@ fn read_segment(
         let mut scan = Scan::open(path, segment.bytes, tail)?;
         loop {
             let position = scan.position();
-            let (header, batch) = match scan.next()? {
+            let (header, batch) = match scan.next_at_any_offset()? {
                 None => break,
                 Some(Ok(batch)) => batch,
                 Some(Err(error)) => {

@@ -64,8 +64,13 @@ fn an_offset_or_epoch_that_the_segments_checksum_proves_is_written_as_it_was() {
         (after_a_kill(), after_a_kill().sealed_segment()),
     ] {
         let (position, _) = segment.batches[1];
-        for field in [BASE_OFFSET_AT, LEADER_EPOCH_AT] {
-            let copy = directory.copy_with(position + field + 3, 1, &segment.file);
+        // The base offset is negative with the first of its bits flipped.
+        for (byte, bit) in [
+            (BASE_OFFSET_AT, 7),
+            (BASE_OFFSET_AT + 3, 1),
+            (LEADER_EPOCH_AT + 3, 1),
+        ] {
+            let copy = directory.copy_with(position + byte, bit, &segment.file);
             repair(copy.path()).ok();
             let path = copy.path().join(&segment.file);
             let (_, was) = directory.files("", &segment.file)[0];
