@@ -100,9 +100,9 @@ impl Shard {
 
 /// What a reader is told.
 pub(crate) fn refusal(partition: PartitionId, offsets: &Range<u64>) -> Fault {
-    let (from, to) = (offsets.start, offsets.end - 1);
+    let (from, to, next) = (offsets.start, offsets.end - 1, offsets.end);
     let message = format!(
-        "offsets {from} to {to} of {partition} cannot be read from their segment; see the broker's log"
+        "offsets {from} to {to} of {partition} cannot be read from their segment (see the broker's log); read on from {next}"
     );
     Fault::new(ErrorCode::DataUnreadable, message)
 }
