@@ -82,6 +82,8 @@ struct Thread {
     shard: u16,
     cpu: usize,
     handle: ExecutorJoinHandle<()>,
+    /// Told once: that the shard has begun, or why it could not.
+    begun: mpsc::Receiver<io::Result<()>>,
     ended: mpsc::Receiver<Ended>,
 }
 
@@ -106,6 +108,30 @@ impl Running {
 }
 
 impl Thread {
+    /// Waits until the shard has begun. One that could not has ended when this returns.
+    fn begun(self) -> Result<Self, StartError> {
+        let (shard, cpu) = (self.shard, self.cpu);
+        match self.begun.recv() {
+            Ok(Ok(())) => Ok(self),
+            Ok(Err(error)) => {
+                let _ = self.handle.join();
+                Err(StartError::Ring { shard, error })
+            }
+            // It ended without a word; its thread has the reason.
+            Err(mpsc::RecvError) => {
+                let message = match self.handle.join() {
+                    Err(error) => error.to_string(),
+                    Ok(()) => "it ended before it had begun".into(),
+                };
+                Err(StartError::Thread {
+                    shard,
+                    cpu,
+                    message,
+                })
+            }
+        }
+    }
+
     fn join(self) -> Result<(), Fatal> {
         let ended = self.ended.recv().ok();
         if ended.as_ref().is_some_and(|ended| ended.is_left) {
@@ -166,7 +192,6 @@ where
         common.stop.register(wake.clone());
     }
 
-    let (report, reports) = mpsc::channel();
     let mut threads = Vec::new();
     let mut start_error = None;
     for ((config, listener, logic), mail) in shards.into_iter().zip(mesh(&wakes, slots)) {
@@ -177,10 +202,11 @@ where
             .ring_depth(64)
             .preempt_timer(crate::host::PREEMPT_TIMER)
             .blocking_thread_pool_placement(job_threads(&config, &common.other_cpus));
-        let (common, report) = (common.clone(), report.clone());
+        let common = common.clone();
+        let (say_begun, begun) = mpsc::channel();
         let (say_ended, ended) = mpsc::channel();
         let handle = builder.spawn(move || async move {
-            let (result, may_go) = serve(config, listener, logic, mail, &common, report).await;
+            let (result, may_go) = serve(config, listener, logic, mail, &common, say_begun).await;
             let is_left = !may_go;
             // Nobody may care any more.
             let _ = say_ended.send(Ended { result, is_left });
@@ -193,6 +219,7 @@ where
                 shard,
                 cpu,
                 handle,
+                begun,
                 ended,
             }),
             Err(error) => {
@@ -206,28 +233,15 @@ where
             }
         }
     }
-    drop(report);
-    // Every shard reports once; one that ended without closes its end of the channel.
-    let mut silent = threads.len();
-    for report in reports.iter().take(threads.len()) {
-        silent -= 1;
-        start_error = start_error.or(report.err());
+    let mut running = Running {
+        threads: Vec::new(),
+    };
+    for thread in threads {
+        match thread.begun() {
+            Ok(thread) => running.threads.push(thread),
+            Err(error) => start_error = start_error.or(Some(error)),
+        }
     }
-    if start_error.is_none() && silent > 0 {
-        let has_ended = |thread: &&Thread| {
-            matches!(
-                thread.ended.try_recv(),
-                Err(mpsc::TryRecvError::Disconnected)
-            )
-        };
-        let ended = threads.iter().find(has_ended);
-        start_error = ended.map(|thread| StartError::Thread {
-            shard: thread.shard,
-            cpu: thread.cpu,
-            message: "it ended before it had begun".into(),
-        });
-    }
-    let running = Running { threads };
     match start_error {
         None => Ok(running),
         Some(error) => {
@@ -261,22 +275,17 @@ async fn serve<L: Logic>(
     logic: Box<dyn FnOnce() -> L + Send>,
     mail: Mailboxes<L::Mail>,
     common: &Common,
-    report: mpsc::Sender<Result<(), StartError>>,
+    say_begun: mpsc::Sender<io::Result<()>>,
 ) -> (Result<(), Fatal>, bool) {
     let parts = set_up(&config, listener, logic, mail, common);
     let parts = match parts {
         Ok(parts) => parts,
         Err(error) => {
-            let _ = report.send(Err(StartError::Ring {
-                shard: config.shard,
-                error,
-            }));
+            let _ = say_begun.send(Err(error));
             return (Ok(()), true);
         }
     };
-    let _ = report.send(Ok(()));
-    // Where a shard has ended without a word, the channel closes when all others have reported.
-    drop(report);
+    let _ = say_begun.send(Ok(()));
     let mut shard = Shard::new(&config, parts);
     let result = shard.turns().await;
     if result.is_err() {

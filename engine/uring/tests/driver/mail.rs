@@ -22,6 +22,22 @@ struct Player {
 
 type Fx = Effects<u64>;
 
+impl Player {
+    fn new(finished: StopSignal) -> Self {
+        Self {
+            peers: Vec::new(),
+            serve: None,
+            fatal_at: None,
+            deadlines: false,
+            last_ns: 0,
+            heard: 0,
+            expect: u64::MAX,
+            stopping: false,
+            finished,
+        }
+    }
+}
+
 impl Logic for Player {
     type Mail = u64;
     fn accepted(&mut self, _: ConnId, _: SocketAddr, _: Now, _: &mut Fx) {}
@@ -83,17 +99,7 @@ fn play(
         config.mailbox_slots = slots;
         let (change, finished) = (change.clone(), stop.clone());
         let make = move || {
-            let mut player = Player {
-                peers: Vec::new(),
-                serve: None,
-                fatal_at: None,
-                deadlines: false,
-                last_ns: 0,
-                heard: 0,
-                expect: u64::MAX,
-                stopping: false,
-                finished,
-            };
+            let mut player = Player::new(finished);
             change(shard, &mut player);
             player
         };
@@ -153,6 +159,25 @@ fn a_fatal_shard_ends_the_others() {
 }
 
 #[test]
+fn a_shard_that_ends_before_it_has_begun_refuses_the_start_with_its_reason() {
+    let make = |shard, player: Box<dyn FnOnce() -> Player + Send>| {
+        let listener = ringtide_uring::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
+        let address = listener.local_addr().expect("bound");
+        (ShardConfig::new(shard, 0, address), listener, player)
+    };
+    let stop = StopSignal::new();
+    let finished = stop.clone();
+    let sound = make(0, Box::new(move || Player::new(finished)));
+    let panics = make(1, Box::new(|| panic!("planted")));
+    let error = run(vec![sound, panics], stop).expect_err("half a broker");
+    let StartError::Thread { shard, message, .. } = error else {
+        panic!("{error}")
+    };
+    assert_eq!(shard, 1);
+    assert!(message.contains("planted"), "{message}");
+}
+
+#[test]
 fn shards_are_numbered_in_order() {
     let listener = ringtide_uring::bind("127.0.0.1:0".parse().expect("address")).expect("bind");
     let address = listener.local_addr().expect("bound");
@@ -201,15 +226,8 @@ fn an_idle_shard_with_timers_takes_no_cpu() {
     let config = ShardConfig::new(0, 0, address);
     let finished = stop.clone();
     let make = move || Player {
-        peers: Vec::new(),
-        serve: None,
-        fatal_at: None,
         deadlines: true,
-        last_ns: 0,
-        heard: 0,
-        expect: u64::MAX,
-        stopping: false,
-        finished,
+        ..Player::new(finished)
     };
     let running = run(vec![(config, listener, Box::new(make) as Box<_>)], stop).expect("start");
     let used = watch.join().expect("watch");
