@@ -259,6 +259,17 @@ impl Common {
     }
 }
 
+/// Ends all shards if the one that holds it panics.
+struct EndAllOnPanic<'a>(&'a Common);
+
+impl Drop for EndAllOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail();
+        }
+    }
+}
+
 fn job_threads(config: &ShardConfig, cpus: &[usize]) -> PoolPlacement {
     let threads = config.job_threads.max(1);
     let online = CpuSet::online().map(|set| set.filter(|cpu| cpus.contains(&cpu.cpu)));
@@ -287,6 +298,8 @@ async fn serve<L: Logic>(
     };
     let _ = say_begun.send(Ok(()));
     let mut shard = Shard::new(&config, parts);
+    // Dropped before the shard, which may take a while.
+    let _end_all = EndAllOnPanic(common);
     let result = shard.turns().await;
     if result.is_err() {
         common.fail();

@@ -7,11 +7,12 @@ use ringtide_io::{
 };
 use ringtide_uring::{IdlePolicy, ShardConfig, StartError, StopSignal, run};
 
-/// Sends a number back, one less, until it is zero; `fatal_at` makes it fail instead.
+/// Sends a number back, one less, until it is zero; `fatal_at` makes it fail instead, `panic_at` panic.
 struct Player {
     peers: Vec<u16>,
     serve: Option<u64>,
     fatal_at: Option<u64>,
+    panic_at: Option<u64>,
     deadlines: bool,
     last_ns: u64,
     heard: u64,
@@ -28,6 +29,7 @@ impl Player {
             peers: Vec::new(),
             serve: None,
             fatal_at: None,
+            panic_at: None,
             deadlines: false,
             last_ns: 0,
             heard: 0,
@@ -48,6 +50,7 @@ impl Logic for Player {
 
     fn mail(&mut self, from: u16, mail: u64, _: Now, fx: &mut Fx) {
         self.heard += 1;
+        assert_ne!(self.panic_at, Some(mail), "planted");
         if self.fatal_at == Some(mail) {
             let message = "planted".to_owned();
             fx.fatal = Some(Fatal {
@@ -156,6 +159,24 @@ fn a_fatal_shard_ends_the_others() {
     });
     assert!(results[0].is_ok() && results[1].is_ok());
     assert_eq!(results[2].as_ref().expect_err("planted").message, "planted");
+}
+
+#[test]
+fn a_shard_that_panics_ends_the_others() {
+    for idle in [IdlePolicy::Park, IdlePolicy::Spin] {
+        let results = play(3, idle, 16, |shard, player| {
+            if shard == 0 {
+                player.peers = vec![1, 2];
+                player.serve = Some(1000);
+            } else if shard == 2 {
+                player.panic_at = Some(500);
+            }
+        });
+        assert!(results[0].is_ok() && results[1].is_ok());
+        let fatal = results[2].as_ref().expect_err("planted");
+        assert!(fatal.message.contains("planted"), "{}", fatal.message);
+        assert_eq!(fatal.reason, FatalReason::Invariant);
+    }
 }
 
 #[test]
