@@ -337,6 +337,38 @@ fn a_producer_that_is_interrupted_publishes_what_it_has_read() {
 }
 
 #[test]
+fn a_producer_that_is_interrupted_publishes_what_was_read_and_waits_for_room() {
+    let broker = Broker::start();
+    let settings = table!(TopicSettingsT {
+        max_batch_bytes: Some(4096)
+    });
+    let made = broker.peer().create_topic_with("t", 1, settings);
+    made.expect("a topic");
+    let mut producer = broker
+        .cli()
+        .start(&["produce", "t", "--offsets", "--batch", "1KiB"]);
+    producer.write(b"first\n");
+    producer.line().expect("an offset");
+    // It is there, and acknowledges nothing: of the first piece about 20 KiB are taken, and the rest has to wait.
+    broker.signal(Signal::STOP);
+    let mut lines: Vec<Vec<u8>> = (0..400).map(|n| format!("{n:099}").into_bytes()).collect();
+    producer.write(&[lines.join(&b'\n'), b"\n".to_vec()].concat());
+    producer.has_read();
+    // Five more fit between its reading and its sending thread: the last is read once the first is being sent.
+    for n in 0..5 {
+        producer.write(format!("{n}\n").as_bytes());
+        producer.has_read();
+        lines.push(n.to_string().into_bytes());
+    }
+    producer.signal(Signal::INT);
+    broker.signal(Signal::CONT);
+    let done = producer.finish_open().ok();
+    assert_eq!(done.lines().len(), lines.len(), "{done:?}");
+    lines.insert(0, b"first".to_vec());
+    assert_eq!(held(&broker), [lines]);
+}
+
+#[test]
 fn a_producer_that_is_interrupted_within_a_line_does_not_publish_it() {
     let (broker, cli) = scene(1);
     let mut producer = cli.start(&["produce", "t", "--offsets"]);
