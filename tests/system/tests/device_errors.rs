@@ -23,7 +23,7 @@ use ringtide_system_tests::{
 use rustix::process::Signal;
 
 const DISK_BYTES: u64 = 64 << 20;
-/// Slots of the log of a broker under test, unless it is told otherwise.
+/// Slots of the log of a shard under test, unless it is told otherwise.
 const SLOTS: usize = 4;
 const DURABLE: u8 = 2;
 /// Publishes that wait for their acknowledgement at the same time.
@@ -57,7 +57,7 @@ fn log_ranges(broker: &Broker) -> Vec<Range<u64>> {
             .map(|entry| entry.expect("an entry").path())
             .filter(|path| path.extension().is_some_and(|e| e == "wal"))
             .collect();
-        (slots.len() == SLOTS).then_some(slots)
+        (slots.len() == SLOTS * broker.shards()).then_some(slots)
     });
     let ranges = slots
         .iter()
@@ -185,14 +185,17 @@ fn a_segment_write_that_fails_is_final_and_takes_no_acknowledgement_back() {
     let Some(disk) = mounted(name, RecordedDisk::blank_ext4(DISK_BYTES)) else {
         return;
     };
-    let mut broker = Setup::new().data_dir(&disk.path().join("data")).start();
-    let partition = broker.peer().create_topic("kept", 1).partition(0);
+    let data_dir = disk.path().join("data");
+    let mut broker = Setup::new().shards(2).data_dir(&data_dir).start();
+    let topic = broker.peer().create_topic("kept", 8);
+    let (sound, partition) = (topic.on_shard(0), topic.on_shard(1));
+    broker.peer().put(sound, "of the other shard");
     let log = log_ranges(&broker);
     let said = broker.log().len();
     disk.fail_when(move |asked, _| {
         asked.request == DiskRequest::Write && !asked.touches(&log) && holds(asked.data, MARK)
     });
-    let (acknowledged, sent) = publish_while(&mut broker.peer(), partition, 0, |_| true);
+    let (acknowledged, sent) = publish_while(&mut broker.peer_at(1), partition, 0, |_| true);
     let words = ["/partitions/", "Input/output error"];
     ended_with(&mut broker, said, exit::SEGMENT_FAILED, &words);
     assert!(disk.failed_requests() > 0, "nothing failed");
@@ -201,6 +204,7 @@ fn a_segment_write_that_fails_is_final_and_takes_no_acknowledgement_back() {
     disk.remount("rw");
     broker.restart();
     holds_all(&broker, partition, acknowledged, sent);
+    assert_eq!(broker.peer().fetch_to(sound, 0, 1).len(), 1);
 }
 
 #[test]
