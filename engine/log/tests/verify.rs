@@ -10,11 +10,12 @@ use common::{Builder, contents};
 use ringtide_log::recovery::{Problem, Report, index_name, inspect, log_name, repair, verify};
 use ringtide_schema::batch::{Batches, CRC_START};
 use ringtide_schema::ids::PartitionId;
-use ringtide_schema::index::{self, IndexEntry};
+use ringtide_schema::index::{self, IndexEntry, IndexView};
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::FrameHeader;
 
-/// A recovered directory with sealed segments, an open one with a tail, and a log on top.
+/// A recovered directory with sealed segments, an open one with a tail, and a log on top; within the second segment a
+/// leader epoch begins.
 fn directory() -> (Builder, PartitionId) {
     let mut b = Builder::new(2, 1);
     let topic = b.topic("t", 1, 20_000);
@@ -23,7 +24,10 @@ fn directory() -> (Builder, PartitionId) {
         topic,
         partition: 0,
     };
-    for _ in 0..16 {
+    for offset in 0..16 {
+        if offset == 8 {
+            b.leader_epoch += 1;
+        }
         b.publish(id, 3000);
         b.frame(0);
     }
@@ -141,6 +145,81 @@ fn a_negative_base_offset_loses_no_records_and_is_mended_with_all_others_that_ar
     }
 }
 
+/// The index of a segment whose only entry is that of its first batch.
+fn index_of(log: &[u8]) -> Vec<u8> {
+    let (header, _) = Batches::new(log).next().expect("one").expect("whole");
+    let entry = IndexEntry {
+        relative_offset: 0,
+        position: 0,
+        timestamp_ms: header.base_timestamp_ms,
+        max_timestamp_before_ms: i64::MIN,
+    };
+    index::encode(header.base_offset, log.len() as u32, &[entry])
+}
+
+#[test]
+fn a_wrong_base_offset_is_one_problem_and_no_index_is_removed_for_it() {
+    let (b, id) = directory();
+    let path = partition(&b, id).join(log_name(6));
+    let index = index_of(&fs::read(&path).expect("a segment"));
+    fs::write(partition(&b, id).join(index_name(6)), index).expect("written");
+    assert_eq!(report(&b).problems, []);
+    let near = |batch: &mut [u8]| batch[7] ^= 16;
+    let far = |batch: &mut [u8]| batch[0] ^= 0x40;
+    for change in [negative as Change, near, far] {
+        // Of the older epoch, of the newer one, and the last.
+        for number in [0, 1, 2, 5] {
+            let (pristine, bytes) = damage(&path, &[(number, change)]);
+            let report = report(&b);
+            let [problem] = &report.problems[..] else {
+                panic!("{number}: {:?}", report.problems);
+            };
+            let position = Some((number * bytes) as u64);
+            assert_eq!((&problem.path, problem.position), (&path, position));
+            let words = format!("where {} was to come", 6 + number);
+            assert!(problem.what.contains(&words), "{problem}");
+            fs::write(&path, pristine).expect("written");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_leader_epoch_is_one_problem() {
+    let (b, id) = directory();
+    let path = partition(&b, id).join(log_name(6));
+    let (_, bytes) = damage(&path, &[(3, |batch| batch[15] ^= 1)]);
+    let report = report(&b);
+    let [problem] = &report.problems[..] else {
+        panic!("{:?}", report.problems);
+    };
+    assert_eq!(problem.position, Some(3 * bytes as u64));
+    let words = "leader epoch 3 that was written under 2";
+    assert!(problem.what.contains(words), "{problem}");
+}
+
+#[test]
+fn damage_behind_a_wrong_base_offset_loses_records_from_where_it_is() {
+    let (b, id) = directory();
+    let path = partition(&b, id).join(log_name(6));
+    damage(&path, &[(1, negative), (2, |batch| batch[200] ^= 1)]);
+    let report = report(&b);
+    let [_, lost] = &report.problems[..] else {
+        panic!("{:?}", report.problems);
+    };
+    assert!(lost.what.contains("are lost, from offset 8 on"), "{lost}");
+}
+
+#[test]
+fn a_base_offset_is_not_blamed_for_a_negative_last_offset() {
+    let (b, id) = directory();
+    let path = partition(&b, id).join(log_name(6));
+    let negative_delta = |batch: &mut [u8]| batch[23] ^= 0x80;
+    damage(&path, &[(2, negative_delta)]);
+    let problem = &report(&b).problems[0];
+    let words = "base 8, last delta -2147483648";
+    assert!(problem.what.contains(words), "{problem}");
+}
+
 #[test]
 fn a_negative_base_offset_stays_where_the_segments_checksum_does_not_prove_it() {
     let (b, id) = directory();
@@ -181,14 +260,9 @@ fn a_wrong_index_is_found_but_not_serious() {
     let (b, id) = directory();
     let log = fs::read(partition(&b, id).join(log_name(0))).expect("a segment");
     let path = partition(&b, id).join(index_name(0));
-    let (header, _) = Batches::new(&log).next().expect("one").expect("whole");
-    let entry = IndexEntry {
-        relative_offset: 0,
-        position: 0,
-        timestamp_ms: header.base_timestamp_ms,
-        max_timestamp_before_ms: i64::MIN,
-    };
-    fs::write(&path, index::encode(0, log.len() as u32, &[entry])).expect("written");
+    let whole = index_of(&log);
+    let entry = IndexView::check(&whole).expect("whole").get(0);
+    fs::write(&path, whole).expect("written");
     assert_eq!(report(&b).problems, []);
     let wrong = IndexEntry {
         timestamp_ms: entry.timestamp_ms + 1,
@@ -409,6 +483,47 @@ fn a_bad_batch_is_damage_when_a_whole_one_follows() {
         let place = format!("follows at byte {}", 4 * batch);
         assert!(bad == 1 && text.contains(&place), "{at}: {text}");
     }
+}
+
+#[test]
+fn a_wrong_base_offset_is_one_bad_place_and_all_batches_are_shown() {
+    let (b, id) = directory();
+    let (path, pristine) = copied(&b, id);
+    let batch = pristine.len() / 6;
+    for path in [path.with_file_name("notes.txt"), path] {
+        fs::write(&path, &pristine).expect("written");
+        assert!(shown(&path, inspect::segment).contains("next offset 12,"));
+        for change in [negative as Change, |batch| batch[5] ^= 4] {
+            damage(&path, &[(3, change)]);
+            let (text, bad) = judged(&path, inspect::segment);
+            let place = format!("BAD at byte {}: offset 9 was to come", 3 * batch);
+            assert!(bad == 1 && text.contains(&place), "{text}");
+            let all = "6 batches, 6 records, next offset 12,";
+            assert!(text.contains(all), "{text}");
+            fs::write(&path, &pristine).expect("written");
+        }
+    }
+}
+
+#[test]
+fn a_segment_with_the_name_of_the_largest_number_is_shown() {
+    let (b, id) = directory();
+    let (path, pristine) = copied(&b, id);
+    let path = path.with_file_name(log_name(u64::MAX));
+    fs::write(&path, pristine).expect("written");
+    assert_eq!(judged(&path, inspect::segment).1, 6, "none belongs there");
+}
+
+#[test]
+fn a_file_of_another_name_begins_at_no_negative_offset() {
+    let (b, id) = directory();
+    let (path, pristine) = copied(&b, id);
+    let path = path.with_file_name("notes.txt");
+    fs::write(&path, &pristine).expect("written");
+    damage(&path, &[(0, negative)]);
+    let (text, bad) = judged(&path, inspect::segment);
+    let place = "BAD at byte 0: the offsets are out of range";
+    assert!(bad == 1 && text.contains(place), "{text}");
 }
 
 #[test]

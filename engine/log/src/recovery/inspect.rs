@@ -276,10 +276,15 @@ pub fn segment(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
         .map(|(base, _)| base);
     let mut scan = Scan::open(path, bytes, Vec::new())?;
     let mut contents = Contents::new(base.unwrap_or(0));
-    let mut expected = base;
     let mut position = 0;
     loop {
-        let (header, batch) = match scan.next()? {
+        // A file of another name begins at the offset that its first batch has.
+        let begins_anywhere = base.is_none() && position == 0;
+        let next = match begins_anywhere {
+            true => scan.next()?,
+            false => scan.next_at_any_offset()?,
+        };
+        let (header, batch) = match next {
             None => break,
             Some(Ok(found)) => found,
             Some(Err(error)) => {
@@ -290,7 +295,7 @@ pub fn segment(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
                         Some(format!("the segment is sealed: {name} is beside it"))
                     }
                     // A segment that was copied under another name begins with a batch.
-                    (None, None) if base.is_none() && position == 0 => {
+                    (None, None) if begins_anywhere => {
                         Some("it is not a segment, or its first batch is damaged".to_owned())
                     }
                     (None, None) => None,
@@ -309,12 +314,16 @@ pub fn segment(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
                 break;
             }
         };
+        if begins_anywhere {
+            contents.next_offset = header.base_offset;
+        }
+        let last_delta = u64::from(header.last_offset_delta);
         writeln!(
             out,
             "batch at byte {position}: offsets {}..={}, {} records, {} bytes, {}, epoch {}, \
              timestamps {}..={}, producer {} epoch {} sequence {}, crc ok",
             header.base_offset,
-            header.last_offset(),
+            header.base_offset.saturating_add(last_delta),
             header.record_count,
             header.batch_bytes,
             header.attributes.codec(),
@@ -325,13 +334,11 @@ pub fn segment(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
             header.producer_epoch,
             header.base_sequence
         )?;
-        if let Some(expected) = expected
-            && header.base_offset != expected
-        {
+        let expected = contents.next_offset;
+        if header.base_offset != expected {
             bad += 1;
             writeln!(out, "BAD at byte {position}: offset {expected} was to come")?;
         }
-        expected = Some(header.next_offset());
         contents.add(&header, batch);
         position = scan.position();
     }

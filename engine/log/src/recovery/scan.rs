@@ -154,12 +154,16 @@ fn check_at_any_offset(bytes: &mut [u8]) -> Result<Header, BatchError> {
         return checked;
     };
     bytes[..size_of_val(&base)].fill(0);
-    let checked = check_stored(bytes);
+    let at_zero = check_stored(bytes);
     bytes[..size_of_val(&base)].copy_from_slice(&base.to_be_bytes());
-    checked.map(|header| Header {
-        base_offset: base.cast_unsigned(),
-        ..header
-    })
+    match at_zero {
+        // It is not for the base offset.
+        Err(BatchError::BadOffsets { .. }) => checked,
+        _ => at_zero.map(|header| Header {
+            base_offset: base.cast_unsigned(),
+            ..header
+        }),
+    }
 }
 
 /// What a log holds, from its batches.
@@ -168,6 +172,7 @@ pub(super) struct Contents {
     pub(super) batches: u64,
     pub(super) records: u64,
     pub(super) prefix_crc: u32,
+    /// Counted from where the log begins: the base offset of a batch may be any.
     pub(super) next_offset: u64,
     pub(super) max_timestamp_ms: i64,
 }
@@ -187,9 +192,9 @@ impl Contents {
         self.batches += 1;
         self.records += u64::from(header.record_count);
         self.prefix_crc = crc32c::crc32c_append(self.prefix_crc, &batch[..CRC_START]);
-        // The base offset may be any.
         let offsets = u64::from(header.last_offset_delta) + 1;
-        self.next_offset = header.base_offset.saturating_add(offsets);
+        // A file may be named after any offset.
+        self.next_offset = self.next_offset.saturating_add(offsets);
         self.max_timestamp_ms = self.max_timestamp_ms.max(header.max_timestamp_ms);
     }
 }
@@ -232,7 +237,7 @@ impl<'a> IndexCheck<'a> {
             before.max_timestamp_ms
         };
         let timestamp_ms = header.base_timestamp_ms;
-        let relative = header.base_offset.wrapping_sub(self.index.base_offset);
+        let relative = before.next_offset.wrapping_sub(self.index.base_offset);
         let Ok(relative_offset) = u32::try_from(relative) else {
             return false;
         };

@@ -1,7 +1,7 @@
 //! A segment as `ringtide inspect` shows it.
 //!
-//! Read through the file it has the same batches as its bytes, up to the first that is damaged, and what is
-//! counted as damage is what lines call so.
+//! Read through the file it has the same batches as its bytes, up to the first that is damaged in more than its
+//! base offset, and what is counted as damage is what lines call so.
 
 #![no_main]
 
@@ -14,16 +14,21 @@ use ringtide_schema::batch::{CRC_START, check_stored};
 
 sealed_by!(seal::batches);
 
-/// What the last line says of batches that follow one another from offset `base` on.
+/// What the last line says of batches that follow one another from offset `base` on, whatever they say theirs is.
 fn summary(bytes: &[u8], base: u64) -> String {
     let (mut position, mut batches, mut records) = (0, 0, 0);
     let (mut next_offset, mut prefix_crc) = (base, 0);
-    while let Ok(header) = check_stored(&bytes[position..]) {
+    let check = |position: usize| {
+        let mut at_zero = bytes[position..].to_vec();
+        at_zero.iter_mut().take(8).for_each(|byte| *byte = 0);
+        check_stored(&at_zero)
+    };
+    while let Ok(header) = check(position) {
         prefix_crc = crc32c::crc32c_append(prefix_crc, &bytes[position..position + CRC_START]);
         position += header.batch_bytes;
         batches += 1;
         records += u64::from(header.record_count);
-        next_offset = header.next_offset();
+        next_offset += u64::from(header.last_offset_delta) + 1;
     }
     let whole = bytes.len();
     format!(
