@@ -107,9 +107,8 @@ fn damage(path: &Path, wrong: &[(usize, Change)]) -> (Vec<u8>, usize) {
 }
 
 fn mended(b: &Builder) -> Vec<(PathBuf, u64)> {
-    let mut mended = Vec::new();
-    repair::mend_batches(b.dir(), &mut mended).expect("readable");
-    mended
+    let mut tell = |error| panic!("readable and writable: {error}");
+    repair::mend_batches(b.dir(), &mut tell).expect("readable")
 }
 
 #[test]
@@ -218,6 +217,20 @@ fn a_base_offset_is_not_blamed_for_a_negative_last_offset() {
     let problem = &report(&b).problems[0];
     let words = "base 8, last delta -2147483648";
     assert!(problem.what.contains(words), "{problem}");
+}
+
+#[test]
+fn a_segment_that_cannot_be_read_keeps_no_other_from_being_mended() {
+    let (b, id) = directory();
+    let path = |base| partition(&b, id).join(log_name(base));
+    fs::remove_file(path(0)).expect("removed");
+    fs::create_dir(path(0)).expect("what cannot be read");
+    let was = [6, 12].map(|base| damage(&path(base), &[(0, negative)]).0);
+    let mut failed = Vec::new();
+    let mended = repair::mend_batches(b.dir(), &mut |error| failed.push(error.path));
+    assert_eq!(mended.expect("snapshots"), [(path(6), 0), (path(12), 0)]);
+    assert_eq!(failed, [path(0)]);
+    assert!([6, 12].map(|base| fs::read(path(base)).expect("a segment")) == was);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ringtide_log::files;
+use ringtide_log::files::{self, FileError};
 use ringtide_log::recovery::{RecoverError, Report, repair};
 
 use crate::cli::RepairArgs;
@@ -27,21 +27,24 @@ pub(crate) fn run(args: &RepairArgs) -> Result<(), Failure> {
         lock.undo();
         return judge(dir, &report);
     }
-    let removed = repair::mend(&report).map_err(failed)?;
-    let mut done = String::new();
-    for path in &removed {
-        let _ = writeln!(
-            done,
-            "removed {}: it is built anew when it is needed",
-            path.display()
+    let mut failures = 0;
+    let mut tell = |error: FileError| {
+        output::say(error);
+        failures += 1;
+    };
+    // First, so that indexes are judged by what the segments hold then.
+    let report = match report.is_sound() {
+        true => report,
+        false => mend_batches(dir, report, &mut tell)?,
+    };
+    remove_derived(dir, &report, &mut tell)?;
+    if failures > 0 {
+        let message = format!(
+            "{}: operations on files that failed: {failures}",
+            dir.display()
         );
+        return Err(Failure::new(Exit::DirectoryUnusable, message));
     }
-    note(dir, &done)?;
-    output::print(&done)?;
-    if report.is_sound() {
-        return Ok(());
-    }
-    let report = mend_batches(dir, report)?;
     if report.is_sound() {
         return Ok(());
     }
@@ -53,9 +56,21 @@ pub(crate) fn run(args: &RepairArgs) -> Result<(), Failure> {
 }
 
 /// Mends what the segments' checksums prove, and looks again if that was something.
-fn mend_batches(dir: &Path, report: Report) -> Result<Report, Failure> {
-    let mut mended = Vec::new();
-    let ended = repair::mend_batches(dir, &mut mended);
+fn mend_batches(
+    dir: &Path,
+    report: Report,
+    tell: &mut dyn FnMut(FileError),
+) -> Result<Report, Failure> {
+    let mended = match repair::mend_batches(dir, tell) {
+        Ok(mended) => mended,
+        Err(error) => {
+            match error {
+                RecoverError::File(error) => tell(error),
+                error => output::say(format!("batches could not be mended: {error}")),
+            }
+            return Ok(report);
+        }
+    };
     let mut done = String::new();
     for (path, position) in &mended {
         let _ = writeln!(
@@ -65,32 +80,45 @@ fn mend_batches(dir: &Path, report: Report) -> Result<Report, Failure> {
         );
     }
     note(dir, &done)?;
-    output::print(&done)?;
-    match ended {
-        Err(RecoverError::File(error)) => return Err(failed(error)),
-        Err(error) => output::say(format!("batches could not be mended: {error}")),
-        Ok(()) => {}
-    }
     if mended.is_empty() {
         return Ok(report);
     }
     look(dir)
 }
 
-pub(crate) fn failed(error: files::FileError) -> Failure {
+/// Removes what is derived and wrong.
+fn remove_derived(
+    dir: &Path,
+    report: &Report,
+    tell: &mut dyn FnMut(FileError),
+) -> Result<(), Failure> {
+    let mut done = String::new();
+    for path in repair::mend(report, tell) {
+        let _ = writeln!(
+            done,
+            "removed {}: it is built anew when it is needed",
+            path.display()
+        );
+    }
+    note(dir, &done)
+}
+
+pub(crate) fn failed(error: FileError) -> Failure {
     Failure::new(Exit::DirectoryUnusable, error.to_string())
 }
 
-/// Writes lines to the log of repairs, if there are any.
+/// Prints lines and writes them to the log of repairs, if there are any.
 fn note(dir: &Path, lines: &str) -> Result<(), Failure> {
     if lines.is_empty() {
         return Ok(());
     }
-    add(dir, lines).map_err(failed)
+    let printed = output::print(lines);
+    add(dir, lines).map_err(failed)?;
+    printed
 }
 
 /// Adds lines to the log of repairs, each with the time.
-pub(crate) fn add(dir: &Path, lines: &str) -> Result<(), files::FileError> {
+pub(crate) fn add(dir: &Path, lines: &str) -> Result<(), FileError> {
     let time = utc(SystemTime::now());
     let stamped: String = lines
         .lines()

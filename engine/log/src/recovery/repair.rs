@@ -16,8 +16,8 @@ use super::verify::epoch_at;
 use crate::files::{self, FileError};
 
 /// Removes what verification found to be wrong and is derived, or was left by an interrupted replacement; gives
-/// what was removed. A start builds it anew.
-pub fn mend(report: &Report) -> Result<Vec<PathBuf>, FileError> {
+/// what was removed, and tells what could not be. A start builds it anew.
+pub fn mend(report: &Report, tell: &mut dyn FnMut(FileError)) -> Vec<PathBuf> {
     let mut removed = Vec::new();
     for problem in report.problems.iter().filter(|problem| !problem.serious) {
         let derived = problem
@@ -25,22 +25,30 @@ pub fn mend(report: &Report) -> Result<Vec<PathBuf>, FileError> {
             .extension()
             .is_some_and(|e| e == "index" || e == "tmp");
         if derived && !removed.contains(&problem.path) {
-            files::remove_file(&problem.path)?;
-            files::sync_directory(files::parent(&problem.path))?;
-            removed.push(problem.path.clone());
+            let ended = files::remove_file(&problem.path).and_then(|()| {
+                removed.push(problem.path.clone());
+                files::sync_directory(files::parent(&problem.path))
+            });
+            if let Err(error) = ended {
+                tell(error);
+            }
         }
     }
-    Ok(removed)
+    removed
 }
 
-/// Writes base offsets and leader epochs of stored batches anew where they are wrong; adds to `mended` where it did, file
-/// and byte.
+/// Writes base offsets and leader epochs of stored batches anew where they are wrong; gives where it did, file and byte.
+/// A segment that cannot be read or written is told, and those behind it are mended.
 ///
 /// No checksum of a batch covers them. What they must be follows from the batches before and from the snapshot, and
 /// the segment's own checksum of them shows that this is what was written: else nothing is changed.
-pub fn mend_batches(dir: &Path, mended: &mut Vec<(PathBuf, u64)>) -> Result<(), RecoverError> {
+pub fn mend_batches(
+    dir: &Path,
+    tell: &mut dyn FnMut(FileError),
+) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
+    let mut mended = Vec::new();
     let Top::Used(identity) = layout::look(dir, &mut Vec::new())? else {
-        return Ok(());
+        return Ok(mended);
     };
     let snapshots = layout::snapshots(dir, &identity)?;
     for stored in partitions(&snapshots) {
@@ -48,18 +56,29 @@ pub fn mend_batches(dir: &Path, mended: &mut Vec<(PathBuf, u64)>) -> Result<(), 
         let directory = dir.join("partitions").join(id.dir_name());
         for segment in stored.segments.iter().flatten() {
             let path = directory.join(log_name(segment.base_offset));
-            let Some(wrong) = wrong_batches(&path, segment, stored)? else {
-                continue;
-            };
-            let file = files::open_write(&path, false, false)?;
-            for (position, prefix) in wrong {
-                files::write_at(&file, &path, &prefix, position)?;
-                mended.push((path.clone(), position));
+            if let Err(error) = mend_segment(&path, segment, stored, &mut mended) {
+                tell(error);
             }
-            files::sync_data(&file, &path)?;
         }
     }
-    Ok(())
+    Ok(mended)
+}
+
+fn mend_segment(
+    path: &Path,
+    segment: &SegmentT,
+    stored: &PartitionT,
+    mended: &mut Vec<(PathBuf, u64)>,
+) -> Result<(), FileError> {
+    let Some(wrong) = wrong_batches(path, segment, stored)? else {
+        return Ok(());
+    };
+    let file = files::open_write(path, false, false)?;
+    for (position, prefix) in wrong {
+        files::write_at(&file, path, &prefix, position)?;
+        mended.push((path.to_owned(), position));
+    }
+    files::sync_data(&file, path)
 }
 
 /// Batches of a segment whose offset or epoch is wrong, each with its first bytes as they were written, if the

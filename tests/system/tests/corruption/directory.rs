@@ -161,15 +161,21 @@ impl Directory {
 
     /// A segment that is sealed.
     pub fn sealed_segment(&self) -> Segment {
-        self.segment(true)
+        self.segments(true).swap_remove(0)
+    }
+
+    /// All that are sealed, in the order in which `repair` comes upon them.
+    pub fn sealed_segments(&self) -> Vec<Segment> {
+        self.segments(true)
     }
 
     /// A segment that a broker would continue, with whole batches before its synced position.
     pub fn open_segment(&self) -> Segment {
-        self.segment(false)
+        self.segments(false).swap_remove(0)
     }
 
-    fn segment(&self, is_sealed: bool) -> Segment {
+    fn segments(&self, is_sealed: bool) -> Vec<Segment> {
+        let mut found = Vec::new();
         let groups = self.files("groups/", ".snapshot");
         let snapshots = groups
             .iter()
@@ -200,15 +206,15 @@ impl Directory {
                     at += header.batch_bytes;
                 }
                 if batches.len() > 2 {
-                    return Segment {
+                    found.push(Segment {
                         file,
                         is_sealed,
                         batches,
-                    };
+                    });
                 }
             }
         }
-        panic!("no segment with sealed = {is_sealed}");
+        found
     }
 
     /// A copy.

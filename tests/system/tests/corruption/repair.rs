@@ -80,6 +80,37 @@ fn an_offset_or_epoch_that_the_segments_checksum_proves_is_written_as_it_was() {
 }
 
 #[test]
+fn segments_that_cannot_be_read_are_named_and_another_is_mended_and_keeps_its_index() {
+    let stop = after_a_stop();
+    let sealed = stop.sealed_segments();
+    let [first, second, wrong, ..] = &sealed[..] else {
+        panic!("{} sealed segments", sealed.len());
+    };
+    // The index has an entry for the first batch.
+    let copy = stop.copy_with(BASE_OFFSET_AT, 7, &wrong.file);
+    for unreadable in [first, second] {
+        let path = copy.path().join(&unreadable.file);
+        fs::remove_file(&path).expect("removed");
+        fs::create_dir(&path).expect("what cannot be read");
+    }
+    let told = repair(copy.path()).failed();
+    assert_eq!(told.code(), exit::DIRECTORY_UNUSABLE, "{told:?}");
+    for unreadable in [first, second] {
+        assert!(told.stderr.contains(&unreadable.file), "{told:?}");
+    }
+    let log = fs::read_to_string(copy.path().join("repair.log")).expect("a log of repairs");
+    for text in [told.text(), &log] {
+        let is_mended = |line: &str| line.contains("wrote") && line.contains(&wrong.file);
+        assert!(text.lines().any(is_mended), "{text}");
+    }
+    let index = wrong.file.replace(".log", ".index");
+    for file in [&wrong.file, &index] {
+        let (_, was) = stop.files("", file)[0];
+        assert!(fs::read(copy.path().join(file)).expect("a file") == was);
+    }
+}
+
+#[test]
 fn damage_is_left_as_it_is_with_advice() {
     let stop = after_a_stop();
     let segment = stop.sealed_segment();
