@@ -22,11 +22,13 @@
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
 //! first); or more, if one of them was damaged when a broker built it anew: it only grows, so that a binary search finds where records at or after a time begin.
 //!
-//! One that ends where its segment is damaged or cannot be read is kept in memory only, with a last entry for that
-//! ([`IndexEntry::damaged`]), however near to the one before.
+//! Where a segment is damaged or cannot be read, its index is kept in memory only. It has an entry for that
+//! ([`IndexEntry::damaged`]) then, and one for what is found behind it, however near.
 
 use crate::batch::Header;
 use crate::{le, put_le};
+
+pub mod scan;
 
 /// Bytes before the entries.
 pub const HEADER_BYTES: usize = 40;
@@ -95,7 +97,8 @@ impl IndexBuilder {
     /// comes upon it.
     pub fn add(&mut self, position: u32, header: &Header, is_right: bool) {
         let last = self.entries.last();
-        if last.is_none_or(|last| position - last.position >= INTERVAL_BYTES) {
+        let is_far = |last: &IndexEntry| position - last.position >= INTERVAL_BYTES;
+        if last.is_none_or(|last| last.is_damaged() || is_far(last)) {
             self.entries.push(IndexEntry {
                 relative_offset: (header.base_offset - self.base_offset) as u32,
                 position,
@@ -117,19 +120,21 @@ impl IndexBuilder {
         self.max_before_ms = self.max_before_ms.max(latest_ms);
     }
 
-    /// Ends it at a batch that cannot be read or whose header is damaged, and gives where that is: what comes before it is
-    /// found without it. Where the batches right before are damaged, too, one of them may have led to a wrong place, and it ends
-    /// at the first of those.
-    pub fn end_at_damage(&mut self, position: u32, offset: u64) -> u32 {
-        let (position, offset) = self.doubt.unwrap_or((position, offset));
+    /// Takes a place from which no batch is found, and gives where that is: what comes before it is found without it. Where
+    /// the batches right before are damaged, too, one of them may have led to a wrong place, and it is where the first of those
+    /// begins.
+    pub fn add_damage(&mut self, position: u64, offset: u64) -> (u64, u64) {
+        let here = (position as u32, offset);
+        let (position, offset) = self.doubt.take().unwrap_or(here);
         let mut before_ms = self.max_before_ms;
         while let Some(last) = self.entries.pop_if(|last| last.position >= position) {
             before_ms = last.max_timestamp_before_ms;
         }
         let relative_offset = u32::try_from(offset - self.base_offset).unwrap_or(u32::MAX);
-        let end = IndexEntry::damaged(relative_offset, position, before_ms);
-        self.entries.push(end);
-        position
+        let damaged = IndexEntry::damaged(relative_offset, position, before_ms);
+        self.entries.push(damaged);
+        self.max_before_ms = i64::MAX;
+        (position.into(), offset)
     }
 
     /// The entries.
@@ -223,15 +228,15 @@ impl<'a> IndexView<'a> {
         }
     }
 
-    /// Each entry is behind the one before. The first is the segment's first batch, unless that was damaged
-    /// when a broker went on with the segment.
+    /// Each entry is behind the one before; the first is the segment's first batch.
     fn is_in_order(&self, i: usize) -> bool {
         let entry = self.get(i);
         let follows = match i.checked_sub(1).map(|before| self.get(before)) {
-            None if entry.position == 0 => {
-                entry.relative_offset == 0 && entry.max_timestamp_before_ms == i64::MIN
+            None => {
+                entry.position == 0
+                    && entry.relative_offset == 0
+                    && entry.max_timestamp_before_ms == i64::MIN
             }
-            None => entry.relative_offset > 0,
             Some(before) => {
                 before.relative_offset < entry.relative_offset
                     && before.position < entry.position
@@ -316,10 +321,8 @@ mod tests {
         for (i, is_right) in [true, true, false, true].into_iter().enumerate() {
             index.add(i as u32 * INTERVAL_BYTES, &header, is_right);
         }
-        assert_eq!(
-            index.end_at_damage(5 * INTERVAL_BYTES, 9),
-            5 * INTERVAL_BYTES
-        );
+        let place = (u64::from(5 * INTERVAL_BYTES), 9);
+        assert_eq!(index.add_damage(place.0, place.1), place);
         let entries = index.finish();
         let before: Vec<i64> = entries.iter().map(|e| e.max_timestamp_before_ms).collect();
         let expected = [i64::MIN, 7_000, 7_000, i64::MAX, i64::MAX];
@@ -328,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_ends_at_the_first_of_the_damaged_batches_that_led_to_its_end() {
+    fn damage_begins_at_the_first_of_the_damaged_batches_that_led_to_it() {
         let mut batch = Vec::new();
         let mut builder = BatchBuilder::new(Codec::None);
         builder.push(7_000, None, Some(b"value"), &[]);
@@ -340,7 +343,10 @@ mod tests {
                 let header = Header::peek(&batch).expect("a header");
                 index.add(i as u32 * far, &header, is_right);
             }
-            assert_eq!(index.end_at_damage(100 * far, 1000), 3 * far);
+            assert_eq!(
+                index.add_damage(100 * u64::from(far), 1000),
+                (3 * u64::from(far), 3)
+            );
             let entries = index.finish();
             let last = entries.last().expect("an entry");
             assert_eq!((last.position, last.relative_offset), (3 * far, 3));
@@ -360,8 +366,12 @@ mod tests {
             IndexView::check(&encode(0, 100, entries)).map(|view| view.len())
         };
         assert_eq!(checked(&[first, entry(1, 50, 5), entry(2, 99, 5)]), Ok(3));
-        assert_eq!(checked(&[entry(3, 7, 0)]), Ok(1), "behind a damaged one");
-        for wrong in [entry(1, 0, i64::MIN), entry(0, 1, i64::MIN), entry(0, 0, 0)] {
+        for wrong in [
+            entry(1, 0, i64::MIN),
+            entry(0, 1, i64::MIN),
+            entry(0, 0, 0),
+            entry(3, 7, 0),
+        ] {
             assert_eq!(checked(&[wrong]), Err(IndexError::Order(0)));
         }
         let second = entry(1, 50, 5);

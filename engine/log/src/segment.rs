@@ -153,10 +153,10 @@ impl Segment {
         };
     }
 
-    /// Whether its index ends at damage: what is appended to it would not be found by who builds the index again.
-    pub fn ends_at_damage(&self) -> bool {
-        let last = self.index.len().checked_sub(1);
-        last.is_some_and(|last| self.index.get(last).is_damaged())
+    /// Whether batches of it are not found. Who builds its index again may not know the times of what is appended, nor find
+    /// it, if there is more such damage.
+    pub fn has_damage(&self) -> bool {
+        (0..self.index.len()).any(|i| self.index.get(i).is_damaged())
     }
 
     /// Adds a batch that begins at `position` to the index, unless the last entry is too near. Behind what was loaded one
@@ -194,7 +194,7 @@ impl Segment {
             }
             false => end,
         };
-        // What is before the first entry was damaged when it was indexed.
+        // Of what only a snapshot carried there is no entry.
         let (position, first_offset) = behind.checked_sub(1).map_or((0, self.meta.base_offset), at);
         let limit = position + max_bytes;
         let last = self
@@ -234,9 +234,9 @@ impl Segment {
             }
             false => end,
         };
-        // What is before the first entry was damaged when it was indexed.
         let (first, next) = match behind {
-            0 if at(0).0 > 0 => ((0, self.meta.base_offset), 0),
+            // Only a snapshot has it.
+            0 if self.index.len() == 0 => ((0, self.meta.base_offset), 0),
             0 => (at(0), 1),
             _ => (at(behind - 1), behind),
         };
@@ -329,24 +329,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_damaged_before_the_first_entry_is_read_and_searched_for_its_times() {
-        let (mut s, end) = segment(10);
-        let entries = s.index.entries().split_off(4);
-        s.set_index(IndexBytes::Built {
-            entries,
-            covered_bytes: 400_000,
-        });
-        for time in 1000..1100 {
-            let r = s.range_of_time(time, 0, end);
-            let expected = if time < 1040 {
-                (0, 160_000)
-            } else {
-                (time as u64 / 10 * 40_000 - 4_000_000, 40_000)
-            };
-            assert_eq!((r.position, r.bytes), expected, "{time}");
-            assert_eq!(r.first_offset, 1000 + r.position / 4000);
-            assert_eq!(s.range(time as u64, 1, end), r);
-        }
+    fn what_only_a_snapshot_has_of_a_segment_begins_with_it() {
+        let s = Segment::create(1000, 1);
+        let end = (500, 1010);
+        let all = Range {
+            position: 0,
+            bytes: 500,
+            first_offset: 1000,
+            next_offset: 1010,
+        };
+        assert_eq!(s.range(1005, 1, end), all);
+        assert_eq!(s.range_of_time(7, 0, end), all);
     }
 
     #[test]

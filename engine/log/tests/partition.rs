@@ -374,7 +374,7 @@ fn built(log: &[u8], base_offset: u64, damage: Option<usize>) -> IndexBytes {
     while let Some(Ok(header)) = log.get(position..).map(Header::peek) {
         let batch = position..position + header.batch_bytes;
         if damage.is_some_and(|byte| batch.contains(&byte)) {
-            index.end_at_damage(position as u32, next_offset);
+            index.add_damage(position as u64, next_offset);
             break;
         }
         index.add(position as u32, &header, true);

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ringtide_io::{DiskError, DiskErrorKind, FileId, IndexBytes, OpId, OpenMode, is_unreadable};
-use ringtide_schema::batch;
-use ringtide_schema::index::{self, IndexBuilder, IndexEntry, IndexView};
-use ringtide_schema::limits::{BLOCK_BYTES, MAX_BATCH_BYTES};
+use ringtide_schema::index::scan::{Extent, Scanned, Source, scan};
+use ringtide_schema::index::{self, IndexView};
+use ringtide_schema::limits::BLOCK_BYTES;
 
 use crate::files::{OpenFile, failed, failed_to_sync};
 use crate::memory::Blocks;
@@ -282,9 +282,9 @@ fn load_index(
     let Scanned {
         entries,
         covered_bytes,
-        is_sound,
-    } = scan(&log, log_path, base_offset, bytes, keep)?;
-    if keep && is_sound && u32::try_from(covered_bytes).is_ok() {
+        damage,
+    } = build_index(&log, log_path, (base_offset, bytes), keep)?;
+    if keep && damage.is_empty() {
         let contents = index::encode(base_offset, covered_bytes as u32, &entries);
         if let Err(error) = write_index(index_path, &contents) {
             tracing::warn!("cannot write index {}: {error}", index_path.display());
@@ -309,57 +309,11 @@ fn mapped_index(
     fits.then(|| Arc::new(map) as _)
 }
 
-/// The part of a segment that is looked at.
-struct Window<'a> {
-    log: &'a File,
-    /// Where the segment ends.
-    end: u64,
-    buf: Vec<u8>,
-    start: u64,
-    filled: usize,
-}
-
-impl Window<'_> {
-    /// What is there from a position on: `wanted` bytes and more, or what could be read of them and why not all.
-    fn at(&mut self, position: u64, wanted: usize) -> (&[u8], Option<io::Error>) {
-        let mut error = None;
-        if position + wanted as u64 > self.start + self.filled as u64 {
-            self.start = position;
-            let whole = (self.end - position).min(self.buf.len() as u64) as usize;
-            (self.filled, error) =
-                read_as_far_as_possible(self.log, &mut self.buf[..whole], position);
-        }
-        let found = &self.buf[(position - self.start) as usize..self.filled];
-        (found, error.filter(|_| found.len() < wanted))
-    }
-
-    /// What is wrong with the batch that begins at a position and has this header, if anything is.
-    fn fault(&mut self, position: u64, header: &batch::Header) -> io::Result<Option<String>> {
-        match self.at(position, header.batch_bytes) {
-            (_, Some(error)) if error.raw_os_error().is_some_and(|e| !is_unreadable(e)) => {
-                Err(error)
-            }
-            (_, Some(error)) => Ok(Some(format!("it cannot be read: {error}"))),
-            (bytes, None) => Ok(batch::check_stored(bytes).err().map(|e| e.to_string())),
-        }
-    }
-}
-
-/// What a segment's batches gave of an index.
-struct Scanned {
-    entries: Vec<IndexEntry>,
-    covered_bytes: u64,
-    /// No damage was met.
-    is_sound: bool,
-}
-
-/// Reads the batches of a segment up to `bytes`, or to the first whose header is damaged or cannot be read. It has the last
-/// entry then, so that what comes before it can be read without it; readers meet the damage where it is.
-fn scan(
+/// Builds the index of the segment in a file.
+fn build_index(
     log: &File,
     path: &Path,
-    base_offset: u64,
-    bytes: u64,
+    (base_offset, bytes): (u64, u64),
     is_sealed: bool,
 ) -> Result<Scanned, DiskError> {
     let length = log
@@ -372,103 +326,48 @@ fn scan(
             message: format!("{} has {length} bytes instead of {bytes}", path.display()),
         });
     }
-    let mut window = Window {
-        log,
-        end: bytes,
-        buf: vec![0; MAX_BATCH_BYTES],
-        start: 0,
-        filled: 0,
+    let extent = Extent {
+        base_offset,
+        bytes,
+        is_sealed,
     };
-    let mut index = IndexBuilder::new(base_offset);
-    let (mut position, mut next_offset) = (0u64, base_offset);
-    let mut is_sound = true;
-    let damage = loop {
-        if position >= bytes {
-            break None;
-        }
-        if position + batch::HEADER_BYTES as u64 > bytes {
-            // Of an open segment the rest of it is not in whole blocks yet.
-            break is_sealed.then(|| "the last batch is too short".into());
-        }
-        let (found, error) = window.at(position, batch::HEADER_BYTES);
-        if let Some(error) = error {
-            if error.raw_os_error().is_some_and(|e| !is_unreadable(e)) {
-                return Err(failed("read", path, &error));
-            }
-            break Some(format!("it cannot be read: {error}"));
-        }
-        let header = match batch::Header::peek(found) {
-            Ok(header) => header,
-            Err(error) => break Some(error.to_string()),
-        };
-        let relative = header.base_offset.checked_sub(base_offset);
-        let relative = relative.filter(|_| header.base_offset == next_offset);
-        let is_near = relative.is_some_and(|offset| u32::try_from(offset).is_ok());
-        let (true, Ok(at)) = (is_near, u32::try_from(position)) else {
-            let offset = header.base_offset;
-            break Some(format!("offset {offset} in the segment of {base_offset}"));
-        };
-        let is_there = header.batch_bytes as u64 <= bytes - position;
-        // Of the last batch of an open segment, what is less than a block may be elsewhere.
-        let carried = if is_sealed { 0 } else { BLOCK_BYTES as u64 };
-        if header.batch_bytes > MAX_BATCH_BYTES
-            || header.batch_bytes as u64 > bytes - position + carried
-        {
-            break Some(format!("a batch of {} bytes", header.batch_bytes));
-        }
-        let fault = match is_there {
-            true => window.fault(position, &header),
-            false => Ok(None),
-        };
-        let fault = fault.map_err(|error| failed("read", path, &error))?;
-        if let Some(what) = &fault
-            && is_sound
-        {
-            tracing::error!(
-                "{} is damaged at byte {position}, offset {next_offset}: {what}; searches for times that the segment has \
-                 behind it are refused there",
-                path.display()
-            );
-        }
-        is_sound &= fault.is_none();
-        index.add(at, &header, fault.is_none());
-        next_offset = header.next_offset();
-        position += header.batch_bytes as u64;
-    };
-    let Some(what) = damage else {
-        return Ok(Scanned {
-            entries: index.finish(),
-            covered_bytes: position.max(bytes),
-            is_sound,
-        });
-    };
-    let covered_bytes = match u32::try_from(position) {
-        Ok(at) => u64::from(index.end_at_damage(at, next_offset)),
-        Err(_) => position,
-    };
-    tracing::error!(
-        "{} is damaged at byte {position}: {what}; readers may not find what it has from byte {covered_bytes} on",
-        path.display()
-    );
-    Ok(Scanned {
-        entries: index.finish(),
-        covered_bytes,
-        is_sound: false,
-    })
+    let scanned = scan(&mut SegmentFile { log, path }, extent)
+        .map_err(|error| failed("read", path, &error))?;
+    for what in &scanned.damage {
+        tracing::error!("{} is {what}", path.display());
+    }
+    Ok(scanned)
 }
 
-/// Fills a buffer, or the front of it and says what came in between.
-fn read_as_far_as_possible(file: &File, buf: &mut [u8], from: u64) -> (usize, Option<io::Error>) {
-    let mut done = 0;
-    while done < buf.len() {
-        match file.read_at(&mut buf[done..], from + done as u64) {
-            Ok(0) => return (done, Some(io::ErrorKind::UnexpectedEof.into())),
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return (done, Some(error)),
+/// A segment whose index is built.
+struct SegmentFile<'a> {
+    log: &'a File,
+    path: &'a Path,
+}
+
+impl Source for SegmentFile<'_> {
+    type Error = io::Error;
+
+    fn read(&mut self, into: &mut [u8], position: u64) -> io::Result<usize> {
+        let mut done = 0;
+        while done < into.len() {
+            match self.log.read_at(&mut into[done..], position + done as u64) {
+                Ok(0) => break,
+                Ok(read) => done += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error().is_some_and(is_unreadable) => {
+                    let at = position + done as u64;
+                    tracing::error!(
+                        "{} cannot be read at byte {at}: {error}",
+                        self.path.display()
+                    );
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
         }
+        Ok(done)
     }
-    (done, None)
 }
 
 fn replace(path: &Path, contents: &[u8]) -> Result<(), DiskError> {

@@ -475,7 +475,7 @@ impl Disk {
                 }
                 let inode = self.find(&log_path)?;
                 let segment = self.inodes[inode].now.read(0, bytes as usize);
-                let (index, is_sound) = index_of(&segment, base_offset, bytes as usize);
+                let (index, is_sound) = index_of(&segment, base_offset, bytes, keep);
                 if let (true, IndexBytes::Built { entries, .. }) = (keep && is_sound, &index) {
                     let contents = index::encode(base_offset, bytes as u32, entries);
                     if self.grow(contents.len() as u64).is_ok() {

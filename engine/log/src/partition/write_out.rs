@@ -115,8 +115,7 @@ pub enum WriteError {
 pub struct WriteProgress {
     /// Batches became synced: memory can be given up, a snapshot can go further.
     pub synced: bool,
-    /// A segment was sealed because it is damaged. Until a snapshot says so, a start after a crash puts what follows
-    /// into it, where readers do not find it.
+    /// A segment was sealed because it is damaged. Until a snapshot says so, a start after a crash puts what follows into it.
     pub is_damage_left: bool,
 }
 
@@ -253,8 +252,8 @@ impl Partition {
         let base = active.meta.base_offset;
         match active.index {
             Index::Memory(_) | Index::File(_) => {
-                // What is there of it is all that it becomes.
-                self.writer.seal_asked |= active.ends_at_damage();
+                // With damage in it, what is there of it is all that it becomes.
+                self.writer.seal_asked |= active.has_damage();
                 let file = ops.file();
                 self.writer.file = Some(file);
                 let mode = ringtide_io::OpenMode::Append {
@@ -451,7 +450,7 @@ impl Partition {
             return false;
         };
         let base = active.meta.base_offset;
-        let index = match active.ends_at_damage() {
+        let index = match active.has_damage() {
             // Whoever reads it looks whether it is whole again.
             true => Vec::new(),
             false => index::encode(base, bytes as u32, &active.index.entries()),
@@ -515,7 +514,7 @@ impl Partition {
                 progress.synced = true;
             }
             (PartitionOp::Seal, Ok(_)) => {
-                progress.is_damage_left = self.active().is_some_and(Segment::ends_at_damage);
+                progress.is_damage_left = self.active().is_some_and(Segment::has_damage);
                 self.sealed();
                 progress.synced = true;
             }

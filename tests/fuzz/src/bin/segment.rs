@@ -1,16 +1,19 @@
-//! A segment as `ringtide inspect` shows it.
+//! A segment as `ringtide inspect` shows it, and the index that is built from it.
 //!
 //! Read through the file it has the same batches as its bytes, up to the first that is damaged in more than its
-//! base offset, and what is counted as damage is what lines call so.
+//! base offset, and what is counted as damage is what lines call so. The index ascends, and has batches where its entries
+//! say.
 
 #![no_main]
 
 use std::fs;
 
 use libfuzzer_sys::fuzz_target;
-use ringtide_fuzz::{seal, sealed_by};
+use ringtide_fuzz::{bounded, seal, sealed_by};
 use ringtide_log::recovery::{inspect, log_name};
-use ringtide_schema::batch::{CRC_START, check_stored};
+use ringtide_schema::batch::{CRC_START, Header, check_stored};
+use ringtide_schema::index::scan::{Extent, scan};
+use ringtide_schema::index::{IndexView, encode};
 
 sealed_by!(seal::batches);
 
@@ -37,7 +40,37 @@ fn summary(bytes: &[u8], base: u64) -> String {
     )
 }
 
+fn indexed(mut data: &[u8], is_sealed: bool) {
+    let bytes = data.len() as u64;
+    let extent = Extent {
+        base_offset: 0,
+        bytes,
+        is_sealed,
+    };
+    let Ok(scanned) = bounded(data.len(), || scan(&mut data, extent));
+    for entry in scanned.entries.iter().filter(|e| !e.is_damaged()) {
+        let header = Header::peek(&data[entry.position as usize..]).expect("a batch");
+        assert_eq!(header.base_offset, u64::from(entry.relative_offset));
+    }
+    let encoded = encode(0, data.len() as u32, &scanned.entries);
+    // Of less than a header of an open segment nothing is known.
+    let is_empty = scanned.entries.is_empty() && !is_sealed;
+    assert!(
+        is_empty || IndexView::check(&encoded).is_ok(),
+        "{scanned:?}"
+    );
+    let whole = std::iter::successors(Some(0), |&at| {
+        let header = check_stored(&data[at..]).ok()?;
+        Some(at + header.batch_bytes)
+    });
+    if is_sealed && scanned.damage.is_empty() {
+        assert_eq!(whole.last(), Some(data.len()));
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
+    indexed(data, true);
+    indexed(data, false);
     let dir = tempfile::tempdir().expect("a place for the segment");
     let path = dir.path().join(log_name(0));
     fs::write(&path, data).expect("written");

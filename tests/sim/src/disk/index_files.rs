@@ -4,9 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, IndexBytes};
-use ringtide_schema::batch::{self, Header};
-use ringtide_schema::index::{self, IndexBuilder, IndexView};
-use ringtide_schema::limits::{BLOCK_BYTES, MAX_BATCH_BYTES};
+use ringtide_schema::index::scan::{Extent, Scanned, scan};
+use ringtide_schema::index::{self, IndexView};
 
 use super::Disk;
 use crate::planted::Planted;
@@ -30,6 +29,7 @@ impl Disk {
             log_path,
             base_offset,
             bytes,
+            keep,
             ..
         } = op
             && let Ok(inode) = self.find(&log_path)
@@ -38,7 +38,7 @@ impl Disk {
             let readable = self.random.below(bytes) as usize;
             let segment = self.inodes[inode].now.read(0, readable);
             return Ok(DiskDone::Index(
-                index_of(&segment, base_offset, bytes as usize).0,
+                index_of(&segment, base_offset, bytes, keep).0,
             ));
         }
         Err(DiskError {
@@ -48,30 +48,27 @@ impl Disk {
     }
 }
 
-/// The index of a segment of so many bytes, as the driver builds one that is missing: of every batch that begins in what
-/// can be read of it, up to a wrong header. And whether no damage was met.
-pub(super) fn index_of(segment: &[u8], base_offset: u64, bytes: usize) -> (IndexBytes, bool) {
-    let mut index = IndexBuilder::new(base_offset);
-    let (mut position, mut next_offset, mut is_sound) = (0, base_offset, true);
-    while let Some(Ok(header)) = segment.get(position..).map(Header::peek)
-        && header.base_offset == next_offset
-        && header.batch_bytes <= MAX_BATCH_BYTES
-        && position + header.batch_bytes <= bytes + BLOCK_BYTES
-    {
-        let is_right = batch::check_stored(&segment[position..]).is_ok();
-        is_sound &= is_right;
-        index.add(position as u32, &header, is_right);
-        position += header.batch_bytes;
-        next_offset = header.next_offset();
-    }
-    let is_lost = segment.len() < bytes;
-    let has_header = bytes.saturating_sub(position) >= batch::HEADER_BYTES;
-    if has_header || is_lost && position < bytes {
-        position = index.end_at_damage(position as u32, next_offset) as usize;
-    }
-    let built = IndexBytes::Built {
-        entries: index.finish(),
-        covered_bytes: position as u64,
+/// The index of a segment of so many bytes, of which the first can be read, as the driver builds one that is missing; and
+/// whether no damage was met.
+pub(super) fn index_of(
+    mut segment: &[u8],
+    base_offset: u64,
+    bytes: u64,
+    is_sealed: bool,
+) -> (IndexBytes, bool) {
+    let extent = Extent {
+        base_offset,
+        bytes,
+        is_sealed,
     };
-    (built, is_sound && position >= bytes)
+    let Ok(Scanned {
+        entries,
+        covered_bytes,
+        damage,
+    }) = scan(&mut segment, extent);
+    let built = IndexBytes::Built {
+        entries,
+        covered_bytes,
+    };
+    (built, damage.is_empty())
 }

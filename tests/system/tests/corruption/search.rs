@@ -151,7 +151,7 @@ fn a_search_by_time_does_not_pass_a_first_batch_whose_header_is_damaged() {
         let damaged = fill(&open, 0, field, byte);
         broker.restart();
         check(&broker, partition, first_ms, [0, damaged, BATCHES]);
-        // More than what is left of the segment: it is sealed.
+        // More than what is left of the segment.
         let late_ms = first_ms + (BATCHES + 500) * 1000;
         publish(&mut broker.peer(), partition, late_ms, SMALL.1);
         for is_anew in [false, true] {
@@ -173,7 +173,7 @@ fn a_search_by_time_does_not_pass_a_first_batch_whose_header_is_damaged() {
 }
 
 #[test]
-fn all_before_a_damaged_header_is_read_however_much_follows() {
+fn all_around_a_damaged_header_is_read_however_much_follows() {
     // The last two are a header that leads elsewhere.
     for (field, byte) in [(MAGIC, 0), (LAST_OFFSET_DELTA, 1), (LENGTH, 1)] {
         let (mut broker, partition, _) = stopped(LARGE);
@@ -184,6 +184,11 @@ fn all_before_a_damaged_header_is_read_however_much_follows() {
         broker.restart();
         let read = broker.cli().run(&["consume", "feed"]).failed();
         assert_eq!(read.text().lines().count() as i64, damaged);
+        let (from, count) = (damaged + 1, BATCHES - damaged - 1);
+        let [from, wanted] = [from, count].map(|n| n.to_string());
+        let args = ["consume", "feed", "--from", &from, "--count", &wanted];
+        let read = broker.cli().run(&args).ok();
+        assert_eq!(read.text().lines().count() as i64, count);
         let end = broker.peer().list_offsets(partition, -1);
         assert_eq!(end.expect("an offset").offset.cast_signed(), BATCHES);
     }
@@ -220,24 +225,30 @@ fn what_a_repair_has_proven_is_found_by_time_and_offset_again() {
 }
 
 #[test]
-fn what_is_published_behind_a_damaged_header_is_read_after_further_starts() {
+fn what_is_whole_behind_a_damaged_header_is_read_after_any_starts() {
     for (field, byte) in [(MAGIC, 0), (LAST_OFFSET_DELTA, 1), (LENGTH, 1)] {
-        let (mut broker, partition, first_ms) = stopped(NEVER_FULL);
-        let open = segments(&broker, partition).pop().expect("a segment");
-        fill(&open, -10, field, byte);
-        let late_ms = first_ms + (BATCHES + 500) * 1000;
-        broker.restart();
-        publish(&mut broker.peer(), partition, late_ms, NEVER_FULL.1);
-        for _ in 0..2 {
-            let from = BATCHES.to_string();
-            let args = ["consume", "feed", "--from", &from, "--count", &from];
-            let read = broker.cli().run(&args).ok();
-            assert_eq!(read.text().lines().count() as i64, BATCHES);
-            let found = broker.peer().list_offsets(partition, late_ms + 7000);
-            assert_eq!(found.expect("an offset").offset.cast_signed(), BATCHES + 7);
-            assert_eq!(broker.stop(), 0);
-            assert!(!open.with_extension("index").exists());
+        // The last of the file may be followed by what a snapshot has.
+        for which in [200, -1] {
+            let (mut broker, partition, first_ms) = stopped(NEVER_FULL);
+            let open = segments(&broker, partition).pop().expect("a segment");
+            let damaged = fill(&open, which, field.clone(), byte);
+            let late_ms = first_ms + (BATCHES + 500) * 1000;
             broker.restart();
+            publish(&mut broker.peer(), partition, late_ms, NEVER_FULL.1);
+            for is_killed in [true, false] {
+                let from = damaged + 1;
+                let count = 2 * BATCHES - from;
+                let [from, wanted] = [from, count].map(|n| n.to_string());
+                let args = ["consume", "feed", "--from", &from, "--count", &wanted];
+                let read = broker.cli().run(&args).ok();
+                assert_eq!(read.text().lines().count() as i64, count);
+                match is_killed {
+                    true => broker.kill(),
+                    false => assert_eq!(broker.stop(), 0),
+                }
+                assert!(!open.with_extension("index").exists());
+                broker.restart();
+            }
         }
     }
 }
