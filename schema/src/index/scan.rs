@@ -84,7 +84,8 @@ pub fn scan<S: Source>(source: &mut S, mut extent: Extent) -> Result<Scanned, S:
             Step::Damage(what) => {
                 let at = position;
                 (position, offset) = index.add_damage(position, offset);
-                let behind = window.find_behind(position, offset)?;
+                // At least one offset is lost.
+                let behind = window.find_behind(position, offset + 1)?;
                 let reach = match behind {
                     Some((_, next)) => format!("read on from offset {next}"),
                     None => "what it has behind that is not found".into(),

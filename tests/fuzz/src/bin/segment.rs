@@ -47,7 +47,7 @@ fn indexed(mut data: &[u8], is_sealed: bool) {
         bytes,
         is_sealed,
     };
-    let Ok(scanned) = bounded(data.len(), || scan(&mut data, extent));
+    let Ok(scanned) = bounded(2 * data.len() + 4096, || scan(&mut data, extent));
     for entry in scanned.entries.iter().filter(|e| !e.is_damaged()) {
         let header = Header::peek(&data[entry.position as usize..]).expect("a batch");
         assert_eq!(header.base_offset, u64::from(entry.relative_offset));
