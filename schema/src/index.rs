@@ -22,7 +22,7 @@
 //! timestamp before` is that of all records before the batch in the segment (`i64::MIN` for the
 //! first); or more, if one of them was damaged when a broker built it anew: it only grows, so that a binary search finds where records at or after a time begin.
 //!
-//! Where a segment is damaged or cannot be read, its index is kept in memory only. It has an entry for that
+//! Where a header of a segment is damaged or cannot be read, its index is kept in memory only. It has an entry for that
 //! ([`IndexEntry::damaged`]) then, and one for what is found behind it, however near.
 
 use crate::batch::Header;

@@ -85,8 +85,8 @@ pub enum DiskOp {
         index: Vec<u8>,
     },
     /// Loads a segment's index (mapping and checking it), or builds it from the segment's batches
-    /// up to `bytes` where it is missing, wrong or does not cover them. Damage ends one that is built, and so does
-    /// what cannot be read, with an entry of its own: it is then no failure.
+    /// where it is missing, wrong or does not cover `bytes`. Damage has an entry of its own in one that is built, and so has
+    /// what cannot be read: it is then no failure.
     LoadIndex {
         /// Of the index.
         index_path: PathBuf,
@@ -94,9 +94,13 @@ pub enum DiskOp {
         log_path: PathBuf,
         /// Of the segment.
         base_offset: u64,
-        /// How much of the segment must be covered.
+        /// How much of the segment is in its file.
         bytes: u64,
-        /// Whether an index that had to be built is written, unless damage ended it: an index file says that
+        /// What follows that up to the end of a batch.
+        tail: Vec<u8>,
+        /// The offset behind both.
+        next_offset: u64,
+        /// Whether an index that had to be built is written, unless there is damage: an index file says that
         /// its segment is sealed.
         keep: bool,
     },

@@ -146,6 +146,8 @@ impl Disk {
                 log_path,
                 base_offset,
                 bytes,
+                tail,
+                next_offset,
                 keep,
             } => {
                 self.jobs.start(
@@ -155,6 +157,8 @@ impl Disk {
                         log_path,
                         base_offset,
                         bytes,
+                        tail,
+                        next_offset,
                         keep,
                     },
                 );

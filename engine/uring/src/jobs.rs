@@ -37,6 +37,8 @@ pub(crate) enum Job {
         log_path: PathBuf,
         base_offset: u64,
         bytes: u64,
+        tail: Vec<u8>,
+        next_offset: u64,
         keep: bool,
     },
     Replace {
@@ -174,8 +176,18 @@ impl Job {
                 log_path,
                 base_offset,
                 bytes,
+                tail,
+                next_offset,
                 keep,
-            } => load_index(&index_path, &log_path, (base_offset, bytes), keep).map(Outcome::Index),
+            } => {
+                let extent = Extent {
+                    base_offset,
+                    bytes,
+                    tail: &tail,
+                    next_offset,
+                };
+                load_index(&index_path, &log_path, extent, keep).map(Outcome::Index)
+            }
             Self::Replace { path, contents } => replace(&path, &contents).map(|()| Outcome::Done),
             Self::Remove {
                 paths,
@@ -272,10 +284,11 @@ fn write_index(path: &Path, contents: &[u8]) -> io::Result<()> {
 fn load_index(
     index_path: &Path,
     log_path: &Path,
-    (base_offset, bytes): (u64, u64),
+    extent: Extent<'_>,
     keep: bool,
 ) -> Result<IndexBytes, DiskError> {
-    if let Some(map) = mapped_index(index_path, base_offset, bytes) {
+    let base_offset = extent.base_offset;
+    if let Some(map) = mapped_index(index_path, base_offset, extent.bytes) {
         return Ok(IndexBytes::File(map));
     }
     let log = File::open(log_path).map_err(|error| failed("open", log_path, &error))?;
@@ -283,7 +296,7 @@ fn load_index(
         entries,
         covered_bytes,
         damage,
-    } = build_index(&log, log_path, (base_offset, bytes), keep)?;
+    } = build_index(&log, log_path, extent)?;
     if keep && damage.is_empty() {
         let contents = index::encode(base_offset, covered_bytes as u32, &entries);
         if let Err(error) = write_index(index_path, &contents) {
@@ -310,12 +323,8 @@ fn mapped_index(
 }
 
 /// Builds the index of the segment in a file.
-fn build_index(
-    log: &File,
-    path: &Path,
-    (base_offset, bytes): (u64, u64),
-    is_sealed: bool,
-) -> Result<Scanned, DiskError> {
+fn build_index(log: &File, path: &Path, extent: Extent<'_>) -> Result<Scanned, DiskError> {
+    let bytes = extent.bytes;
     let length = log
         .metadata()
         .map_err(|error| failed("look at", path, &error))?
@@ -326,11 +335,6 @@ fn build_index(
             message: format!("{} has {length} bytes instead of {bytes}", path.display()),
         });
     }
-    let extent = Extent {
-        base_offset,
-        bytes,
-        is_sealed,
-    };
     let scanned = scan(&mut SegmentFile { log, path }, extent)
         .map_err(|error| failed("read", path, &error))?;
     for what in &scanned.damage {

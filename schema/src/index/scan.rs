@@ -2,10 +2,7 @@
 
 use super::{INTERVAL_BYTES, IndexBuilder, IndexEntry};
 use crate::batch::{self, HEADER_BYTES, Header};
-use crate::limits::{BLOCK_BYTES, MAX_BATCH_BYTES};
-
-/// Places that cannot be read are passed over an index interval at a time, so many times.
-const MOST_LOST_READS: u32 = 64;
+use crate::limits::MAX_BATCH_BYTES;
 
 /// Where the bytes of a segment are read from.
 pub trait Source {
@@ -27,15 +24,23 @@ impl Source for &[u8] {
     }
 }
 
-/// What of a segment is to be indexed.
+/// What of a segment is to be indexed: whole batches.
 #[derive(Clone, Copy, Debug)]
-pub struct Extent {
+pub struct Extent<'a> {
     /// The segment's base offset.
     pub base_offset: u64,
-    /// Bytes from its begin.
+    /// Bytes from its begin that are in the file.
     pub bytes: u64,
-    /// Whether a batch ends there. If not, the last may go on for less than a block.
-    pub is_sealed: bool,
+    /// What follows them.
+    pub tail: &'a [u8],
+    /// The offset behind all of it.
+    pub next_offset: u64,
+}
+
+impl Extent<'_> {
+    fn end(&self) -> u64 {
+        self.bytes + self.tail.len() as u64
+    }
 }
 
 /// What the batches of a segment gave of an index.
@@ -45,19 +50,21 @@ pub struct Scanned {
     pub entries: Vec<IndexEntry>,
     /// Bytes that they stand for.
     pub covered_bytes: u64,
-    /// What is wrong with the segment, in words: the first body, then the headers.
+    /// What is wrong with the segment, in words: the first damaged body in front of damaged headers, and where those are.
     pub damage: Vec<String>,
 }
 
 /// Goes through the batches of a segment. Where one leads to no other, it goes on at the first whole batch behind that from
 /// which the rest follows up to the end; without one the index ends there ([`IndexEntry::damaged`]).
-pub fn scan<S: Source>(source: &mut S, mut extent: Extent) -> Result<Scanned, S::Error> {
-    // An index knows of no more.
-    extent.bytes = extent.bytes.min(u64::from(u32::MAX));
+///
+/// # Panics
+/// When the segment is larger than an index can say.
+pub fn scan<S: Source>(source: &mut S, extent: Extent<'_>) -> Result<Scanned, S::Error> {
+    assert!(extent.end() <= u64::from(u32::MAX), "{extent:?}");
     let mut window = Window {
         source,
         extent,
-        buf: vec![0; MAX_BATCH_BYTES.min(extent.bytes as usize)],
+        buf: vec![0; MAX_BATCH_BYTES.min(extent.end() as usize)],
         start: 0,
         filled: 0,
     };
@@ -66,7 +73,7 @@ pub fn scan<S: Source>(source: &mut S, mut extent: Extent) -> Result<Scanned, S:
     let (mut position, mut offset) = (0, extent.base_offset);
     let covered_bytes = loop {
         match window.step(position, offset)? {
-            Step::End => break position.max(extent.bytes),
+            Step::End => break position,
             Step::Batch(header) => {
                 let fault = window.fault(position, &header)?;
                 if let Some(what) = &fault
@@ -117,7 +124,7 @@ enum Step {
 /// The part of a segment that is looked at.
 struct Window<'a, S> {
     source: &'a mut S,
-    extent: Extent,
+    extent: Extent<'a>,
     buf: Vec<u8>,
     start: u64,
     filled: usize,
@@ -128,19 +135,26 @@ impl<S: Source> Window<'_, S> {
     fn at(&mut self, position: u64, wanted: usize) -> Result<&[u8], S::Error> {
         let end = self.start + self.filled as u64;
         if position < self.start || position + wanted as u64 > end {
-            let most = (self.extent.bytes - position).min(self.buf.len() as u64) as usize;
-            self.filled = 0;
-            self.filled = self.source.read(&mut self.buf[..most], position)?;
-            self.start = position;
+            let Extent { bytes, tail, .. } = self.extent;
+            let most = (self.extent.end() - position).min(self.buf.len() as u64) as usize;
+            let in_file = bytes.saturating_sub(position).min(most as u64) as usize;
+            (self.start, self.filled) = (position, 0);
+            if in_file > 0 {
+                self.filled = self.source.read(&mut self.buf[..in_file], position)?;
+            }
+            if self.filled == in_file {
+                let from = position.saturating_sub(bytes) as usize;
+                self.buf[in_file..most].copy_from_slice(&tail[from..][..most - in_file]);
+                self.filled = most;
+            }
         }
         Ok(&self.buf[(position - self.start) as usize..self.filled])
     }
 
     /// The batch that begins at a position with an offset.
     fn step(&mut self, position: u64, offset: u64) -> Result<Step, S::Error> {
-        let extent = self.extent;
-        let left = extent.bytes.saturating_sub(position);
-        if left < HEADER_BYTES as u64 && (left == 0 || !extent.is_sealed) {
+        let left = self.extent.end() - position;
+        if left == 0 {
             return Ok(Step::End);
         }
         let wanted = left.min(HEADER_BYTES as u64) as usize;
@@ -165,9 +179,7 @@ impl<S: Source> Window<'_, S> {
     /// Why no batch of the segment from an offset on has this header at this position.
     fn misplaced(&self, position: u64, from_offset: u64, header: &Header) -> Option<String> {
         let extent = self.extent;
-        // Of the last batch of an open segment, what is less than a block may be elsewhere.
-        let elsewhere = if extent.is_sealed { 0 } else { BLOCK_BYTES };
-        let most = (extent.bytes - position + elsewhere as u64).min(MAX_BATCH_BYTES as u64);
+        let most = (extent.end() - position).min(MAX_BATCH_BYTES as u64);
         if header.batch_bytes as u64 > most {
             return Some(format!("a batch of {} bytes", header.batch_bytes));
         }
@@ -179,11 +191,8 @@ impl<S: Source> Window<'_, S> {
         })
     }
 
-    /// What is wrong with the batch that begins at a position and has this header, if anything is and all of it is there.
+    /// What is wrong with the batch that begins at a position and has this header, if anything is.
     fn fault(&mut self, position: u64, header: &Header) -> Result<Option<String>, S::Error> {
-        if header.batch_bytes as u64 > self.extent.bytes - position {
-            return Ok(None);
-        }
         let bytes = self.at(position, header.batch_bytes)?;
         if bytes.len() < header.batch_bytes {
             return Ok(Some("it cannot be read".into()));
@@ -192,11 +201,13 @@ impl<S: Source> Window<'_, S> {
     }
 
     /// Position and offset of the first whole batch behind a position, not before an offset, from which one follows the other
-    /// up to the end. That makes it one of the segment's: what merely looks like a batch within a record leads elsewhere.
+    /// up to the end of the bytes and of the offsets. That makes it one of the segment's: what merely looks like a batch within a
+    /// record leads elsewhere.
     fn find_behind(&mut self, damaged: u64, offset: u64) -> Result<Option<(u64, u64)>, S::Error> {
         let mut position = damaged + 1;
-        let mut lost_reads = 0;
-        while position + HEADER_BYTES as u64 <= self.extent.bytes {
+        // From one place that cannot be read to the next: a device may take seconds for each.
+        let mut stride = u64::from(INTERVAL_BYTES);
+        while position + HEADER_BYTES as u64 <= self.extent.end() {
             let found = self.at(position, HEADER_BYTES)?;
             let is_lost = found.len() < HEADER_BYTES;
             let candidate = found
@@ -206,11 +217,10 @@ impl<S: Source> Window<'_, S> {
             let Some(candidate) = candidate else {
                 position += passed;
                 if is_lost {
-                    lost_reads += 1;
-                    if lost_reads > MOST_LOST_READS {
-                        return Ok(None);
-                    }
-                    position = (position + 1).next_multiple_of(u64::from(INTERVAL_BYTES));
+                    position = (position + 1).next_multiple_of(stride);
+                    stride *= 2;
+                } else {
+                    stride = INTERVAL_BYTES.into();
                 }
                 continue;
             };
@@ -218,7 +228,6 @@ impl<S: Source> Window<'_, S> {
             position += candidate as u64;
             if let Ok(header) = header
                 && self.misplaced(position, offset, &header).is_none()
-                && header.batch_bytes as u64 <= self.extent.bytes - position
                 && self.fault(position, &header)?.is_none()
             {
                 match self.last_before_damage(position, &header)? {
@@ -238,8 +247,8 @@ impl<S: Source> Window<'_, S> {
         loop {
             let next = last + header.batch_bytes as u64;
             match self.step(next, header.next_offset())? {
-                Step::End => return Ok(None),
-                Step::Damage(_) => return Ok(Some(last)),
+                Step::End if header.next_offset() == self.extent.next_offset => return Ok(None),
+                Step::End | Step::Damage(_) => return Ok(Some(last)),
                 Step::Batch(following) => (last, header) = (next, following),
             }
         }
@@ -273,14 +282,19 @@ mod tests {
         (bytes, begins)
     }
 
-    fn scanned(mut source: impl Source, bytes: usize, is_sealed: bool) -> Scanned {
+    fn scanned(mut source: impl Source, bytes: usize, tail: &[u8], next_offset: u64) -> Scanned {
         let extent = Extent {
             base_offset: 100,
             bytes: bytes as u64,
-            is_sealed,
+            tail,
+            next_offset,
         };
         let scanned = scan(&mut source, extent);
         scanned.ok().expect("nothing but damage")
+    }
+
+    fn scanned_file(bytes: &[u8], next_offset: u64) -> Scanned {
+        scanned(bytes, bytes.len(), &[], next_offset)
     }
 
     /// Positions and offsets of the entries; of those that stand for damage negative.
@@ -295,15 +309,18 @@ mod tests {
     #[test]
     fn whatever_is_damaged_of_a_batch_all_others_are_found() {
         let (sound, begins) = segment();
-        for is_sealed in [true, false] {
-            let found = scanned(&sound[..], sound.len(), is_sealed);
+        // The last may be elsewhere in part.
+        for in_file in [sound.len(), begins[9] + 7, begins[9], begins[8] + 7] {
+            let scanned =
+                |bytes: &[u8]| scanned(&bytes[..in_file], in_file, &bytes[in_file..], 120);
+            let found = scanned(&sound);
             assert_eq!(places(&found), [(0, 0)]);
             assert_eq!(found.damage, [""; 0]);
             for i in 1..9 {
                 for byte in begins[i]..begins[i + 1] {
                     let mut damaged = sound.clone();
                     damaged[byte] ^= 0x41;
-                    let found = scanned(&damaged[..], sound.len(), is_sealed);
+                    let found = scanned(&damaged);
                     assert!(!found.damage.is_empty() || (12..16).contains(&(byte - begins[i])));
                     assert_eq!(found.covered_bytes, sound.len() as u64);
                     let around = [
@@ -324,7 +341,7 @@ mod tests {
         for i in [0, 6] {
             bytes[begins[i] + 16] = 0;
         }
-        let found = scanned(&bytes[..], bytes.len(), true);
+        let found = scanned_file(&bytes, 120);
         assert_eq!(places(&found), [(0, 0), (begins[7] as i64, 14)]);
         assert!(found.entries[0].is_damaged());
         assert_eq!(found.damage.len(), 1);
@@ -336,7 +353,7 @@ mod tests {
         bytes[begins[9] + 16] = 0;
         // The one before may have led there.
         bytes[begins[8] + 70] ^= 1;
-        let found = scanned(&bytes[..], bytes.len(), true);
+        let found = scanned_file(&bytes, 120);
         assert_eq!(places(&found), [(0, 0), (-(begins[8] as i64), 16)]);
         assert_eq!(found.covered_bytes, begins[8] as u64);
     }
@@ -350,7 +367,7 @@ mod tests {
         let behind = bytes.len();
         bytes.extend(batch(122, b"value"));
         bytes[outer + 16] = 0;
-        let found = scanned(&bytes[..], bytes.len(), true);
+        let found = scanned_file(&bytes, 124);
         assert_eq!(
             places(&found),
             [(0, 0), (-(outer as i64), 20), (behind as i64, 22)]
@@ -358,14 +375,12 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_an_open_segment_need_not_be_that_of_a_batch() {
-        let (bytes, begins) = segment();
-        for end in begins[9] + 1..bytes.len() {
-            let found = scanned(&bytes[..end], end, false);
-            assert_eq!((places(&found), found.damage.len()), (vec![(0, 0)], 0));
-            let found = scanned(&bytes[..end], end, true);
-            assert_eq!(places(&found), [(0, 0), (-(begins[9] as i64), 18)]);
-        }
+    fn a_last_batch_with_another_offset_is_not_taken_for_what_follows_damage() {
+        let (mut bytes, begins) = segment();
+        bytes[begins[3] + 16] = 0;
+        assign(&mut bytes[begins[9]..], 112, 1);
+        let found = scanned_file(&bytes, 120);
+        assert_eq!(places(&found), [(0, 0), (-(begins[3] as i64), 6)]);
     }
 
     /// Reads nothing of some places.
@@ -401,7 +416,7 @@ mod tests {
         let first = first.expect("a batch before it") + 1;
         let interval = u64::from(INTERVAL_BYTES);
         let behind = begins.partition_point(|&begin| begin < interval);
-        let found = scanned(Lossy(&bytes, lost), bytes.len(), true);
+        let found = scanned(Lossy(&bytes, lost), bytes.len(), &[], 500);
         let places = places(&found);
         // The body of the one before is lost as well.
         assert_eq!(

@@ -27,8 +27,9 @@ use std::path::{Path, PathBuf};
 
 use ringtide_io::{DiskDone, DiskError, DiskErrorKind, DiskOp, FileId, IndexBytes, OpId, OpenMode};
 use ringtide_schema::index;
+use ringtide_schema::index::scan::Extent;
 
-use self::index_files::index_of;
+use self::index_files::{Readable, built};
 use self::rot::LastWrites;
 use crate::planted::Planted;
 use crate::random::Random;
@@ -468,14 +469,25 @@ impl Disk {
                 log_path,
                 base_offset,
                 bytes,
+                tail,
+                next_offset,
                 keep,
             } => {
                 if let Some(index) = self.index(&index_path, base_offset, bytes) {
                     return Ok(DiskDone::Index(index));
                 }
                 let inode = self.find(&log_path)?;
-                let segment = self.inodes[inode].now.read(0, bytes as usize);
-                let (index, is_sound) = index_of(&segment, base_offset, bytes, keep);
+                let segment = Readable {
+                    bytes: self.inodes[inode].now.read(0, bytes as usize),
+                    lost: 0..0,
+                };
+                let extent = Extent {
+                    base_offset,
+                    bytes,
+                    tail: &tail,
+                    next_offset,
+                };
+                let (index, is_sound) = built(segment, extent);
                 if let (true, IndexBytes::Built { entries, .. }) = (keep && is_sound, &index) {
                     let contents = index::encode(base_offset, bytes as u32, entries);
                     if self.grow(contents.len() as u64).is_ok() {

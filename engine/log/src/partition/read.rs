@@ -202,9 +202,9 @@ impl Partition {
     /// The segment's file for reading, if it is open and its index is loaded; asks for what is not. No file
     /// is needed where nothing is in it.
     fn reader(&mut self, i: usize, turn: u64, ops: &mut Ops<'_>) -> Option<Option<FileId>> {
-        let bytes = match self.segments[i].meta.sealed {
-            true => self.segments[i].meta.bytes,
-            false => self.writer.readable,
+        let (bytes, tail) = match self.segments[i].meta.sealed {
+            true => (self.segments[i].meta.bytes, &[][..]),
+            false => self.writer.carried(),
         };
         if bytes == 0 {
             return Some(None);
@@ -220,6 +220,8 @@ impl Partition {
                     log_path: log_path(&self.dir, base),
                     base_offset: base,
                     bytes,
+                    tail: tail.to_vec(),
+                    next_offset: segment.meta.next_offset,
                     keep,
                 },
             ));

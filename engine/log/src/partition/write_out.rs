@@ -244,7 +244,7 @@ impl Partition {
                 ..Writer::default()
             };
         }
-        let (aligned, assigned) = (self.writer.aligned, self.writer.assigned);
+        let aligned = self.writer.aligned;
         let dir = self.dir.clone();
         let Some(active) = self.segments.last_mut() else {
             return false;
@@ -277,7 +277,9 @@ impl Partition {
                         index_path: index_path(&dir, base),
                         log_path: log_path(&dir, base),
                         base_offset: base,
-                        bytes: aligned.min(assigned),
+                        bytes: aligned,
+                        tail: self.writer.carry.clone(),
+                        next_offset: active.meta.next_offset,
                         keep: false,
                     },
                 ));

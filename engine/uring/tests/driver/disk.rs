@@ -78,6 +78,8 @@ fn a_segment_is_written_synced_sealed_and_read() {
         log_path,
         base_offset: 0,
         bytes: 20_000,
+        tail: Vec::new(),
+        next_offset: 1,
         keep: true,
     });
     let Ok(Done::IndexFile(bytes)) = index else {
@@ -224,6 +226,8 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            tail: Vec::new(),
+            next_offset: 300,
             keep: true,
         });
         let Ok(Done::IndexBuilt(entries, covered)) = built else {
@@ -247,6 +251,8 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            tail: Vec::new(),
+            next_offset: 300,
             keep: true,
         });
         let Ok(Done::IndexFile(file)) = again else {
@@ -266,6 +272,8 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            tail: Vec::new(),
+            next_offset: 300,
             keep: true,
         });
         let Ok(Done::IndexBuilt(entries, covered)) = built else {
@@ -293,6 +301,8 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path,
             base_offset: 100,
             bytes,
+            tail: Vec::new(),
+            next_offset: 300,
             keep: true,
         });
         let Ok(Done::IndexBuilt(entries, covered)) = built else {
@@ -316,6 +326,8 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
             log_path: log,
             base_offset: 100,
             bytes,
+            tail: Vec::new(),
+            next_offset: 300,
             keep: true,
         })
         .expect_err("a segment that is too short");

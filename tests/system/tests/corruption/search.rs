@@ -235,6 +235,8 @@ fn what_is_whole_behind_a_damaged_header_is_read_after_any_starts() {
             let late_ms = first_ms + (BATCHES + 500) * 1000;
             broker.restart();
             publish(&mut broker.peer(), partition, late_ms, NEVER_FULL.1);
+            let found = broker.peer().list_offsets(partition, late_ms + 7000);
+            assert_eq!(found.expect("an offset").offset.cast_signed(), BATCHES + 7);
             for is_killed in [true, false] {
                 let from = damaged + 1;
                 let count = 2 * BATCHES - from;
