@@ -3,9 +3,11 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 
 use common::{Builder, SLOT_BYTES, contents, stored};
 use proptest::prelude::*;
+use ringtide_log::recovery::cut::plan;
 use ringtide_log::recovery::error::Shown;
 use ringtide_log::recovery::table::Found;
 use ringtide_log::recovery::{RecoverError, verify};
@@ -597,6 +599,86 @@ fn a_truncated_slot_is_refused() {
     b.store();
     fs::write(b.slot_path(0, 0), &b.logs[0].slots[0][..8192]).expect("written");
     assert!(matches!(b.recover(), Err(RecoverError::SlotBytes(_))));
+}
+
+/// Lengths of a slot that leave nothing that says whose it is.
+const CUT_TO: [u64; 3] = [0, 30, 59];
+
+fn cut(path: &Path, bytes: u64) {
+    let file = fs::File::options().write(true).open(path);
+    file.and_then(|file| file.set_len(bytes)).expect("cut");
+}
+
+#[test]
+fn a_slot_that_was_cut_with_its_header_is_not_taken_for_a_free_one() {
+    for slot in 0..3 {
+        for bytes in CUT_TO {
+            let (b, _) = log_of(40, 3000);
+            assert_eq!(b.logs[0].slots.len(), 3);
+            b.store();
+            let path = b.slot_path(0, slot);
+            cut(&path, bytes);
+            let before = contents(b.dir());
+            let report = verify(b.dir(), &mut |_| {}).expect("readable");
+            let [problem] = &report.problems[..] else {
+                panic!("one refusal: {:?}", report.problems)
+            };
+            assert!(problem.serious);
+            let planned = plan(b.dir(), &mut |_| {}).expect_err("no cut mends it");
+            assert!(matches!(planned, RecoverError::CutSlot(_)), "{planned}");
+            let RecoverError::CutSlot(error) = b.recover().expect_err("data is gone") else {
+                panic!("another refusal")
+            };
+            assert_eq!((&error.path, error.have), (&path, bytes));
+            assert!(problem.what.contains(&error.to_string()), "{problem}");
+            let text = error.to_string();
+            let words = [
+                path.to_str().expect("text"),
+                &format!("{bytes} bytes"),
+                "restore",
+            ];
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            assert_eq!(contents(b.dir()), before);
+        }
+    }
+}
+
+#[test]
+fn a_slot_without_header_that_is_no_slot_by_its_length_is_refused() {
+    let block = BLOCK_BYTES as u64;
+    for bytes in [60, block - 1, block, 2 * block - 1, 2 * block + 1] {
+        for byte in [0, 0x5a] {
+            let (mut b, _) = log_of(5, 100);
+            b.logs[0].slots[0][..BLOCK_BYTES].fill(byte);
+            b.store();
+            cut(&b.slot_path(0, 0), bytes);
+            let error = b.recover().expect_err("data is gone");
+            assert!(
+                matches!(error, RecoverError::CutSlot(_)),
+                "{bytes}: {error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_slot_that_was_cut_is_no_matter_after_a_clean_stop() {
+    for bytes in CUT_TO {
+        let (mut b, _) = log_of(5, 100);
+        b.store();
+        let recovered = b.recover().expect("nothing is wrong");
+        b.store_clean(&recovered);
+        let path = b.slot_path(0, 0);
+        cut(&path, bytes);
+        let report = verify(b.dir(), &mut |_| {}).expect("readable");
+        assert!(report.is_sound());
+        let told = report.problems.iter().find(|note| note.path == path);
+        let told = told.expect("a note").to_string();
+        assert!(told.contains("removes it"), "{told}");
+        let recovered = b.recover().expect("snapshots and segments hold everything");
+        b.assert_everything(&recovered);
+        assert!(!path.exists());
+    }
 }
 
 #[test]

@@ -345,6 +345,18 @@ fn shown(path: &Path, inspect: Inspect) -> String {
 }
 
 #[test]
+fn a_slot_that_was_cut_with_its_header_is_not_shown_as_free() {
+    let (b, _) = directory();
+    let slot = b.slot_path(0, 0);
+    for bytes in [0, 59, 100, 5000] {
+        fs::write(&slot, vec![0; bytes]).expect("written");
+        let (text, bad) = judged(&slot, inspect::wal);
+        assert_eq!(bad, 1, "{text}");
+        assert!(text.contains(&format!("{bytes} bytes")), "{text}");
+    }
+}
+
+#[test]
 fn a_slot_is_shown_up_to_the_first_bad_place() {
     let (mut b, _) = directory();
     let slot = b.slot_path(0, 0);

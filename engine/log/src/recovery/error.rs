@@ -38,6 +38,8 @@ pub enum RecoverError {
     #[error(transparent)]
     SlotBytes(#[from] SlotBytes),
     #[error(transparent)]
+    CutSlot(#[from] CutSlot),
+    #[error(transparent)]
     MissingSlot(#[from] MissingSlot),
     #[error(transparent)]
     Lost(Box<Lost>),
@@ -178,6 +180,21 @@ pub struct SlotBytes {
     pub path: PathBuf,
     /// Bytes by its header.
     pub want: u64,
+    /// Bytes of the file.
+    pub have: u64,
+}
+
+/// A WAL slot without a header whose file has a length that none is made with: it was cut. What it held is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} has {have} bytes, which no slot of the write-ahead log is made with, and no whole header: it was cut, and \
+     acknowledged data may be lost with what is gone; restore the whole data directory from a copy, or move the file away \
+     to start without what it held",
+    path.display()
+)]
+pub struct CutSlot {
+    /// The slot.
+    pub path: PathBuf,
     /// Bytes of the file.
     pub have: u64,
 }

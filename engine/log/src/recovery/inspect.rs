@@ -20,6 +20,7 @@ use ringtide_schema::{ids::PartitionId, snapshot};
 
 use super::scan::{Contents, Scan};
 use super::segments::parse_name;
+use super::slots::is_slot_length;
 use crate::files::{self, AlignedBuf, FileError};
 
 /// Why a file could not be shown.
@@ -53,12 +54,19 @@ pub fn wal(path: &Path, out: &mut dyn Write) -> Result<u64, InspectError> {
             }
             Some(slot)
         }
-        Err(SlotError::Blank) => {
+        Err(SlotError::Blank) if is_slot_length(bytes) => {
             writeln!(
                 out,
                 "slot of {bytes} bytes, free: its header is blank, what follows was given up"
             )?;
             None
+        }
+        Err(_) if !is_slot_length(bytes) => {
+            writeln!(
+                out,
+                "BAD it has {bytes} bytes, which no slot is made with, and no header: it was cut"
+            )?;
+            return Ok(bad + 1);
         }
         Err(error) => {
             bad += 1;

@@ -6,7 +6,8 @@
 //! generation themselves: a free one that was being begun comes behind the headed ones, one whose
 //! header rotted wherever it joins them. One whose first frame is damaged as well is placed by its
 //! other frames, if those show that it was not free ([`headless`]). All others are *unclaimed*: free,
-//! unless the search for later frames finds some in them.
+//! unless the search for later frames finds some in them. A file without a header that is no slot by its length is
+//! none of these: it was cut, and is refused.
 
 use std::cell::OnceCell;
 use std::collections::BTreeMap;
@@ -17,7 +18,9 @@ use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::wal::{FrameHeader, MAX_FRAME_BYTES, SlotError, SlotHeader};
 
 use super::chain::{MAX_SEQ, each_frame};
-use super::error::{Foreign, ForeignSlot, MissingSlot, NewerSlot, RecoverError, SlotBytes};
+use super::error::{
+    CutSlot, Foreign, ForeignSlot, MissingSlot, NewerSlot, RecoverError, SlotBytes,
+};
 use crate::files::{self, AlignedBuf, FileError};
 
 mod headless;
@@ -171,6 +174,13 @@ pub(super) fn list(wal: &Path) -> Result<Vec<(PathBuf, u64)>, RecoverError> {
     Ok(out)
 }
 
+/// Whether a slot may have such a length, whatever size the settings of its time gave it: a header, frames, and only whole
+/// blocks.
+pub(super) fn is_slot_length(bytes: u64) -> bool {
+    const BLOCK: u64 = BLOCK_BYTES as u64;
+    bytes >= 2 * BLOCK && bytes.is_multiple_of(BLOCK)
+}
+
 fn is_slot_name(name: &str) -> bool {
     name.strip_suffix(".wal")
         .is_some_and(|number| number.len() >= 6 && number.bytes().all(|b| b.is_ascii_digit()))
@@ -234,6 +244,10 @@ impl Slot {
     fn headed(&self, identity: &Identity) -> Result<Option<(u16, u64)>, RecoverError> {
         self.check_origin(identity)?;
         let Ok(header) = &self.header else {
+            if self.is_cut() {
+                let (path, have) = (self.path.clone(), self.bytes);
+                return Err(CutSlot { path, have }.into());
+            }
             return Ok(None);
         };
         if header.incarnation < identity.incarnation {
@@ -256,6 +270,12 @@ impl Slot {
         let whole_blocks = self.bytes.is_multiple_of(BLOCK_BYTES as u64);
         (whole_blocks && first.incarnation == identity.incarnation)
             .then_some((first.shard, first.generation))
+    }
+
+    /// Whether the file was cut, and its header with it: what is left tells neither a slot that was in use from a free one
+    /// nor whose it is. A slot takes its name when it is whole, so that no interruption leaves this.
+    pub(super) fn is_cut(&self) -> bool {
+        self.header.is_err() && !is_slot_length(self.bytes)
     }
 
     /// What is wrong with the header, if it is neither one nor blank.

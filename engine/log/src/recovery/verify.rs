@@ -226,7 +226,17 @@ fn log(
 ) -> Result<Vec<PartitionId>, RecoverError> {
     let slot_files = slots::list(&dir.join("wal"))?;
     for slot in slots::look_at_all(&slot_files, false)? {
-        if let Some(error) = slot.damaged_header() {
+        if slot.is_cut() {
+            // Where the log is needed it is refused below.
+            if identity.clean {
+                let what = format!(
+                    "it has {} bytes, which no slot of the log is made with; the broker stopped cleanly, so that the next \
+                     start needs nothing of it, and removes it",
+                    slot.bytes
+                );
+                report.note(&slot.path, None, what, false);
+            }
+        } else if let Some(error) = slot.damaged_header() {
             let what = format!(
                 "{error}; frames say where their slot belongs, and its next use writes the header anew"
             );

@@ -4,6 +4,7 @@
 //! The directories are made once ([`directory`]): by a broker that stopped cleanly, and by one that was killed while its
 //! log was needed. All of it needs about 30 s of CPU time.
 
+mod cut_files;
 mod cut_log;
 mod directory;
 mod fields;
