@@ -4,7 +4,7 @@
 //! Every operating system error is typed here, where it enters, and carries the file and what was
 //! being done with it. Nothing here decides what an error means for the data.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -79,6 +79,8 @@ pub enum Cause {
     Short,
     /// Something is there already.
     Occupied,
+    /// Something else has the place of a file.
+    NotAFile,
     /// Anything else.
     Other,
 }
@@ -117,6 +119,9 @@ impl Cause {
             Self::TooManyOpen => "raise the limit of open files (ulimit -n)",
             Self::Short => "the file was cut; restore the whole data directory from a copy",
             Self::Occupied => "somebody has put something there; name another place",
+            Self::NotAFile => {
+                "move it away; if a file of the broker was there, restore the whole data directory from a copy"
+            }
             Self::Other => "mend that and start again: nothing is lost by it",
         }
     }
@@ -149,6 +154,28 @@ impl FileError {
 
 fn failed(action: Action, path: &Path) -> impl FnOnce(io::Error) -> FileError + '_ {
     move |source| FileError::new(action, path, false, source)
+}
+
+/// Refuses pipes, sockets, devices and directories: to open one may wait for ever or have effects of its own, so that it is
+/// looked at before.
+fn expect_file(action: Action, path: &Path) -> Result<(), FileError> {
+    match fs::metadata(path) {
+        Ok(found) => expect_file_by(&found, action, path),
+        // Opening it says why.
+        Err(_) => Ok(()),
+    }
+}
+
+fn expect_file_by(found: &Metadata, action: Action, path: &Path) -> Result<(), FileError> {
+    match found.is_file() {
+        true => Ok(()),
+        false => Err(FileError {
+            action,
+            path: path.to_owned(),
+            cause: Cause::NotAFile,
+            source: io::Error::other("it is not a regular file"),
+        }),
+    }
 }
 
 /// Memory that begins on a block boundary, as direct I/O wants it.
@@ -184,6 +211,7 @@ impl DerefMut for AlignedBuf {
 
 /// Opens a file to read; with `direct` past the page cache.
 pub fn open_read(path: &Path, direct: bool) -> Result<File, FileError> {
+    expect_file(Action::Open, path)?;
     let mut options = OpenOptions::new();
     options.read(true);
     if direct {
@@ -196,6 +224,7 @@ pub fn open_read(path: &Path, direct: bool) -> Result<File, FileError> {
 
 /// Opens a file to write, made if `create` and missing; with `direct` past the page cache.
 pub fn open_write(path: &Path, direct: bool, create: bool) -> Result<File, FileError> {
+    expect_file(Action::Open, path)?;
     let mut options = OpenOptions::new();
     options.write(true).create(create).truncate(false);
     if direct {
@@ -288,13 +317,14 @@ pub fn file_bytes(file: &File, path: &Path) -> Result<u64, FileError> {
 
 /// The length of the file at a path.
 pub fn bytes_at(path: &Path) -> Result<u64, FileError> {
-    Ok(fs::metadata(path)
-        .map_err(failed(Action::List, path))?
-        .len())
+    let found = fs::metadata(path).map_err(failed(Action::List, path))?;
+    expect_file_by(&found, Action::List, path)?;
+    Ok(found.len())
 }
 
 /// The whole file, or `None` when there is none.
 pub fn read_whole(path: &Path) -> Result<Option<Vec<u8>>, FileError> {
+    expect_file(Action::Read, path)?;
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -528,6 +558,10 @@ fn take(file: File, directory: &Path, path: &Path) -> Result<File, LockError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -587,6 +621,43 @@ mod tests {
         assert!(!is_at(&file, &path).expect("readable"));
         fs::write(&path, "").expect("made anew");
         assert!(!is_at(&file, &path).expect("readable"));
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused_by_its_name_and_not_opened() {
+        let dir = tempfile::tempdir().expect("a place for the test");
+        let [pipe, socket, device] = ["pipe", "socket", "device"].map(|name| dir.path().join(name));
+        let made = Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.expect("mkfifo runs").success());
+        let _listener = UnixListener::bind(&socket).expect("a socket");
+        symlink("/dev/zero", &device).expect("a link");
+        for path in [&pipe, &socket, &device, &dir.path().to_owned()] {
+            let refusals = [
+                open_read(path, false).err(),
+                open_read(path, true).err(),
+                open_write(path, false, false).err(),
+                open_write(path, false, true).err(),
+                read_whole(path).err(),
+                bytes_at(path).err(),
+            ];
+            for refusal in refusals {
+                let error = refusal.expect("it is no file");
+                assert_eq!(error.cause, Cause::NotAFile, "{error}");
+                let (text, name) = (error.to_string(), path.display().to_string());
+                assert!(text.contains(&name), "{text}");
+                assert!(text.contains("not a regular file"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_a_link_leads_to_is_a_file() {
+        let dir = tempfile::tempdir().expect("a place for the test");
+        let [file, link] = ["file", "link"].map(|name| dir.path().join(name));
+        fs::write(&file, "here").expect("written");
+        symlink(&file, &link).expect("a link");
+        assert_eq!(bytes_at(&link).expect("a length"), 4);
+        assert!(open_read(&link, false).is_ok() && open_write(&link, false, false).is_ok());
     }
 
     #[test]

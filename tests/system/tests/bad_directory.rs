@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 
 use ringtide_system_tests::{Broker, Cli, MountedDisk, Setup, data_root, exit, is_root, skip};
 
@@ -290,6 +291,49 @@ fn a_damaged_write_ahead_log_is_refused_rather_than_cut() {
         refusal.status.code(),
         Some(exit::DIRECTORY_CORRUPT),
         "{refusal:?}"
+    );
+}
+
+#[test]
+fn what_is_no_file_in_the_place_of_one_is_named_and_not_waited_for() {
+    let mut broker = Broker::start();
+    let topic = broker.peer().create_topic("kept", 1);
+    for n in 0..200 {
+        broker.peer().put(topic.partition(0), format!("kept {n}"));
+    }
+    assert_eq!(broker.stop(), exit::DONE);
+    broker.restart();
+    broker.peer().put(topic.partition(0), "kept");
+    broker.kill();
+    let dir = broker.data_dir().to_owned();
+    let files = files_below(&dir);
+    for extension in ["wal", "log", "snapshot"] {
+        let path = files
+            .iter()
+            .find(|path| path.extension().is_some_and(|e| e == extension));
+        let path = path.expect("a file of each kind");
+        let aside = dir.with_extension("aside");
+        fs::rename(path, &aside).expect("moved away");
+        let made = Command::new("mkfifo").arg(path).status();
+        assert!(made.expect("mkfifo runs").success());
+        let words = [text(path), "not a regular file"];
+
+        let args = ["verify", "--data-dir", text(&dir)];
+        let verified = Cli::without_server().run(&args);
+        assert_eq!(verified.code(), exit::PROBLEMS_FOUND, "{verified:?}");
+        let found = verified.text();
+        assert!(words.iter().all(|word| found.contains(word)), "{found}");
+
+        let refusal = broker.restart_refused();
+        refusal.says(&words);
+        let code = refusal.status.code();
+        assert_eq!(code, Some(exit::DIRECTORY_UNUSABLE), "{refusal:?}");
+        fs::rename(&aside, path).expect("put back");
+    }
+    broker.restart();
+    assert_eq!(
+        broker.peer().fetch_to(topic.partition(0), 0, 201).len(),
+        201
     );
 }
 
