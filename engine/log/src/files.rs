@@ -111,7 +111,8 @@ impl Cause {
             Self::Missing => "restore the whole data directory from a copy",
             Self::Permission => "let the broker's user own the data directory",
             Self::Full => {
-                "make room on that file system, or copy the data directory to a larger one, and start again"
+                "make room on that file system, of bytes (df) or of inodes (df -i), or copy the data directory to a larger \
+                 one, and start again"
             }
             Self::ReadOnly => "mount the file system writable",
             Self::NoDirectIo => "use a file system with direct I/O, or turn it off in the settings",
@@ -621,6 +622,17 @@ mod tests {
         assert!(!is_at(&file, &path).expect("readable"));
         fs::write(&path, "").expect("made anew");
         assert!(!is_at(&file, &path).expect("readable"));
+    }
+
+    #[test]
+    fn who_has_no_space_is_told_that_it_may_be_inodes_that_lack() {
+        for code in [libc::ENOSPC, libc::EDQUOT] {
+            let error = io::Error::from_raw_os_error(code);
+            let error = FileError::new(Action::Open, Path::new("/data/identity"), false, error);
+            let text = error.to_string();
+            let words = ["/data/identity", "make room", "df -i"];
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+        }
     }
 
     #[test]
