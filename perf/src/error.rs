@@ -20,7 +20,7 @@ pub enum BenchError {
     #[error(
         "the measurement was cut short and its figures do not count: {} (after {acknowledged} \
          acknowledged records){}",
-        loss(.cause), leftover(.topic)
+        .cause, leftover(.topic)
     )]
     Lost {
         /// What became of the connection.
@@ -55,16 +55,6 @@ pub enum BenchError {
         /// What the system said.
         cause: io::Error,
     },
-}
-
-/// The cause without the client's advice to repeat the request.
-fn loss(cause: &Error) -> String {
-    match cause {
-        Error::Disconnected { server, why } => {
-            format!("the connection to {server} was lost: {why}")
-        }
-        other => other.to_string(),
-    }
 }
 
 fn leftover(topic: &Option<String>) -> String {

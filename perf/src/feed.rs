@@ -60,7 +60,19 @@ impl Feed {
     }
 
     fn read_at_most(path: &Path, max_bytes: u64) -> Result<Self, BenchError> {
-        let read = |error: io::Error| BenchError::io(format!("feed {}", path.display()))(error);
+        let wrong = |why: String| {
+            BenchError::Usage(format!(
+                "{} is no feed: {why}; give market-by-order records in Databento Binary Encoding, \
+                 version 1, as they are or zstd-compressed",
+                path.display()
+            ))
+        };
+        let read = |error: io::Error| match (error.raw_os_error(), error.kind()) {
+            (Some(_), _) => BenchError::io(format!("feed {}", path.display()))(error),
+            // Not of the system, so of what was to be inflated.
+            (None, io::ErrorKind::UnexpectedEof) => wrong("it is cut off".into()),
+            (None, _) => wrong(format!("it cannot be inflated ({error})")),
+        };
         let mut file = File::open(path).map_err(read)?;
         let mut head = Vec::new();
         (&mut file)
@@ -83,13 +95,6 @@ impl Feed {
                 path.display()
             )));
         }
-        let wrong = |why: String| {
-            BenchError::Usage(format!(
-                "{} is no feed: {why}; give market-by-order records in Databento Binary Encoding, \
-                 version 1, as they are or zstd-compressed",
-                path.display()
-            ))
-        };
         Self::parse(&bytes).map_err(wrong)
     }
 
@@ -341,6 +346,8 @@ mod tests {
         let mut other = good.clone();
         other[11 + RECORD_BYTES + 1] = 161;
         let packed = zstd::encode_all(&good[..], 3).expect("packed");
+        let mut bad = packed.clone();
+        bad[4..12].fill(0xff);
         for (bytes, why) in [
             (&b""[..], "does not begin"),
             (b"DBN\x02", "does not begin"),
@@ -349,10 +356,15 @@ mod tests {
             (&good[..11], "no records"),
             (&good[..good.len() - 1], "cut off after 2 records"),
             (&other, "record 1"),
-            (&packed[..packed.len() / 2], "feed"),
+            (&packed[..4], "cut off"),
+            (&packed[..packed.len() / 2], "cut off"),
+            (&packed[..packed.len() - 1], "cut off"),
+            (&bad, "cannot be inflated"),
         ] {
             std::fs::write(&path, bytes).expect("written");
-            let error = Feed::read(&path).expect_err(why).to_string();
+            let error = Feed::read(&path).expect_err(why);
+            assert!(matches!(error, BenchError::Usage(_)), "{error:?}");
+            let error = error.to_string();
             assert!(
                 error.contains(why) && error.contains(&*path.to_string_lossy()),
                 "{error}"

@@ -41,7 +41,7 @@ pub enum Error {
         why: Arc<str>,
     },
     /// The connection ended before the answer to a request that is safe to repeat. Retriable.
-    #[error("the connection to {server} was lost: {why}; the request can be repeated")]
+    #[error("the connection to {server} was lost: {why}")]
     Disconnected {
         /// Host and port.
         server: Arc<str>,
@@ -50,7 +50,7 @@ pub enum Error {
     },
     /// The request had no success in time. It was not carried out, or it is one that may be repeated
     /// without harm, such as a commit of an offset. Retriable.
-    #[error("{what} was not done within {after:?}: {why}")]
+    #[error("{what} was not done within {}: {why}", shown(*.after))]
     Timeout {
         /// What was asked for.
         what: Arc<str>,
@@ -61,7 +61,7 @@ pub enum Error {
     },
     /// The wait is over, the request is not: its outcome comes later. Wait on; sending the record
     /// again would make two of it. Not retriable.
-    #[error("{what} is still under way after {after:?}: {why}")]
+    #[error("{what} is still under way after {}: {why}", shown(*.after))]
     UnderWay {
         /// What was asked for.
         what: Arc<str>,
@@ -203,6 +203,14 @@ fn behind(next: Option<u64>) -> String {
     }
 }
 
+/// A time for a person: to a tenth of a second, or below one to a millisecond.
+pub(crate) fn shown(time: Duration) -> String {
+    match time.as_millis() {
+        ms @ 0..1000 => format!("{ms} ms"),
+        ms => format!("{} s", (ms / 100) as f64 / 10.0),
+    }
+}
+
 /// What stood in the way of something that did not happen in time.
 pub(crate) fn why_not(trouble: Option<&Error>) -> Arc<str> {
     match trouble {
@@ -264,7 +272,7 @@ impl Error {
     pub(crate) fn tried_for(mut self, time: Duration) -> Self {
         if let Self::Broker { message, .. } = &mut self {
             let before = if message.is_empty() { "" } else { "; " };
-            *message = format!("{message}{before}tried for {time:?}").into();
+            *message = format!("{message}{before}tried for {}", shown(time)).into();
         }
         self
     }
@@ -449,6 +457,40 @@ mod tests {
             let says_so = matches!(error, Error::OutcomeUnknown { .. });
             assert_eq!(error.is_outcome_unknown(), says_so, "{error:?}");
         }
+    }
+
+    #[test]
+    fn a_time_is_said_as_a_person_would() {
+        for (ns, said) in [
+            (15_000_590_285, "15 s"),
+            (1_550_000_000, "1.5 s"),
+            (999_999_999, "999 ms"),
+        ] {
+            assert_eq!(shown(Duration::from_nanos(ns)), said);
+        }
+        let error = Error::Timeout {
+            what: "x".into(),
+            after: Duration::from_nanos(15_000_590_285),
+            why: "y".into(),
+        };
+        assert_eq!(error.to_string(), "x was not done within 15 s: y");
+    }
+
+    #[test]
+    fn an_unknown_outcome_of_a_lost_connection_is_said_without_a_word_of_repeating_it_blindly() {
+        let lost = Error::Disconnected {
+            server: "s:1".into(),
+            why: "it was closed".into(),
+        };
+        let unknown = Error::OutcomeUnknown {
+            what: "create topic t".into(),
+            why: why_not(Some(&lost)),
+        };
+        assert_eq!(
+            unknown.to_string(),
+            "it is unknown whether create topic t was carried out: the connection to s:1 was \
+             lost: it was closed; look before repeating it"
+        );
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub(crate) enum ConfigError {
         line: usize,
         why: String,
     },
+    /// Not text.
+    #[error("{}, line {line}: this is not UTF-8 text; save the configuration file as UTF-8", .path.display())]
+    NotText { path: PathBuf, line: usize },
     /// The file cannot be read.
     #[error("cannot read the configuration file {}: {why}; check the path given with --config", .path.display())]
     Unreadable { path: PathBuf, why: String },
@@ -146,8 +149,11 @@ impl Config {
             };
         }
         let data_dir = given!(data_dir);
-        if data_dir.value() == Some("") {
-            return data_dir.refuse("give the path of a directory");
+        if data_dir
+            .value()
+            .is_some_and(|dir| dir.is_empty() || dir.contains('\0'))
+        {
+            return data_dir.refuse("give the path of a directory, without NUL characters");
         }
         let cpus = choose_cpus(&given!(cpus), allowed)?;
         let given_listen = given!(listen);
@@ -419,6 +425,11 @@ mod tests {
                 &[("data-dir", "")],
                 "",
                 &["data-dir", "path of a directory"],
+            ),
+            (
+                &[],
+                "data-dir = \"a\\u0000b\"",
+                &["data-dir", "ringtide.toml, line 1", "without NUL"],
             ),
         ];
         for (flags, file, words) in cases {

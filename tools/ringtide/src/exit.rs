@@ -33,7 +33,7 @@ codes! {
     /// Everything asked for was done.
     Done = 0, "everything that was asked for was done";
     /// The operation failed for a reason without a code of its own.
-    Failed = 1, "the operation failed; the message says why";
+    Failed = 1, "the operation failed, or the broker refused it (a name or a setting of a topic as well); the message says why";
     /// A flag, a setting or the configuration file is wrong. The number is clap's as well.
     Usage = 2, "a flag, a setting or the configuration file is wrong";
     /// A measurement that does not count.

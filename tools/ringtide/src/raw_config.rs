@@ -164,7 +164,13 @@ impl Raw {
                 "it has more than {MAX_FILE_BYTES} bytes"
             )));
         }
-        let text = String::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            ConfigError::NotText {
+                path: path.into(),
+                line: valid.iter().filter(|&&byte| byte == b'\n').count() + 1,
+            }
+        })?;
         Self::parse(path, &text)
     }
 
@@ -279,5 +285,17 @@ mod tests {
     fn a_file_without_end_is_refused() {
         let error = Raw::read(Path::new("/dev/zero")).expect_err("no settings");
         assert!(error.to_string().contains("more than 1048576"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_text_is_refused_as_that_with_the_line() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("ringtide.toml");
+        std::fs::write(&path, b"idle = \"park\"\n# caf\xe9\n").expect("written");
+        let said = Raw::read(&path).expect_err("Latin-1").to_string();
+        assert!(
+            said.contains("ringtide.toml, line 2: this is not UTF-8 text"),
+            "{said}"
+        );
     }
 }

@@ -19,7 +19,7 @@ use crate::core::backoff::{Backoff, Random};
 use crate::core::cluster::Topic;
 use crate::core::connection::earlier;
 use crate::core::lane::{Batch, Forming, Lane, Reset};
-use crate::error::{Error, Result, why_not};
+use crate::error::{Error, Result, shown, why_not};
 use crate::options::{Codec, Partitioner, ProducerOptions};
 use crate::record::{Ack, Delivered, Record, Ticket};
 
@@ -304,7 +304,7 @@ impl Producer {
         let refusal = self.lanes[partition as usize].refusal.as_ref();
         if unknown {
             let why = why_not(trouble.or(refusal));
-            let why = format!("no answer within {after:?} ({why})").into();
+            let why = format!("no answer within {} ({why})", shown(after)).into();
             return Error::OutcomeUnknown { what, why };
         }
         match (trouble, refusal) {

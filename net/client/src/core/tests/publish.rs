@@ -180,7 +180,7 @@ fn a_record_that_was_refused_to_the_end_fails_with_that_refusal() {
     let error = world.done[&ticket].as_ref().expect_err("in vain");
     assert_eq!(error.code(), Some(ErrorCode::DiskFull));
     assert!(
-        error.is_retriable() && error.to_string().contains("1s"),
+        error.is_retriable() && error.to_string().contains("1 s"),
         "{error}"
     );
     world.check();
