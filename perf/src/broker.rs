@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -86,12 +87,31 @@ impl Launch {
                 let log = std::fs::read_to_string(&log_path).unwrap_or_default();
                 let tail: Vec<_> = log.lines().rev().take(5).collect();
                 let tail = tail.into_iter().rev().collect::<Vec<_>>().join("\n");
-                return Err(BenchError::Wrong(format!(
-                    "the broker did not start ({ended:?}):\n{tail}"
-                )));
+                return Err(not_started(ended, &tail));
             }
             std::thread::sleep(Duration::from_micros(200));
         }
+    }
+}
+
+/// Why there is no broker. The code 2 is of its settings, which are the caller's.
+fn not_started(ended: Option<ExitStatus>, said: &str) -> BenchError {
+    let how = ended.map_or_else(
+        || format!("it does not answer after {PATIENCE:?}"),
+        in_words,
+    );
+    let why = format!("{how}; the end of what it said:\n{said}");
+    match ended.and_then(|status| status.code()) {
+        Some(2) => BenchError::Usage(format!("the broker did not start: {why}")),
+        _ => BenchError::NotStarted(why),
+    }
+}
+
+fn in_words(ended: ExitStatus) -> String {
+    match (ended.code(), ended.signal()) {
+        (Some(code), _) => format!("it ended with code {code}"),
+        (None, Some(signal)) => format!("signal {signal} ended it"),
+        (None, None) => "it ended".into(),
     }
 }
 
@@ -214,5 +234,27 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_broker_ended_that_did_not_start_is_said_in_words() {
+        let exited = |code: i32| Some(ExitStatus::from_raw(code << 8));
+        for (ended, words) in [
+            (exited(2), "it ended with code 2;"),
+            (exited(14), "it ended with code 14;"),
+            (Some(ExitStatus::from_raw(9)), "signal 9 ended it;"),
+            (None, "it does not answer after 120s;"),
+        ] {
+            let error = not_started(ended, "the address is in use");
+            let is_of_a_setting = matches!(error, BenchError::Usage(_));
+            assert_eq!(is_of_a_setting, ended == exited(2), "{error:?}");
+            let said = error.to_string();
+            assert!(said.contains(words) && said.ends_with("in use"), "{said}");
+        }
     }
 }

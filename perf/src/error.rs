@@ -41,6 +41,9 @@ pub enum BenchError {
     /// The broker answered with something that cannot be right.
     #[error("the figures do not count: {0}; please report it")]
     Wrong(String),
+    /// A broker of our own did not start: how it ended, and what it said.
+    #[error("the broker did not start: {0}")]
+    NotStarted(String),
     /// Not one record was acknowledged in the time given.
     #[error("not one record was acknowledged within the {0:?} of the measurement; give it longer")]
     Empty(Duration),

@@ -522,6 +522,10 @@ fn what_cannot_be_is_refused_before_anything_is_measured() {
             &["--no-limits", "--cpus", "4095", "--duration", "3600"],
             "4095",
         ),
+        (
+            &["--no-limits", "--broker-cpus", "4095", "--duration", "3600"],
+            "--broker-cpus",
+        ),
         (&["--closed-loop", "--rate", "5"], "closed loop"),
     ] {
         let args = [&["bench"], more].concat();

@@ -229,7 +229,7 @@ impl Config {
     }
 }
 
-fn choose_cpus(given: &Given<'_>, allowed: &[usize]) -> Result<Vec<usize>, ConfigError> {
+pub(crate) fn choose_cpus(given: &Given<'_>, allowed: &[usize]) -> Result<Vec<usize>, ConfigError> {
     let Some(value) = given.value() else {
         // The rest is for the kernel's workers, for interrupts and for whatever else runs here;
         // those keep to the low numbers by habit.

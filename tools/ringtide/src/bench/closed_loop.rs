@@ -77,7 +77,7 @@ fn table(report: &Report) -> String {
     );
     let _ = writeln!(
         out,
-        "{:<24}{:>9}{:>9}{:>9}{:>9}{:>11}{:>13}{:>11}",
+        "{:<24}  {:>7}  {:>7}  {:>7}  {:>7}  {:>9}  {:>11}  {:>9}",
         "microseconds", "p50", "p90", "p99", "p99.9", "max", "records", "a second"
     );
     let mut line = |name: &str, measured: &Measured| {
@@ -85,7 +85,7 @@ fn table(report: &Report) -> String {
         let latency = &measured.latency_ns;
         let _ = writeln!(
             out,
-            "{name:<24}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>11.1}{:>13}{:>11}",
+            "{name:<24}  {:>7.1}  {:>7.1}  {:>7.1}  {:>7.1}  {:>9.1}  {:>11}  {:>9}",
             us(latency.p50),
             us(latency.p90),
             us(latency.p99),

@@ -295,7 +295,7 @@ fn heading(args: &CompareArgs) -> String {
     let columns = ["achieved", "p50", "p99", "p99.9"];
     let [achieved, p50, p99, p99_9] = columns;
     format!(
-        "A: {}\nB: {}\n\npair  side{achieved:>12}{p50:>12}{p99:>12}{p99_9:>12}  valid\n",
+        "A: {}\nB: {}\n\npair  side  {achieved:>10}  {p50:>10}  {p99:>10}  {p99_9:>10}  valid\n",
         args.a.text, args.b.text
     )
 }
@@ -303,7 +303,7 @@ fn heading(args: &CompareArgs) -> String {
 fn line(run: &OneRun) -> String {
     let latency = run.run.produce.latency_ns;
     format!(
-        "{:>4}  {:<4}{:>12}{:>12}{:>12}{:>12}  {}\n",
+        "{:>4}  {:<4}  {:>10}  {:>10}  {:>10}  {:>10}  {}\n",
         run.pair + 1,
         name(run.side),
         grouped(run.run.schedule.achieved_rate_per_s.round() as u64),
@@ -318,7 +318,7 @@ fn table(comparison: &Comparison) -> String {
     let columns = ["A", "B", "B/A", "min", "max"];
     let [a, b, ratio, min, max] = columns;
     let mut text = format!(
-        "\n{:<28}{a:>12}{b:>12}{ratio:>8}{min:>8}{max:>8}\n",
+        "\n{:<28}  {a:>10}  {b:>10}  {ratio:>6}  {min:>6}  {max:>6}\n",
         "medians"
     );
     for figure in &comparison.figures {
@@ -331,7 +331,7 @@ fn table(comparison: &Comparison) -> String {
             (false, _) => "pairs disagree",
         };
         text.push_str(&format!(
-            "{name:<28}{a:>12.1}{b:>12.1}{:>8.3}{:>8.3}{:>8.3}  {verdict}\n",
+            "{name:<28}  {a:>10.1}  {b:>10.1}  {:>6.3}  {:>6.3}  {:>6.3}  {verdict}\n",
             ratio.median, ratio.min, ratio.max
         ));
     }

@@ -141,7 +141,7 @@ fn table(limits: &Limits) -> String {
 fn latencies(out: &mut String, limits: &Limits) {
     let _ = writeln!(
         out,
-        "{:<26}{:>9}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}{:>11}",
+        "{:<26}  {:>7}  {:>7}  {:>7}  {:>7}  {:>7}  {:>8}  {:>8}  {:>9}",
         "microseconds", "min", "p50", "p90", "p99", "p99.9", "p99.99", "max", "count"
     );
     for (name, latency) in [
@@ -160,7 +160,7 @@ fn line(out: &mut String, name: &str, latency: &Latency) {
     let us = |ns: u64| ns as f64 / 1000.0;
     let _ = writeln!(
         out,
-        "{name:<26}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>10.1}{:>10.1}{:>11}",
+        "{name:<26}  {:>7.1}  {:>7.1}  {:>7.1}  {:>7.1}  {:>7.1}  {:>8.1}  {:>8.1}  {:>9}",
         us(latency.min),
         us(latency.p50),
         us(latency.p90),
@@ -174,7 +174,7 @@ fn line(out: &mut String, name: &str, latency: &Latency) {
 
 fn rates(out: &mut String, limits: &Limits) {
     let copy = limits.memory_copy_bytes_per_s;
-    let _ = writeln!(out, "\n{:<26}{:>9}", "rates", "GB/s");
+    let _ = writeln!(out, "\n{:<26}  {:>7}", "rates", "GB/s");
     for (name, rate) in [
         ("memory copy, in L2", copy.map(|copy| copy.within_l2)),
         (
@@ -185,7 +185,7 @@ fn rates(out: &mut String, limits: &Limits) {
         ("cached file to a socket", limits.send_file_bytes_per_s),
     ] {
         if let Some(rate) = rate {
-            let _ = writeln!(out, "{name:<26}{:>9.2}", rate as f64 / 1e9);
+            let _ = writeln!(out, "{name:<26}  {:>7.2}", rate as f64 / 1e9);
         }
     }
 }
@@ -209,6 +209,14 @@ mod tests {
             },
             other => Err(format!("{other:?}")),
         }
+    }
+
+    #[test]
+    fn columns_stay_apart_however_large_the_latencies_are() {
+        let mut out = String::new();
+        line(&mut out, "echo", &crate::bench::SLOW);
+        let cells = out.split("  ").filter(|cell| !cell.is_empty());
+        assert_eq!(cells.count(), 9, "{out}");
     }
 
     #[test]

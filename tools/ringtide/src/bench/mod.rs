@@ -158,7 +158,21 @@ fn exit_of_bench(error: &BenchError) -> Exit {
     match error {
         BenchError::Usage(_) => Exit::Usage,
         BenchError::Setup(error) => exit_of(error),
-        BenchError::Io { .. } => Exit::Failed,
+        BenchError::Io { .. } | BenchError::NotStarted(_) => Exit::Failed,
         _ => Exit::InvalidRun,
     }
 }
+
+/// As slow as can be.
+#[cfg(test)]
+const SLOW: ringtide_perf::Latency = ringtide_perf::Latency {
+    min: u64::MAX,
+    mean: u64::MAX,
+    p50: u64::MAX,
+    p90: u64::MAX,
+    p99: u64::MAX,
+    p99_9: u64::MAX,
+    p99_99: u64::MAX,
+    max: u64::MAX,
+    count: u64::MAX,
+};

@@ -37,23 +37,11 @@ pub(crate) fn table(report: &Report) -> String {
     );
     let _ = writeln!(
         out,
-        "{:<24}{:>9}{:>9}{:>9}{:>9}{:>10}{:>10}{:>12}",
+        "{:<24}  {:>7}  {:>7}  {:>7}  {:>7}  {:>8}  {:>8}  {:>10}",
         "microseconds", "p50", "p90", "p99", "p99.9", "p99.99", "max", "records"
     );
     let mut line = |name: &str, latency: Option<Latency>| {
-        let Some(latency) = latency else { return };
-        let us = |ns: u64| ns as f64 / 1000.0;
-        let _ = writeln!(
-            out,
-            "{name:<24}{:>9.1}{:>9.1}{:>9.1}{:>9.1}{:>10.1}{:>10.1}{:>12}",
-            us(latency.p50),
-            us(latency.p90),
-            us(latency.p99),
-            us(latency.p99_9),
-            us(latency.p99_99),
-            us(latency.max),
-            grouped(latency.count),
-        );
+        out.push_str(&latency.map_or_else(String::new, |latency| row(name, &latency)));
     };
     let produce = &report.produce;
     line("due to acknowledged", produce.latency_ns);
@@ -107,6 +95,20 @@ pub(crate) fn table(report: &Report) -> String {
     out
 }
 
+fn row(name: &str, latency: &Latency) -> String {
+    let us = |ns: u64| ns as f64 / 1000.0;
+    format!(
+        "{name:<24}  {:>7.1}  {:>7.1}  {:>7.1}  {:>7.1}  {:>8.1}  {:>8.1}  {:>10}\n",
+        us(latency.p50),
+        us(latency.p90),
+        us(latency.p99),
+        us(latency.p99_9),
+        us(latency.p99_99),
+        us(latency.max),
+        grouped(latency.count),
+    )
+}
+
 /// The line that says what became of all records.
 pub(crate) fn accounts(balance: &Balance) -> String {
     format!(
@@ -126,4 +128,32 @@ pub(crate) fn accounts(balance: &Balance) -> String {
 fn counted(count: u32, what: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{} {what}{s}", grouped(count.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::SLOW;
+
+    #[test]
+    fn columns_stay_apart_however_large_the_latencies_are() {
+        let row = row("a name of 24 characters.", &SLOW);
+        let us = "18446744073709552.0";
+        let cells: Vec<&str> = row
+            .trim_end()
+            .split("  ")
+            .filter(|cell| !cell.is_empty())
+            .collect();
+        let apart = [
+            "a name of 24 characters.",
+            us,
+            us,
+            us,
+            us,
+            us,
+            us,
+            "18,446,744,073,709,551,615",
+        ];
+        assert_eq!(cells, apart);
+    }
 }

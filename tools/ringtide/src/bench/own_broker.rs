@@ -82,7 +82,7 @@ impl OwnBroker {
 }
 
 fn start_here(start: &Start, data: &Path) -> Result<(String, Runs), BenchError> {
-    let wrong = |why: String| BenchError::Wrong(format!("the broker did not start: {why}"));
+    let wrong = |why: String| BenchError::NotStarted(why);
     let decided = [
         ("data-dir", data.to_string_lossy().into_owned()),
         ("listen", "127.0.0.1:0".into()),

@@ -2,7 +2,10 @@
 
 use ringtide_perf::cpu;
 
+use crate::config::choose_cpus;
 use crate::exit::Failure;
+use crate::raw_config::{Origin, Text};
+use crate::setting::Given;
 
 /// Who runs where.
 pub(crate) struct Placement {
@@ -13,8 +16,8 @@ pub(crate) struct Placement {
 }
 
 impl Placement {
-    /// As asked for; else the generator has the last CPU and the broker the first. A generator that cannot
-    /// be there is refused now and not after the run.
+    /// As asked for; else the generator has the last CPU and the broker the first. Who cannot be there is
+    /// refused now: a generator not after the run, and a broker not in the words of its own settings.
     pub(crate) fn choose(
         generator: Option<&[usize]>,
         broker: Option<&[usize]>,
@@ -37,7 +40,10 @@ impl Placement {
             let tried = cpu::on(Some(cpu), || ());
             tried.map_err(|error| Failure::usage(format!("--cpus: {error}")))?;
         }
-        let broker = broker.map_or_else(|| vec![first], <[usize]>::to_vec);
+        let broker = match broker {
+            Some(broker) => broker_cpus(broker, &cpus)?,
+            None => vec![first],
+        };
         let apart = broker.iter().all(|cpu| !generator.contains(cpu));
         Ok(Self {
             generator: generator.into_iter().map(Some).collect(),
@@ -48,9 +54,40 @@ impl Placement {
     }
 }
 
+/// What `--broker-cpus` names, if a broker's shards can be there.
+fn broker_cpus(named: &[usize], allowed: &[usize]) -> Result<Vec<usize>, Failure> {
+    let named: Vec<String> = named.iter().map(usize::to_string).collect();
+    let text = Text {
+        value: named.join(","),
+        origin: Origin::Flag("broker-cpus"),
+    };
+    let given = Given {
+        key: "broker-cpus",
+        text: Some(&text),
+    };
+    choose_cpus(&given, allowed).map_err(|error| Failure::usage(error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn a_broker_on_a_cpu_that_is_not_there_is_refused_with_the_flag_and_those_that_are() {
+        for (named, words) in [(&[0, 7][..], "(0-1)"), (&[1, 1], "twice")] {
+            let refused = broker_cpus(named, &[0, 1]).expect_err(words);
+            assert_eq!(refused.exit, Exit::Usage);
+            let said = refused.message;
+            assert!(
+                said.contains("--broker-cpus") && said.contains(words),
+                "{said}"
+            );
+        }
+        assert_eq!(broker_cpus(&[1, 0], &[0, 1]).expect("there"), [1, 0]);
+        let refused = Placement::choose(None, Some(&[4095]), None).err();
+        assert_eq!(refused.expect("no machine here has it").exit, Exit::Usage);
+    }
 
     #[test]
     fn a_generator_on_a_cpu_that_is_not_there_is_refused_before_anything_is_done() {

@@ -207,8 +207,8 @@ pub(crate) fn heading() -> String {
     let columns = ["MiB", "files", "WAL writes", "segments", "removed"];
     let [memory, files, wal, segments, removed] = columns;
     format!(
-        "{seconds:>8}{rate:>10}{p50:>12}{p99:>12}{p99_9:>12}{max:>12}{memory:>8}{files:>7}{wal:>12}\
-         {segments:>10}{removed:>13}\n"
+        "{seconds:>8}  {rate:>9}  {p50:>10}  {p99:>10}  {p99_9:>10}  {max:>10}  {memory:>6}  \
+         {files:>5}  {wal:>10}  {segments:>8}  {removed:>11}\n"
     )
 }
 
@@ -216,7 +216,7 @@ fn shown(line: &Line) -> String {
     let count = |n: Option<u64>| n.map_or_else(|| "-".into(), grouped);
     let latency = line.latency_ns;
     format!(
-        "{:>8}{:>10}{:>12}{:>12}{:>12}{:>12}{:>8}{:>7}{:>12}{:>10}{:>13}\n",
+        "{:>8}  {:>9}  {:>10}  {:>10}  {:>10}  {:>10}  {:>6}  {:>5}  {:>10}  {:>8}  {:>11}\n",
         line.end_s(),
         grouped(line.rate_per_s.round() as u64),
         us(latency.map(|l| l.p50)),
@@ -234,6 +234,7 @@ fn shown(line: &Line) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::SLOW;
 
     #[test]
     fn the_rate_of_the_last_line_is_of_the_time_that_was_measured() {
@@ -241,5 +242,24 @@ mod tests {
         assert_eq!(measured_s(2, 2, duration), 2.0);
         assert_eq!(measured_s(4, 2, duration), 1.5);
         assert_eq!(measured_s(5, 1, duration), 0.5);
+    }
+
+    #[test]
+    fn columns_stay_apart_however_large_the_figures_are() {
+        let line = Line {
+            at_s: 0,
+            length_s: 60,
+            acked: 0,
+            rate_per_s: 1e12,
+            latency_ns: Some(SLOW),
+            resident_bytes: Some(u64::MAX),
+            open_files: Some(u64::MAX),
+            wal_writes: Some(u64::MAX),
+            segments: Some(u64::MAX),
+            removed_records: Some(u64::MAX),
+        };
+        let columns = heading().replace("WAL writes", "writes");
+        let count = |line: &str| line.split("  ").filter(|cell| !cell.is_empty()).count();
+        assert_eq!(count(&shown(&line)), count(&columns), "{}", shown(&line));
     }
 }

@@ -366,7 +366,7 @@ fn heading(args: &SweepArgs) -> String {
     let [rate, achieved, p50, p99, p99_9] = columns;
     format!(
         "from {} records a second until p99 is beyond {} us, {} s each\n\n\
-         {rate:>12}{achieved:>12}{p50:>12}{p99:>12}{p99_9:>12}  valid  holds\n",
+         {rate:>12}  {achieved:>10}  {p50:>10}  {p99:>10}  {p99_9:>10}  valid  holds\n",
         shown(args.from),
         args.p99,
         args.step_duration.0.as_secs_f64()
@@ -376,7 +376,7 @@ fn heading(args: &SweepArgs) -> String {
 fn line(step: &Step) -> String {
     let latency = step.run.produce.latency_ns;
     let mut text = format!(
-        "{:>12}{:>12}{:>12}{:>12}{:>12}  {:<5}  {}",
+        "{:>12}  {:>10}  {:>10}  {:>10}  {:>10}  {:<5}  {}",
         shown(step.rate_per_s),
         shown(step.run.schedule.achieved_rate_per_s),
         us(latency.map(|l| l.p50)),

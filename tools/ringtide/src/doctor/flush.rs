@@ -79,7 +79,7 @@ pub(super) fn run(directory: &Directory) -> Result<(Check, FlushTest), Failure> 
 /// The figures and what they cannot say, for a person.
 pub(super) fn explained(test: &FlushTest) -> String {
     let mut out = format!(
-        "Flush test, {} of each in turn, in microseconds:\n\n{:<42}{:>9}{:>9}{:>9}\n",
+        "Flush test, {} of each in turn, in microseconds:\n\n{:<42}  {:>7}  {:>7}  {:>7}\n",
         test.rounds, "", "p50", "p99", "max"
     );
     for (name, times) in [
@@ -91,7 +91,7 @@ pub(super) fn explained(test: &FlushTest) -> String {
     ] {
         let us = |ns: u64| ns as f64 / 1000.0;
         let (p50, p99, max) = (us(times.p50_ns), us(times.p99_ns), us(times.max_ns));
-        let _ = writeln!(out, "{name:<42}{p50:>9.1}{p99:>9.1}{max:>9.1}");
+        let _ = writeln!(out, "{name:<42}  {p50:>7.1}  {p99:>7.1}  {max:>7.1}");
     }
     out.push_str(ONLY_A_POWER_CUT);
     out
