@@ -179,6 +179,8 @@ impl std::fmt::Debug for IndexBytes {
 pub enum DiskErrorKind {
     /// No space, or a quota is used up.
     Full,
+    /// As many files are open as may be.
+    TooManyFiles,
     /// No such file.
     NotFound,
     /// The file's contents are not what they must be.
@@ -211,10 +213,16 @@ impl DiskError {
     pub fn from_errno(errno: i32, message: String) -> Self {
         let kind = match errno {
             libc::ENOSPC | libc::EDQUOT => DiskErrorKind::Full,
+            libc::EMFILE | libc::ENFILE => DiskErrorKind::TooManyFiles,
             libc::ENOENT => DiskErrorKind::NotFound,
             other => DiskErrorKind::Os(other),
         };
         Self { kind, message }
+    }
+
+    /// Whether it is for want of something that others may give back; nothing was done.
+    pub fn is_shortage(&self) -> bool {
+        matches!(self.kind, DiskErrorKind::Full | DiskErrorKind::TooManyFiles)
     }
 
     /// Of a read: whether what was to be read is lost ([`is_unreadable`]).

@@ -199,6 +199,15 @@ impl Shard {
         index
     }
 
+    fn no_snapshot(&mut self, error: &DiskError, now: Now, fx: &mut Fx) {
+        if error.kind == DiskErrorKind::TooManyFiles && self.give_up_files(fx) {
+            self.upkeep.checkpoint_moved = true;
+            return;
+        }
+        self.disk_is_full(&error.message, now);
+        self.give_up_slot(now, fx);
+    }
+
     pub(crate) fn snapshot_written(
         &mut self,
         id: GroupId,
@@ -213,10 +222,7 @@ impl Shard {
             let (_, known) = c.early.swap_remove(at);
             match result {
                 Ok(_) => self.remove_files(id, known, fx),
-                Err(e) if e.kind == DiskErrorKind::Full => {
-                    self.disk_is_full(&e.message, now);
-                    self.give_up_slot(now, fx);
-                }
+                Err(e) if e.is_shortage() => self.no_snapshot(&e, now, fx),
                 Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
             }
             return;
@@ -234,10 +240,9 @@ impl Shard {
                 self.upkeep.checkpoint_moved = true;
                 self.disk_has_space();
             }
-            Err(e) if e.kind == DiskErrorKind::Full => {
+            Err(e) if e.is_shortage() => {
                 c.groups.push((group, index));
-                self.disk_is_full(&e.message, now);
-                self.give_up_slot(now, fx);
+                self.no_snapshot(&e, now, fx);
             }
             Err(e) => fatal(fx, FatalReason::Snapshot, e.message),
         }

@@ -148,7 +148,7 @@ impl Shard {
         self.upkeep.new_slots.push(path);
         match result {
             Ok(_) => {}
-            Err(e) if matches!(e.kind, DiskErrorKind::Full | DiskErrorKind::NotFound) => {
+            Err(e) if e.is_shortage() || e.kind == DiskErrorKind::NotFound => {
                 tracing::warn!(error = e.message, "a slot of the log cannot be removed");
             }
             // A directory whose sync failed once may seem synced to the next who asks.
@@ -174,7 +174,7 @@ impl Shard {
                     self.make_slot(fx);
                 }
             }
-            Err(e) if e.kind == DiskErrorKind::Full => {
+            Err(e) if e.is_shortage() => {
                 self.upkeep.new_slots.push(path);
                 tracing::warn!(error = e.message, "no space for another slot of the log");
                 self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
@@ -268,6 +268,7 @@ impl Shard {
         } else {
             0
         };
+        let lacks_files = matches!(&result, Err(e) if e.kind == DiskErrorKind::TooManyFiles);
         let Some(held) = self.held(i) else { return };
         let was_writing = held.is_writing;
         let result = held.log.completed(op, result, turn);
@@ -310,11 +311,21 @@ impl Shard {
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
-                self.disk_is_full(&message, now);
-                self.queue_writer(i, true);
-                if self.is_stopping {
-                    self.give_up_slot(now, fx);
+                if !(lacks_files && self.give_up_files(fx)) {
+                    self.disk_is_full(&message, now);
+                    if self.is_stopping {
+                        self.give_up_slot(now, fx);
+                    }
                 }
+                self.queue_writer(i, true);
+            }
+            // Who waits asks again.
+            Err(WriteError::Unreadable(_)) if lacks_files && self.give_up_files(fx) => {
+                if is_done {
+                    self.queue_writer(i, sync);
+                }
+                self.wake(i);
+                self.step_searches(i, fx);
             }
             Err(WriteError::Unreadable(message)) => {
                 self.segment_failed(i, op, &message);
@@ -325,6 +336,29 @@ impl Shard {
             }
             Err(WriteError::Fatal(message)) => fatal(fx, FatalReason::Segment, message),
         }
+    }
+
+    /// No more files can be opened: those are closed that nobody needs now. Without any, those are synced that wait for
+    /// it, so that they can be closed then. Whether there was either.
+    pub(crate) fn give_up_files(&mut self, fx: &mut Fx) -> bool {
+        let turn = self.turn;
+        let mut closed = Vec::new();
+        for held in self.partitions.iter_mut().flatten() {
+            closed.extend(held.log.take_idle_file());
+            closed.extend(held.log.close_readers(turn));
+        }
+        let mut found = !closed.is_empty();
+        let close = |file| (OpId(0), DiskOp::Close { file });
+        fx.disk.extend(closed.into_iter().map(close));
+        if !found {
+            for i in 0..self.partitions.len() {
+                if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
+                    self.queue_writer(i, true);
+                    found = true;
+                }
+            }
+        }
+        found
     }
 
     /// A segment cannot be read: what reads there is refused, everybody else goes on.

@@ -493,14 +493,14 @@ fn create_directory(path: &Path) -> Result<(), DiskError> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(failed("create directory", path, &error))
         }
-        _ => sync_directory(parent(path)),
+        // Who finds it there takes it to be synced.
+        _ => sync_directory(parent(path)).inspect_err(|_| drop(fs::remove_dir(path))),
     }
 }
 
 fn sync_directory(path: &Path) -> Result<(), DiskError> {
-    let synced = File::open(path).and_then(|directory| directory.sync_all());
-    synced.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => failed("sync", path, &error),
-        _ => failed_to_sync(path, &error),
-    })
+    let directory = File::open(path).map_err(|error| failed("open", path, &error))?;
+    directory
+        .sync_all()
+        .map_err(|error| failed_to_sync(path, &error))
 }

@@ -4,11 +4,12 @@ use std::fs;
 
 use ringtide_client::sync::Client;
 use ringtide_client::{Idle, Options};
+use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::identity::Identity;
 use ringtide_system_tests::{
-    Broker, Cli, Fault, MountedDisk, Setup, exit, single, skip, table, wait,
+    Broker, Cli, Fault, Footprint, MountedDisk, Setup, batch, exit, single, skip, table, wait,
 };
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 
 // ---- stopping ---------------------------------------------------------------------------------
 
@@ -767,4 +768,41 @@ fn doctor_says_what_it_found_to_a_person() {
         0,
         "it leaves nothing behind"
     );
+}
+
+#[test]
+fn more_partitions_are_written_to_than_files_may_be_open() {
+    const PARTITIONS: u32 = 40;
+    let mut broker = Broker::start();
+    let mut peer = broker.peer();
+    let topic = peer.create_topic("wide", PARTITIONS);
+    let held = Footprint::of(broker.pid());
+    let most = (held.files + held.sockets + 15) as u64;
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    let pid = Pid::from_raw(broker.pid().cast_signed());
+    prlimit(pid, Resource::Nofile, limit).expect("a lower limit");
+    // More than a segment's writer waits for.
+    let values = [[b'v'; 60_000]; 5];
+    for p in 0..PARTITIONS {
+        let published = loop {
+            match peer.publish(topic.partition(p), batch(&values)) {
+                Err(e) if e.code() == ErrorCode::DiskFull => {}
+                other => break other.expect("an answer"),
+            }
+        };
+        assert_eq!(published.base_offset, 0);
+    }
+    drop(peer);
+    for p in 0..PARTITIONS {
+        let args = ["consume", "wide", "--partition", &p.to_string()];
+        assert_eq!(broker.cli().run(&args).ok().text().lines().count(), 5);
+    }
+    assert_eq!(broker.stop(), 0);
+    broker.restart();
+    let count = (PARTITIONS * 5).to_string();
+    let read = broker.cli().run(&["consume", "wide", "--count", &count]);
+    assert_eq!(read.ok().text().lines().count(), 200);
 }

@@ -102,7 +102,7 @@ pub(super) struct Writer {
 /// A failure that the shard must act on.
 #[derive(Debug)]
 pub enum WriteError {
-    /// The disk is full; nothing is lost, the round is to be tried again later.
+    /// The disk is full, or too many files are open; nothing is lost, the round is to be tried again later.
     DiskFull(String),
     /// A file could not be opened for readers, or an index not be loaded; appending goes on.
     Unreadable(String),
@@ -256,8 +256,10 @@ impl Partition {
                 self.writer.seal_asked |= active.has_damage();
                 let file = ops.file();
                 self.writer.file = Some(file);
+                // A flush wrote what readers have of the last block.
+                let readable = self.writer.readable.next_multiple_of(BLOCK);
                 let mode = ringtide_io::OpenMode::Append {
-                    keep_bytes: aligned,
+                    keep_bytes: aligned.max(readable),
                 };
                 let path = log_path(&dir, base);
                 ops.out
@@ -524,7 +526,7 @@ impl Partition {
                 self.writer.state = State::Ready;
                 return Err(WriteError::DiskFull(e.message));
             }
-            (PartitionOp::OpenAppend, Err(e)) if e.kind == DiskErrorKind::Full => {
+            (PartitionOp::OpenAppend, Err(e)) if e.is_shortage() => {
                 self.writer.file = None;
                 self.writer.state = State::Closed;
                 return Err(WriteError::DiskFull(e.message));
@@ -610,6 +612,19 @@ impl Partition {
             file: self.writer.file,
             ..Writer::default()
         };
+    }
+
+    /// The file of a writer that has nothing to do; it opens it again when it has.
+    pub fn take_idle_file(&mut self) -> Option<FileId> {
+        let w = &mut self.writer;
+        let is_idle = w.state == State::Ready
+            && w.unsynced == 0
+            && !(w.seal_next || w.seal_asked || w.needs_flush);
+        if !is_idle {
+            return None;
+        }
+        w.state = State::Closed;
+        w.file.take()
     }
 
     /// The file that is not written any more after a seal.
