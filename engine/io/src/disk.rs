@@ -220,7 +220,7 @@ impl DiskError {
         Self { kind, message }
     }
 
-    /// Whether it is for want of something that others may give back; nothing was done.
+    /// Whether it is for want of something that others may give back; the operation can be repeated.
     pub fn is_shortage(&self) -> bool {
         matches!(self.kind, DiskErrorKind::Full | DiskErrorKind::TooManyFiles)
     }

@@ -511,6 +511,30 @@ fn what_is_appended_behind_damage_goes_to_a_new_segment_and_no_index_that_has_da
 }
 
 #[test]
+fn a_writer_that_gives_its_file_up_leaves_nothing_unclaimed_and_goes_on_with_it() {
+    let mut world = World::new(1, 1 << 30);
+    world.append(10_000);
+    world.partition.commit(world.partition.latest());
+    world.drain();
+    // Less than a block: it stays with the writer.
+    world.append(10);
+    let latest = world.partition.latest();
+    world.partition.commit(latest);
+    world.with(|p, ops| p.write_out(false, ops));
+    assert!(world.under_way.is_empty());
+    assert!(!world.partition.is_synced_to(latest));
+    assert!(world.partition.take_idle_file().is_some());
+    assert!(world.partition.is_synced_to(latest));
+    assert!(world.partition.take_idle_file().is_none());
+    world.append(10_000);
+    let latest = world.partition.latest();
+    world.partition.commit(latest);
+    world.drain();
+    world.partition.evict(0);
+    assert!((0..latest).all(|offset| is_found(&mut world, offset)));
+}
+
+#[test]
 fn a_writer_whose_index_cannot_be_loaded_goes_on_in_the_next_segment() {
     let (mut world, log) = with_an_open_segment();
     world.unreadable.insert(log);

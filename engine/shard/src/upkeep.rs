@@ -52,6 +52,8 @@ pub(crate) struct Upkeep {
     /// Slots still to be made, the next one last.
     new_slots: Vec<PathBuf>,
     opening_slots: usize,
+    /// Slots for which no more files could be opened.
+    unopened_slots: Vec<PathBuf>,
     /// Files of the slots that are open.
     slot_paths: FxHashMap<FileId, PathBuf>,
     /// The turn at which the last readers' files were looked at.
@@ -107,6 +109,10 @@ impl Shard {
             Ok(_) => {
                 self.upkeep.slot_paths.insert(file, path);
                 self.wal.add_slot(file);
+            }
+            Err(e) if e.kind == DiskErrorKind::TooManyFiles => {
+                self.give_up_files(fx);
+                self.upkeep.unopened_slots.push(path);
             }
             Err(e) => fatal(fx, FatalReason::Wal, e.message),
         }
@@ -350,7 +356,8 @@ impl Shard {
         let mut found = !closed.is_empty();
         let close = |file| (OpId(0), DiskOp::Close { file });
         fx.disk.extend(closed.into_iter().map(close));
-        if !found {
+        // On a full disk what is to be written stands before a sync.
+        if !found && self.upkeep.disk_full.is_none() {
             for i in 0..self.partitions.len() {
                 if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
                     self.queue_writer(i, true);
@@ -399,6 +406,9 @@ impl Shard {
         }
         if now.mono_ns >= self.upkeep.next_ns {
             self.upkeep.next_ns = now.mono_ns + UPKEEP_NS;
+            for path in std::mem::take(&mut self.upkeep.unopened_slots) {
+                self.open_slot(path, fx);
+            }
             // On a full disk, too: retention is what makes space.
             self.retention(now, fx);
             let is_time = now.mono_ns >= self.upkeep.slot_retry_ns;

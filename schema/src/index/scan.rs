@@ -201,8 +201,8 @@ impl<S: Source> Window<'_, S> {
     }
 
     /// Position and offset of the first whole batch behind a position, not before an offset, from which one follows the other
-    /// up to the end of the bytes and of the offsets. That makes it one of the segment's: what merely looks like a batch within a
-    /// record leads elsewhere.
+    /// up to the end of the bytes and of the offsets. What merely looks like a batch within a record leads elsewhere, unless it
+    /// was made to be taken for one.
     fn find_behind(&mut self, damaged: u64, offset: u64) -> Result<Option<(u64, u64)>, S::Error> {
         let mut position = damaged + 1;
         // From one place that cannot be read to the next: a device may take seconds for each.

@@ -414,27 +414,36 @@ impl Partition {
             return false;
         };
         let w = &self.writer;
-        if w.unsynced == 0 && !self.claims_less_than_given() {
+        if w.unsynced == 0 {
+            self.claim_carry();
             return false;
         }
         let meta = SegmentT {
             bytes: w.aligned,
             ..active.meta.clone()
         };
-        if w.unsynced == 0 {
-            // Nothing new in the file: the snapshot holds the carry.
-            let tail = w.carry.clone();
-            self.writer.synced = Synced {
-                active: Some(meta),
-                tail,
-            };
-            return false;
-        }
         let written = if w.flushing { w.assigned } else { w.aligned };
         self.writer.syncing = Some((meta, w.carry.clone(), written));
         self.writer.state = State::Syncing;
         ops.out.push((PartitionOp::Sync, DiskOp::Sync { file }));
         true
+    }
+
+    /// With nothing in the file that is not synced, a snapshot holds the rest.
+    fn claim_carry(&mut self) {
+        if self.claims_less_than_given()
+            && let Some(active) = self.active()
+        {
+            let meta = SegmentT {
+                bytes: self.writer.aligned,
+                ..active.meta.clone()
+            };
+            let tail = self.writer.carry.clone();
+            self.writer.synced = Synced {
+                active: Some(meta),
+                tail,
+            };
+        }
     }
 
     /// Whether the writer has batches that `synced` does not claim.
@@ -616,15 +625,14 @@ impl Partition {
 
     /// The file of a writer that has nothing to do; it opens it again when it has.
     pub fn take_idle_file(&mut self) -> Option<FileId> {
-        let w = &mut self.writer;
-        let is_idle = w.state == State::Ready
-            && w.unsynced == 0
-            && !(w.seal_next || w.seal_asked || w.needs_flush);
-        if !is_idle {
+        let w = &self.writer;
+        let is_idle = w.state == State::Ready && w.unsynced == 0 && !w.seal_next;
+        if !is_idle || self.has_work(false) {
             return None;
         }
-        w.state = State::Closed;
-        w.file.take()
+        self.claim_carry();
+        self.writer.state = State::Closed;
+        self.writer.file.take()
     }
 
     /// The file that is not written any more after a seal.
@@ -655,6 +663,12 @@ impl Partition {
         match result {
             Ok(DiskDone::Index(index)) => segment.set_index(index),
             Ok(_) => return Err(WriteError::Fatal(format!("{id}: no index in the answer"))),
+            // It is asked for again.
+            Err(e) if is_writers && e.kind == DiskErrorKind::TooManyFiles => {
+                segment.index = Index::Unloaded;
+                self.writer.state = State::Closed;
+                return Err(WriteError::DiskFull(e.message));
+            }
             // The writer needs nothing of what is there: it goes on in the next segment.
             Err(_) if is_writers => segment.set_index(IndexBytes::Built {
                 entries: vec![IndexEntry::damaged(0, 0, i64::MIN)],
