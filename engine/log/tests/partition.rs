@@ -558,6 +558,31 @@ fn a_writer_whose_index_cannot_be_loaded_goes_on_in_the_next_segment() {
 }
 
 #[test]
+fn a_writer_asks_again_for_an_index_for_which_no_file_could_be_opened_and_stays_in_its_segment() {
+    let (mut world, _) = with_an_open_segment();
+    world.append(4_000);
+    let end = world.partition.latest();
+    world.partition.commit(end);
+    for _ in 0..2 {
+        assert!(world.with(|p, ops| p.write_out(true, ops)));
+        let (what, _) = world.under_way.pop().expect("an operation");
+        assert!(matches!(what, PartitionOp::LoadIndex(0)));
+        let error = DiskError {
+            kind: DiskErrorKind::TooManyFiles,
+            message: "as many files are open as may be".into(),
+        };
+        match world.partition.completed(what, Err(error), world.turn) {
+            Err(WriteError::DiskFull(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    world.drain();
+    assert_eq!(world.partition.size().0, 1, "segments");
+    world.partition.evict(0);
+    assert!((0..end).all(|offset| is_found(&mut world, offset)));
+}
+
+#[test]
 fn memory_holds_no_index_of_sealed_segments_that_nobody_reads() {
     let mut world = with_a_sealed_segment();
     let asks = |world: &mut World| {

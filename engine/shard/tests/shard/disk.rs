@@ -72,6 +72,11 @@ impl Disk {
         self.paths.contains_key(path)
     }
 
+    /// The size of the file of this name, 0 for none.
+    pub fn bytes(&self, path: &Path) -> usize {
+        self.paths.get(path).map_or(0, |c| c.borrow().len())
+    }
+
     /// Operations that are held back.
     pub fn held(&self) -> usize {
         self.waiting.len()

@@ -1,7 +1,7 @@
 //! Operations on files that fail.
 
 use std::cell::Cell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ringtide_io::{Disconnect, DiskErrorKind, DiskOp};
 use ringtide_schema::batch::{Batches, Codec, assign};
@@ -564,6 +564,58 @@ fn a_writer_whose_index_cannot_be_loaded_goes_on_and_only_who_reads_there_is_tol
     };
     assert_eq!(error_of(fetch), Some(ErrorCode::DataUnreadable));
     assert_eq!(error_of(tail), None);
+}
+
+/// No file can be opened for one kind of operation, on paths that `is_meant` names.
+fn lack_files(world: &mut World, is_meant: impl Fn(&Path, &DiskOp) -> bool + 'static) {
+    world.nodes[0].disk.fails =
+        Box::new(move |path, op| is_meant(path, op).then_some(DiskErrorKind::TooManyFiles));
+}
+
+#[test]
+fn slots_of_the_log_for_which_no_file_could_be_opened_are_opened_when_there_are_some() {
+    let setup = Setup::new(1).topic("t", 1);
+    let partition = setup.on_shard("t", 0);
+    let mut world = World::before_the_start(&setup);
+    lack_files(&mut world, |path, op| {
+        path.starts_with("data/wal") && matches!(op, DiskOp::Open { .. })
+    });
+    world.pass(3 * SECOND);
+    let peer = world.connect(0);
+    world.publish(peer, DURABLE, &[(partition, batch(b"there is no log"))]);
+    world.pass(3 * SECOND);
+    let heard = world.hear(peer);
+    assert!(heard.iter().all(|answer| answer.results()[0].1 != 0));
+
+    world.nodes[0].disk.fails = Box::new(|_, _| None);
+    world.pass(3 * SECOND);
+    let peer = world.connect(0);
+    let asked = world.publish(peer, DURABLE, &[(partition, batch(b"there is"))]);
+    assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+}
+
+#[test]
+fn a_writer_goes_on_in_its_segment_when_a_file_for_its_index_can_be_opened_again() {
+    let setup = Setup::new(1).topic("old", 1).open();
+    let old = setup.on_shard("old", 0);
+    let setup = setup.segment(old, &[batch(&[1; 10_000]), batch(&[2; 10_000])]);
+    let mut world = World::new(&setup);
+    lack_files(&mut world, |_, op| matches!(op, DiskOp::LoadIndex { .. }));
+    let peer = world.connect(0);
+    let asked = world.publish(peer, DURABLE, &[(old, batch(&[3; 300_000]))]);
+    assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+    world.pass(SECOND);
+    let asked = world.publish(peer, DURABLE, &[(old, batch(b"refused"))]);
+    let refused = world.answer(peer, asked).results()[0].1;
+    assert_eq!(refused, ErrorCode::DiskFull as u16);
+
+    world.nodes[0].disk.fails = Box::new(|_, _| None);
+    world.pass(2 * SECOND);
+    let asked = world.publish(peer, DURABLE, &[(old, batch(&[4; 300_000]))]);
+    assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+    world.pass(2 * SECOND);
+    assert!(world.nodes[0].disk.bytes(&segment(old, 0)) > 600_000);
+    assert!(!world.nodes[0].disk.has(&segment(old, 2)));
 }
 
 /// How many times of six a reader of a file that cannot be read is told so, rather than disconnected.

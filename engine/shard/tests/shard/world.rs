@@ -255,7 +255,14 @@ pub struct World {
 
 impl World {
     pub fn new(setup: &Setup) -> Self {
-        let mut world = Self {
+        let mut world = Self::before_the_start(setup);
+        world.run();
+        world
+    }
+
+    /// Shards that had no turn yet.
+    pub fn before_the_start(setup: &Setup) -> Self {
+        Self {
             now: Now {
                 mono_ns: SECOND,
                 wall_ms: START_MS,
@@ -263,9 +270,7 @@ impl World {
             nodes: (0..setup.shards).map(|shard| setup.node(shard)).collect(),
             connections: 0,
             correlations: 1000,
-        };
-        world.run();
-        world
+        }
     }
 
     /// A connection that has not said anything.
