@@ -106,6 +106,9 @@ pub trait Logic {
         fx: &mut Effects<Self::Mail>,
     );
 
+    /// A connection waits because no more files can be open: what is not needed is to be closed.
+    fn lacks_files(&mut self, _now: Now, _fx: &mut Effects<Self::Mail>) {}
+
     /// Another shard said something.
     fn mail(&mut self, from: u16, mail: Self::Mail, now: Now, fx: &mut Effects<Self::Mail>);
 

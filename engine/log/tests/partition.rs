@@ -523,9 +523,16 @@ fn a_writer_that_gives_its_file_up_leaves_nothing_unclaimed_and_goes_on_with_it(
     world.with(|p, ops| p.write_out(false, ops));
     assert!(world.under_way.is_empty());
     assert!(!world.partition.is_synced_to(latest));
-    assert!(world.partition.take_idle_file().is_some());
+    // And one that is not given to it yet, as when a partition rests.
+    world.append(10);
+    world.partition.commit(world.partition.latest());
+    assert!(
+        world.partition.take_idle_file(world.turn).is_none(),
+        "used in this turn"
+    );
+    assert!(world.partition.take_idle_file(world.turn + 1).is_some());
     assert!(world.partition.is_synced_to(latest));
-    assert!(world.partition.take_idle_file().is_none());
+    assert!(world.partition.take_idle_file(world.turn + 1).is_none());
     world.append(10_000);
     let latest = world.partition.latest();
     world.partition.commit(latest);

@@ -328,6 +328,17 @@ fn entries_of_a_deleted_topic_are_skipped_and_its_directory_goes() {
 }
 
 #[test]
+fn what_a_replay_writes_for_a_topic_that_is_deleted_later_in_the_log_goes() {
+    let (mut b, ids) = simple(1, 3, 9000);
+    b.delete(ids[0].topic);
+    b.frames();
+    b.store();
+    b.recover().expect("nothing is wrong");
+    let left = fs::read_dir(b.dir().join("partitions")).expect("listed");
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
 fn entries_before_the_deletion_of_a_topic_that_a_snapshot_forgot_already_are_skipped() {
     // A snapshot is made of what is there when it is written, which is after the last entry that it
     // speaks for: the topic may be gone by then, its deletion later in the log.

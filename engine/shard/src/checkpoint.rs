@@ -7,7 +7,7 @@ use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
 use crate::settings::MAX_SNAPSHOTS_IN_FLIGHT;
-use crate::upkeep::fatal;
+use crate::upkeep::{Relief, fatal};
 use crate::{Fx, Pending, Shard};
 
 /// A checkpoint under way.
@@ -200,8 +200,13 @@ impl Shard {
     }
 
     fn no_snapshot(&mut self, error: &DiskError, now: Now, fx: &mut Fx) {
-        if error.kind == DiskErrorKind::TooManyFiles && self.give_up_files(fx) {
-            self.upkeep.checkpoint_moved = true;
+        if error.kind == DiskErrorKind::TooManyFiles {
+            match self.give_up_files(now, fx) {
+                Relief::Now => self.upkeep.checkpoint_moved = true,
+                // It is tried again when something was synced, and at the next upkeep.
+                Relief::Soon => {}
+                Relief::Elsewhere => self.disk_is_full(&error.message, now),
+            }
             return;
         }
         self.disk_is_full(&error.message, now);

@@ -105,7 +105,7 @@ impl Logic for Shard {
                 }
                 self.partition_done(i, op, result, now, fx);
             }
-            Some(Pending::OpenSlot(file, path)) => self.slot_opened(file, path, result, fx),
+            Some(Pending::OpenSlot(file, path)) => self.slot_opened(file, path, result, now, fx),
             Some(Pending::CreateSlot(path)) => self.slot_made(path, result, now, fx),
             Some(Pending::RemoveSlot(path)) => self.slot_removed(path, result, fx),
             Some(Pending::Snapshot(group)) => self.snapshot_written(group, result, now, fx),
@@ -146,6 +146,10 @@ impl Logic for Shard {
         }
     }
 
+    fn lacks_files(&mut self, now: Now, fx: &mut Fx) {
+        self.give_up_files(now, fx);
+    }
+
     fn mail(&mut self, from: u16, mail: Mail, now: Now, fx: &mut Fx) {
         match mail {
             Mail::Came { conn, peer } => {
@@ -168,6 +172,7 @@ impl Logic for Shard {
                 fx.mail.push((from, Mail::ChangeDone { number }));
             }
             Mail::ChangeDone { number } => self.change_done(number),
+            Mail::LacksFiles => drop(self.close_some(fx)),
         }
     }
 

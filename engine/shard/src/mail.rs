@@ -61,6 +61,8 @@ pub enum Mail {
         /// Which.
         number: u64,
     },
+    /// The sender can open no more files, and all shards share a limit.
+    LacksFiles,
 }
 
 /// What a shard is asked for by a connection of another.

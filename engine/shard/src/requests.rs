@@ -116,9 +116,13 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        self.partial_bytes -= std::mem::take(&mut session.partial_bytes);
+        let held_bytes = std::mem::take(&mut session.partial_bytes);
+        self.partial_bytes -= held_bytes;
         if session.is_closing {
             return;
+        }
+        if held_bytes <= SMALL_PARTIAL_BYTES {
+            session.held_ns = now.mono_ns;
         }
         session.partial_bytes = assembler.held_bytes();
         self.partial_bytes += session.partial_bytes;
@@ -130,8 +134,6 @@ impl Shard {
             session.frame_timer_ns = Some(due_ns);
             self.timers.insert((due_ns, key, Timer::Frame));
         }
-        let is_over =
-            self.partial_bytes > MAX_PARTIAL_BYTES && session.partial_bytes > SMALL_PARTIAL_BYTES;
         if let Err(error) = result {
             tracing::warn!(peer = &*session.peer, %error, "closing a connection that cannot be trusted");
             let fault = Fault::new(ErrorCode::BadFrame, error.to_string());
@@ -140,18 +142,12 @@ impl Shard {
             self.close(key);
             return;
         }
-        if is_over && !is_blocked {
-            let message = format!(
-                "frames that have only begun to arrive hold over {MAX_PARTIAL_BYTES} bytes: send \
-                 smaller requests, or over fewer connections"
-            );
-            tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
-            let fault = Fault::new(ErrorCode::Overloaded, message);
-            self.encoder
-                .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
-            self.close(key);
+        if self.partial_bytes > MAX_PARTIAL_BYTES && self.close_longest_held() == Some(key) {
             return;
         }
+        let Some(session) = self.sessions.get_mut(&key) else {
+            return;
+        };
         if let SessionKey::Local(conn) = key
             && session.is_paused != is_blocked
         {
@@ -164,6 +160,26 @@ impl Shard {
         if is_blocked {
             self.mark_blocked(key);
         }
+    }
+
+    /// What has arrived and cannot be handled takes too much memory: the connection that has held much of it for the longest
+    /// is closed. That is one that stopped in the middle of a frame, or that does not take its answers.
+    fn close_longest_held(&mut self) -> Option<SessionKey> {
+        let sessions = self.sessions.iter();
+        let holds = sessions.filter(|(_, s)| s.partial_bytes > SMALL_PARTIAL_BYTES);
+        let key = holds.map(|(&key, s)| (s.held_ns, key)).min()?.1;
+        let session = self.sessions.get_mut(&key)?;
+        let message = format!(
+            "requests that have not arrived as a whole, or whose peers do not take their answers, hold over \
+             {MAX_PARTIAL_BYTES} bytes, some of this connection for the longest: read answers, send requests without a \
+             pause, or smaller ones over fewer connections"
+        );
+        tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
+        let fault = Fault::new(ErrorCode::Overloaded, message);
+        self.encoder
+            .error(&mut session.out, Op::Hello, 0, &fault.to_wire());
+        self.close(key);
+        Some(key)
     }
 
     /// The time has come at which a frame that had begun must have gone on: it did, or its
@@ -220,6 +236,7 @@ impl Shard {
             return Taken::No;
         }
         session.requests.1 += 1;
+        session.held_ns = now.mono_ns;
         self.requests += 1;
         session.in_flight += 1;
         let correlation = frame.header.correlation;

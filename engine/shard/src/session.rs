@@ -123,6 +123,8 @@ pub struct Session {
     pub assembler: Assembler,
     /// What the assembler holds, as counted by the shard.
     pub partial_bytes: usize,
+    /// When it last held little, or a frame of what it holds was looked at.
+    pub held_ns: u64,
     /// When the last bytes came of a frame that has begun to arrive, while it is received.
     pub begun_ns: Option<u64>,
     /// When that is looked at.
@@ -196,6 +198,7 @@ impl Session {
             is_greeted,
             assembler: Assembler::new(),
             partial_bytes: 0,
+            held_ns: 0,
             begun_ns: None,
             frame_timer_ns: None,
             out: Vec::new(),

@@ -104,9 +104,9 @@ pub const MAX_OUT_BYTES: usize = 1 << 20;
 pub const MAX_REQUESTS_A_TURN: u32 = 1024;
 /// Fetches and subscriptions of one session that a turn looks at, unless it has something to send.
 pub const MAX_LOOKS_A_TURN: usize = 256;
-/// Memory for frames that have begun to arrive, of all connections together.
+/// Memory for what has arrived and cannot be handled yet, of all connections together.
 pub const MAX_PARTIAL_BYTES: usize = 128 << 20;
-/// A connection that holds less than this for such a frame is never refused for it.
+/// A connection that holds no more than this of it is never closed for it.
 pub const SMALL_PARTIAL_BYTES: usize = 64 << 10;
 /// A connection whose frame has begun to arrive and does not go on for this long is closed, in
 /// nanoseconds.
@@ -126,9 +126,13 @@ pub const MAX_FAILED_READS: usize = 16;
 pub const FAILED_READ_NS: u64 = 30_000_000_000;
 /// Snapshots replace files of this many groups at the same time.
 pub const MAX_SNAPSHOTS_IN_FLIGHT: usize = 8;
-/// A file that was not read for this long is closed, in nanoseconds.
-pub const CLOSE_READER_NS: u64 = 60_000_000_000;
+/// A segment that was neither written to nor read for this long is closed, in nanoseconds.
+pub const CLOSE_UNUSED_NS: u64 = 60_000_000_000;
 /// Upkeep that nothing triggers is looked at this often, in nanoseconds.
 pub const UPKEEP_NS: u64 = 1_000_000_000;
+/// Who waits for a file of his own shard to be closed looks again after this long, in nanoseconds.
+pub const LACK_FILES_RETRY_NS: u64 = 10_000_000;
+/// Other shards are asked to close files no more often than this, in nanoseconds.
+pub const FILES_PLEA_NS: u64 = 100_000_000;
 /// A full disk is tried again after this long, in nanoseconds.
 pub const DISK_FULL_RETRY_NS: u64 = 500_000_000;

@@ -14,12 +14,24 @@ use rustc_hash::FxHashMap;
 
 use crate::commit::Answer;
 use crate::fault::Fault;
+use crate::mail::Mail;
 use crate::requests::Handled;
 use crate::settings::{
-    CLOSE_READER_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, MAX_PIECES, MAX_WRITERS, UPKEEP_NS,
-    WRITE_OUT_BYTES,
+    CLOSE_UNUSED_NS, DISK_FULL_RETRY_NS, FILES_PLEA_NS, KEEP_TAIL_BYTES, LACK_FILES_RETRY_NS,
+    MAX_PIECES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
 };
 use crate::{Fx, Pending, Shard};
+
+/// When another file can be opened, where that failed because there are too many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Relief {
+    /// Files were closed.
+    Now,
+    /// Files are used or being synced, and can be closed soon.
+    Soon,
+    /// The shard has none.
+    Elsewhere,
+}
 
 /// State of the work behind.
 #[derive(Debug, Default)]
@@ -54,11 +66,18 @@ pub(crate) struct Upkeep {
     opening_slots: usize,
     /// Slots for which no more files could be opened.
     unopened_slots: Vec<PathBuf>,
+    /// Partitions that wait for a file, and when they ask for it again.
+    lack_files: Vec<usize>,
+    lack_files_ns: u64,
+    /// The last turn in which files were closed for others.
+    relieved_turn: u64,
+    /// When other shards may be asked again to close files.
+    next_plea_ns: u64,
     /// Files of the slots that are open.
     slot_paths: FxHashMap<FileId, PathBuf>,
-    /// The turn at which the last readers' files were looked at.
-    reader_turn: u64,
-    next_reader_ns: u64,
+    /// The turn at which files were looked at last, to see which are used.
+    unused_turn: u64,
+    next_unused_ns: u64,
 }
 
 impl Shard {
@@ -102,6 +121,7 @@ impl Shard {
         file: FileId,
         path: PathBuf,
         result: Result<DiskDone, DiskError>,
+        now: Now,
         fx: &mut Fx,
     ) {
         self.upkeep.opening_slots -= 1;
@@ -111,8 +131,12 @@ impl Shard {
                 self.wal.add_slot(file);
             }
             Err(e) if e.kind == DiskErrorKind::TooManyFiles => {
-                self.give_up_files(fx);
+                self.give_up_files(now, fx);
                 self.upkeep.unopened_slots.push(path);
+                tracing::warn!(error = e.message, "a slot of the log cannot be opened");
+                if self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS {
+                    self.disk_is_full(&e.message, now);
+                }
             }
             Err(e) => fatal(fx, FatalReason::Wal, e.message),
         }
@@ -182,7 +206,7 @@ impl Shard {
             }
             Err(e) if e.is_shortage() => {
                 self.upkeep.new_slots.push(path);
-                tracing::warn!(error = e.message, "no space for another slot of the log");
+                tracing::warn!(error = e.message, "no room for another slot of the log");
                 self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
                 if self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS {
                     self.disk_is_full(&e.message, now);
@@ -317,22 +341,16 @@ impl Shard {
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
-                if !(lacks_files && self.give_up_files(fx)) {
+                if !(lacks_files && self.wait_for_a_file(i, true, now, fx)) {
                     self.disk_is_full(&message, now);
                     if self.is_stopping {
                         self.give_up_slot(now, fx);
                     }
+                    self.queue_writer(i, true);
                 }
-                self.queue_writer(i, true);
             }
-            // Who waits asks again.
-            Err(WriteError::Unreadable(_)) if lacks_files && self.give_up_files(fx) => {
-                if is_done {
-                    self.queue_writer(i, sync);
-                }
-                self.wake(i);
-                self.step_searches(i, fx);
-            }
+            Err(WriteError::Unreadable(_))
+                if lacks_files && self.wait_for_a_file(i, false, now, fx) => {}
             Err(WriteError::Unreadable(message)) => {
                 self.segment_failed(i, op, &message);
                 if is_done {
@@ -344,28 +362,92 @@ impl Shard {
         }
     }
 
-    /// No more files can be opened: those are closed that nobody needs now. Without any, those are synced that wait for
-    /// it, so that they can be closed then. Whether there was either.
-    pub(crate) fn give_up_files(&mut self, fx: &mut Fx) -> bool {
-        let turn = self.turn;
+    /// No more files can be opened: those that nobody uses in this turn are closed; without any, other shards are asked to do
+    /// the same.
+    pub(crate) fn give_up_files(&mut self, now: Now, fx: &mut Fx) -> Relief {
+        if self.close_some(fx) {
+            return Relief::Now;
+        }
+        if now.mono_ns >= self.upkeep.next_plea_ns {
+            self.upkeep.next_plea_ns = now.mono_ns + FILES_PLEA_NS;
+            let others = (0..self.settings.shards).filter(|&shard| shard != self.settings.shard);
+            fx.mail
+                .extend(others.map(|shard| (shard, Mail::LacksFiles)));
+        }
+        let mut held = self.partitions.iter().flatten();
+        match held.any(|held| held.log.has_open_files()) {
+            true => Relief::Soon,
+            false => Relief::Elsewhere,
+        }
+    }
+
+    /// Closes the files that nobody uses in this turn, and if there are none has the others synced. Whether some were closed in
+    /// this turn.
+    pub(crate) fn close_some(&mut self, fx: &mut Fx) -> bool {
+        if self.close_files(self.turn, fx) {
+            self.upkeep.relieved_turn = self.turn;
+        }
+        let is_relieved = self.upkeep.relieved_turn == self.turn;
+        // On a full disk what is to be written stands before a sync.
+        if !is_relieved && self.upkeep.disk_full.is_none() {
+            self.sync_all();
+        }
+        is_relieved
+    }
+
+    /// Closes the files that were not used since a turn; whether there were any.
+    fn close_files(&mut self, before: u64, fx: &mut Fx) -> bool {
         let mut closed = Vec::new();
         for held in self.partitions.iter_mut().flatten() {
-            closed.extend(held.log.take_idle_file());
-            closed.extend(held.log.close_readers(turn));
+            // Who is queued is about to use it.
+            if !held.is_queued {
+                closed.extend(held.log.take_idle_file(before));
+            }
+            closed.extend(held.log.close_readers(before));
         }
-        let mut found = !closed.is_empty();
+        let found = !closed.is_empty();
         let close = |file| (OpId(0), DiskOp::Close { file });
         fx.disk.extend(closed.into_iter().map(close));
-        // On a full disk what is to be written stands before a sync.
-        if !found && self.upkeep.disk_full.is_none() {
-            for i in 0..self.partitions.len() {
-                if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
-                    self.queue_writer(i, true);
-                    found = true;
-                }
+        found
+    }
+
+    /// A partition's writer or readers go on when there may be a file for it. False if the shard has none to close.
+    fn wait_for_a_file(&mut self, i: usize, is_writer: bool, now: Now, fx: &mut Fx) -> bool {
+        let relief = self.give_up_files(now, fx);
+        if relief == Relief::Elsewhere {
+            return false;
+        }
+        if let Some(held) = self.held(i) {
+            held.wants_sync |= is_writer;
+        }
+        if self.upkeep.lack_files.is_empty() {
+            self.upkeep.lack_files_ns = now.mono_ns + LACK_FILES_RETRY_NS;
+        }
+        self.upkeep.lack_files.push(i);
+        if relief == Relief::Now {
+            self.open_again(fx);
+        }
+        true
+    }
+
+    /// Who waits for a file asks again.
+    fn open_again(&mut self, fx: &mut Fx) {
+        for i in std::mem::take(&mut self.upkeep.lack_files) {
+            if self.held(i).is_some_and(|held| held.wants_sync) {
+                self.queue_writer(i, true);
+            }
+            self.wake(i);
+            self.step_searches(i, fx);
+        }
+    }
+
+    /// Has all partitions synced that have something to sync.
+    fn sync_all(&mut self) {
+        for i in 0..self.partitions.len() {
+            if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
+                self.queue_writer(i, true);
             }
         }
-        found
     }
 
     /// A segment cannot be read: what reads there is refused, everybody else goes on.
@@ -404,11 +486,15 @@ impl Shard {
             self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
             self.probe_disk(fx);
         }
+        if !self.upkeep.lack_files.is_empty() && now.mono_ns >= self.upkeep.lack_files_ns {
+            self.open_again(fx);
+        }
         if now.mono_ns >= self.upkeep.next_ns {
             self.upkeep.next_ns = now.mono_ns + UPKEEP_NS;
             for path in std::mem::take(&mut self.upkeep.unopened_slots) {
                 self.open_slot(path, fx);
             }
+            self.upkeep.checkpoint_moved |= self.checkpoint.is_some();
             // On a full disk, too: retention is what makes space.
             self.retention(now, fx);
             let is_time = now.mono_ns >= self.upkeep.slot_retry_ns;
@@ -416,15 +502,11 @@ impl Shard {
             if has_space && is_time && !self.slots_are_coming() {
                 self.make_slot(fx);
             }
-            self.close_readers(now, fx);
+            self.close_unused_files(now, fx);
         }
         if now.mono_ns >= self.upkeep.next_sync_ns {
             self.upkeep.next_sync_ns = now.mono_ns + self.settings.sync_interval_ms * 1_000_000;
-            for i in 0..self.partitions.len() {
-                if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
-                    self.queue_writer(i, true);
-                }
-            }
+            self.sync_all();
         }
         self.relieve_memory(now);
         self.run_checkpoint(fx);
@@ -454,13 +536,13 @@ impl Shard {
 
     /// Something needs space that is not there: publishes are refused until it could be written.
     pub(crate) fn disk_is_full(&mut self, message: &str, now: Now) {
-        let why = format!("it goes on by itself when there is space: {message}");
+        let why = format!("it goes on by itself when there is room: {message}");
         let is_news = self.upkeep.disk_full.replace(why).is_none();
         self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
         if is_news {
             tracing::error!(
                 why = message,
-                "disk full: publishes are refused until there is space"
+                "no room on the disk, or for another open file: publishes are refused until there is"
             );
         }
     }
@@ -482,16 +564,20 @@ impl Shard {
     /// Something was written that takes space.
     pub(crate) fn disk_has_space(&mut self) {
         if self.upkeep.disk_full.take().is_some() {
-            tracing::info!("there is space on the disk again: publishes are taken");
+            tracing::info!("there is room again: publishes are taken");
         }
     }
 
     /// When upkeep is due at the latest.
     pub(crate) fn upkeep_deadline_ns(&self) -> u64 {
-        match &self.upkeep.disk_full {
-            Some(_) => self.upkeep.next_ns.min(self.upkeep.retry_at_ns),
-            None => self.upkeep.next_ns,
+        let mut deadline = self.upkeep.next_ns;
+        if self.upkeep.disk_full.is_some() {
+            deadline = deadline.min(self.upkeep.retry_at_ns);
         }
+        if !self.upkeep.lack_files.is_empty() {
+            deadline = deadline.min(self.upkeep.lack_files_ns);
+        }
+        deadline
     }
 
     /// Memory runs low: what is in it goes to segments, what is there already is given up.
@@ -568,18 +654,15 @@ impl Shard {
         }
     }
 
-    fn close_readers(&mut self, now: Now, fx: &mut Fx) {
-        if now.mono_ns < self.upkeep.next_reader_ns {
+    /// Closes what nobody has used from one look to the next: another shard, or a connection, may need a file.
+    fn close_unused_files(&mut self, now: Now, fx: &mut Fx) {
+        if now.mono_ns < self.upkeep.next_unused_ns {
             return;
         }
-        self.upkeep.next_reader_ns = now.mono_ns + CLOSE_READER_NS;
-        let before = self.upkeep.reader_turn;
-        self.upkeep.reader_turn = self.turn;
-        for held in self.partitions.iter_mut().flatten() {
-            for file in held.log.close_readers(before) {
-                fx.disk.push((OpId(0), DiskOp::Close { file }));
-            }
-        }
+        self.upkeep.next_unused_ns = now.mono_ns + CLOSE_UNUSED_NS;
+        let before = self.upkeep.unused_turn;
+        self.upkeep.unused_turn = self.turn;
+        self.close_files(before, fx);
     }
 
     /// Whether no segment is being written and none waits to be.

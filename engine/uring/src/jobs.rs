@@ -288,7 +288,7 @@ fn load_index(
     keep: bool,
 ) -> Result<IndexBytes, DiskError> {
     let base_offset = extent.base_offset;
-    if let Some(map) = mapped_index(index_path, base_offset, extent.bytes) {
+    if let Some(map) = mapped_index(index_path, base_offset, extent.bytes)? {
         return Ok(IndexBytes::File(map));
     }
     let log = File::open(log_path).map_err(|error| failed("open", log_path, &error))?;
@@ -314,12 +314,26 @@ fn mapped_index(
     path: &Path,
     base_offset: u64,
     bytes: u64,
-) -> Option<Arc<dyn AsRef<[u8]> + Send + Sync>> {
-    let file = File::open(path).ok()?;
-    let map = crate::memory::map_index(&file).ok()?;
-    let view = IndexView::check(&map).ok()?;
-    let fits = view.base_offset == base_offset && u64::from(view.covered_bytes) >= bytes;
-    fits.then(|| Arc::new(map) as _)
+) -> Result<Option<Arc<dyn AsRef<[u8]> + Send + Sync>>, DiskError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => {
+            let error = failed("open", path, &error);
+            // That none can be opened now says nothing of this one.
+            return if error.is_shortage() {
+                Err(error)
+            } else {
+                Ok(None)
+            };
+        }
+    };
+    let Ok(map) = crate::memory::map_index(&file) else {
+        return Ok(None);
+    };
+    let fits = IndexView::check(&map).is_ok_and(|view| {
+        view.base_offset == base_offset && u64::from(view.covered_bytes) >= bytes
+    });
+    Ok(fits.then(|| Arc::new(map) as _))
 }
 
 /// Builds the index of the segment in a file.

@@ -3,12 +3,14 @@
 //!
 //! Their names say what they are. What runs have found beside them is named by its hash.
 
+use std::collections::VecDeque;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 // It has the functions that code calls which is built with instructions for coverage, as this is.
 use libfuzzer_sys as _;
+use ringtide_fuzz::application::{self, Application, Manner};
 use ringtide_fuzz::directory::{self, Kind, TOPIC};
 use ringtide_fuzz::seal;
 use ringtide_schema::batch::{Codec, assign};
@@ -27,6 +29,18 @@ use ringtide_schema::wal::{
     self, ENTRY_HEADER_BYTES, EntryHeader, EntryKind, FRAME_CLOSING, FRAME_HEADER_BYTES, SlotHeader,
 };
 use ringtide_schema::{snapshot, wire};
+use world::{MS, Setup, World};
+
+// The broker that the client's inputs are recorded from.
+#[path = "../../../engine/shard/tests/shard/disk.rs"]
+#[expect(dead_code, reason = "nothing fails or is held back here")]
+mod disk;
+#[path = "../../../engine/shard/tests/shard/peer.rs"]
+#[expect(dead_code, reason = "the client says it")]
+mod peer;
+#[path = "../../../engine/shard/tests/shard/world.rs"]
+#[expect(dead_code, reason = "a connection is a part of it")]
+mod world;
 
 const NOW_MS: i64 = 1_700_000_000_000;
 /// Data groups of the directories.
@@ -123,6 +137,7 @@ fn batch(codec: Codec, values: &[&str], offset: u64) -> Vec<u8> {
 
 fn main() -> io::Result<()> {
     wire()?;
+    client()?;
     batches()?;
     log()?;
     small_files()?;
@@ -191,6 +206,40 @@ fn wire() -> io::Result<()> {
             input[0] = input[0] & 15 | number << 4;
             put("shard", &format!("{name}-{shards}"), &input)?;
         }
+    }
+    Ok(())
+}
+
+/// What a broker says to the application of the target `client`, until it has nothing more to say.
+fn client() -> io::Result<()> {
+    for manner in 0..16 {
+        let setup = Setup::new(1).topic(application::TOPIC, 2);
+        let mut world = World::new(&setup);
+        let peer = world.open(0);
+        let mut application = Application::new(Manner(manner));
+        let mut input = vec![manner];
+        let mut said = application.turn();
+        let mut answers = VecDeque::new();
+        loop {
+            world.write(peer, &said);
+            world.pass(20 * MS);
+            answers.extend(world.hear(peer));
+            let Some(heard) = answers.pop_front() else {
+                break;
+            };
+            let (flags, envelope, payload) = (heard.flags, &heard.envelope, &heard.payload);
+            let header = FrameHeader::new(
+                heard.op,
+                flags,
+                heard.correlation,
+                envelope.len(),
+                payload.len(),
+            );
+            let frame = [&header.encode()[..], envelope, payload].concat();
+            said = application.told(&frame);
+            input.extend(frame);
+        }
+        put("client", &format!("manner-{manner}"), &input)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 use ringtide_schema::compress::{Codec, compress};
 
+pub mod application;
 pub mod directory;
 pub mod seal;
 

@@ -23,7 +23,7 @@ fn put_crc(bytes: &mut [u8], at: usize) {
     put_u32(bytes, at, crc as usize);
 }
 
-/// The headers of wire frames that follow one another, and the batches that they publish.
+/// The headers of wire frames that follow one another, and the batches that they carry.
 pub fn frames(mut bytes: &mut [u8]) {
     while bytes.len() >= frame::HEADER_BYTES {
         put_crc(bytes, frame::HEADER_BYTES - 4);
@@ -31,12 +31,13 @@ pub fn frames(mut bytes: &mut [u8]) {
         if envelope > MAX_ENVELOPE_BYTES || payload > MAX_PAYLOAD_BYTES {
             return;
         }
-        let is_publish = bytes[5] == frame::Op::Publish as u8;
+        let carries = [frame::Op::Publish, frame::Op::Fetch, frame::Op::Push];
+        let has_batches = carries.iter().any(|op| bytes[5] == *op as u8);
         let Some((_, rest)) = bytes.split_at_mut_checked(frame::HEADER_BYTES + envelope) else {
             return;
         };
         let (payload, rest) = rest.split_at_mut(payload.min(rest.len()));
-        if is_publish {
+        if has_batches {
             batches(payload);
         }
         bytes = rest;
@@ -47,6 +48,11 @@ pub fn frames(mut bytes: &mut [u8]) {
 pub fn cut_frames(bytes: &mut [u8]) {
     let lengths = bytes.first().map_or(0, |count| usize::from(count % 16));
     frames(bytes.get_mut(1 + lengths..).unwrap_or_default());
+}
+
+/// A stream behind one byte.
+pub fn behind_a_byte(bytes: &mut [u8]) {
+    frames(bytes.get_mut(1..).unwrap_or_default());
 }
 
 /// Record batches that follow one another; the last fills what is left.

@@ -17,6 +17,7 @@
 //!   sector that it was to save is on the device or is not, and no later sync saves it (as Linux does).
 //! - The disk is full for a while: whatever needs more space fails, a write after a part of it; what is removed gives
 //!   its space back.
+//! - No more files can be opened than so many, for a while: what needs one more fails, with a part of it done.
 //! - A read fails with EIO, once: the batch at which the index of a segment was being built, for example.
 //! - A bit of a file is another one from now on: of an index, a snapshot, the identity, of a segment but for the leader epoch
 //!   of a batch, which nothing covers, or of the log but for the last frames.
@@ -221,6 +222,8 @@ pub struct Disk {
     pub planted: Planted,
     /// Space left, when it is scarce.
     pub room: Option<u64>,
+    /// Files that may be open, when they are few.
+    pub most_open: Option<usize>,
     /// The next operation that changes a file fails with EIO.
     pub fails_next: bool,
     /// The next operation that reads a file fails with EIO.
@@ -249,6 +252,7 @@ impl Disk {
             next: 0,
             planted,
             room: None,
+            most_open: None,
             fails_next: false,
             fails_next_read: false,
             failures: 0,
@@ -339,7 +343,24 @@ impl Disk {
             DiskOp::Open { mode, .. } => *mode == OpenMode::Read,
             _ => false,
         };
-        let result = if reads && mem::take(&mut self.fails_next_read) {
+        let opens = matches!(
+            under_way.op,
+            DiskOp::Open { .. }
+                | DiskOp::LoadIndex { .. }
+                | DiskOp::Replace { .. }
+                | DiskOp::Remove { .. }
+                | DiskOp::CreateSlot { .. }
+        );
+        let result = if opens && !self.has_files() {
+            let message = format!("{:?}: Too many open files", under_way.op);
+            if self.random.percent(50) {
+                self.interrupt(under_way, false);
+            }
+            Err(DiskError {
+                kind: DiskErrorKind::TooManyFiles,
+                message,
+            })
+        } else if reads && mem::take(&mut self.fails_next_read) {
             self.fail_to_read(under_way.op)
         } else if changes && mem::take(&mut self.fails_next) {
             self.failures += 1;
@@ -372,6 +393,16 @@ impl Disk {
                 stable.write(sector * SECTOR, &now.sector(sector));
             }
         }
+    }
+
+    /// Files that are open.
+    pub fn open_files(&self) -> usize {
+        self.open.len()
+    }
+
+    /// Whether one more can be opened.
+    fn has_files(&self) -> bool {
+        self.most_open.is_none_or(|most| self.open.len() < most)
     }
 
     /// Takes space, if there is any.
@@ -457,8 +488,8 @@ impl Disk {
             } => {
                 self.inodes[inode].now.set_len(bytes as usize);
                 self.inodes[inode].sync();
-                // Without space there is none.
-                if !index.is_empty() && self.grow(index.len() as u64).is_ok() {
+                // Without space or a file there is none.
+                if !index.is_empty() && self.has_files() && self.grow(index.len() as u64).is_ok() {
                     let index = self.add(Inode::unsynced(index));
                     self.names.insert(index_path, index);
                 }

@@ -84,6 +84,7 @@ enum Event {
     /// An ambush has waited long enough.
     Spring,
     Room,
+    Files,
     Start,
 }
 
@@ -109,6 +110,7 @@ impl Event {
             Self::Fault(fault) => format!("{fault:?}"),
             Self::Spring => "whoever lies in wait gives up".into(),
             Self::Room => "the disk has space again".into(),
+            Self::Files => "files can be opened again".into(),
             Self::Start => "the broker starts".into(),
         }
     }
@@ -363,6 +365,7 @@ impl World {
                 self.conns.remove(&conn);
             }
             Event::Room => self.disk.room = None,
+            Event::Files => self.disk.most_open = None,
             Event::Disk(ticket) => {
                 let caught = self.caught(ticket);
                 if let Some(Ambush {

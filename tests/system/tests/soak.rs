@@ -91,7 +91,10 @@ fn settings() -> TopicSettings {
 
 /// Everything that is published durably and compared, with the way in which it is.
 fn flows() -> Vec<(Flow, ProducerOptions, Duration)> {
-    let durable = ProducerOptions::new().delivery_timeout(DELIVERY_TIMEOUT);
+    // What waits to be sent counts as time of its delivery, so that it is little on a slow machine, too.
+    let durable = ProducerOptions::new()
+        .delivery_timeout(DELIVERY_TIMEOUT)
+        .buffer_bytes(256 << 10);
     let ms = Duration::from_millis;
     vec![
         // One record at a time, batches of many, compressed in both ways.

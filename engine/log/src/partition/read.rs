@@ -247,6 +247,12 @@ impl Partition {
         }
     }
 
+    /// Whether it has a file open, or is about to.
+    pub fn has_open_files(&self) -> bool {
+        let mut segments = self.segments.iter();
+        self.writer.file.is_some() || segments.any(|s| !matches!(s.reader, Reader::Closed))
+    }
+
     /// Files open for reading that were not used since `before` (a turn), closed by this.
     pub fn close_readers(&mut self, before: u64) -> Vec<FileId> {
         let mut closed = Vec::new();

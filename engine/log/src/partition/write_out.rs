@@ -69,6 +69,8 @@ struct Undo {
 pub(super) struct Writer {
     state: State,
     pub(super) file: Option<FileId>,
+    /// The turn in which an operation of it ended last.
+    used: u64,
     /// Bytes of the active segment that were given to the writer, carry included.
     pub(super) assigned: u64,
     /// Whole blocks written or under way.
@@ -507,6 +509,9 @@ impl Partition {
         turn: u64,
     ) -> Result<WriteProgress, WriteError> {
         let mut progress = WriteProgress::default();
+        if let PartitionOp::OpenAppend | PartitionOp::Write | PartitionOp::Sync = op {
+            self.writer.used = turn;
+        }
         match (op, result) {
             (PartitionOp::OpenAppend, Ok(_)) => self.writer.state = State::Ready,
             (PartitionOp::Write, Ok(_)) => self.piece_written(None)?,
@@ -623,11 +628,12 @@ impl Partition {
         };
     }
 
-    /// The file of a writer that has nothing to do; it opens it again when it has.
-    pub fn take_idle_file(&mut self) -> Option<FileId> {
+    /// The file of a writer that has had nothing under way since a turn, and nothing in it that is not synced; it opens
+    /// it again when it has something to write. What waits in memory by then waits on.
+    pub fn take_idle_file(&mut self, before: u64) -> Option<FileId> {
         let w = &self.writer;
         let is_idle = w.state == State::Ready && w.unsynced == 0 && !w.seal_next;
-        if !is_idle || self.has_work(false) {
+        if !is_idle || w.used >= before {
             return None;
         }
         self.claim_carry();

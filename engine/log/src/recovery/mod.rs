@@ -281,6 +281,11 @@ fn take_over(
     }
     summary.batches = replay.batches;
     summary.skipped = replay.skipped;
+    let directories = match old.clean {
+        true => directories,
+        // With those that the replay made for topics that are deleted later in the log.
+        false => layout::partitions(dir)?,
+    };
     let mut garbage = layout::garbage(directories, &replay, !old.clean)?;
     garbage.files.extend(leftovers);
 

@@ -38,6 +38,8 @@ pub struct Disk {
     open: BTreeMap<FileId, File>,
     waiting: Vec<Waiting>,
     released: usize,
+    /// Files that may be open.
+    pub most_open: usize,
     /// Whether an operation is held back.
     pub holds: Box<Holds>,
     /// How an operation fails, if it does.
@@ -55,6 +57,7 @@ impl Disk {
             open: BTreeMap::new(),
             waiting: Vec::new(),
             released: 0,
+            most_open: usize::MAX,
             holds: Box::new(|_, _| false),
             fails: Box::new(|_, _| None),
             range_fails: Box::new(|_, _| false),
@@ -70,6 +73,11 @@ impl Disk {
     /// Whether there is a file of this name.
     pub fn has(&self, path: &Path) -> bool {
         self.paths.contains_key(path)
+    }
+
+    /// Files that are open.
+    pub fn open_files(&self) -> usize {
+        self.open.len()
     }
 
     /// The size of the file of this name, 0 for none.
@@ -138,6 +146,9 @@ impl Disk {
     fn carry_out(&mut self, op: DiskOp, open: Option<File>) -> Result<DiskDone, DiskError> {
         let contents = open.map(|file| file.contents).unwrap_or_default();
         match op {
+            DiskOp::Open { path, .. } if self.open.len() >= self.most_open => {
+                return Err(failure(DiskErrorKind::TooManyFiles, &path));
+            }
             DiskOp::Open { file, path, mode } => {
                 if let OpenMode::Append { .. } = mode {
                     self.paths.entry(path.clone()).or_default();

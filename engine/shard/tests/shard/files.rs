@@ -582,16 +582,96 @@ fn slots_of_the_log_for_which_no_file_could_be_opened_are_opened_when_there_are_
     });
     world.pass(3 * SECOND);
     let peer = world.connect(0);
-    world.publish(peer, DURABLE, &[(partition, batch(b"there is no log"))]);
-    world.pass(3 * SECOND);
-    let heard = world.hear(peer);
-    assert!(heard.iter().all(|answer| answer.results()[0].1 != 0));
+    let asked = world.publish(peer, DURABLE, &[(partition, batch(b"there is no log"))]);
+    let refused = world.answer(peer, asked).results()[0].1;
+    assert_eq!(refused, ErrorCode::DiskFull as u16);
 
     world.nodes[0].disk.fails = Box::new(|_, _| None);
     world.pass(3 * SECOND);
     let peer = world.connect(0);
     let asked = world.publish(peer, DURABLE, &[(partition, batch(b"there is"))]);
     assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+}
+
+/// Twice as many partitions as segments may be open; half of them were written to, and have a record since that waits.
+fn with_few_files() -> (World, Vec<PartitionId>) {
+    const FILES: u32 = 4;
+    let setup = Setup::new(1).topic("t", 2 * FILES);
+    let topic = setup.on_shard("t", 0).topic;
+    let id = |partition| PartitionId { topic, partition };
+    let mut world = World::new(&setup);
+    let slots = world.nodes[0].disk.open_files();
+    world.nodes[0].disk.most_open = slots + FILES as usize;
+    let peer = world.connect(0);
+    for bytes in [300_000, 10] {
+        for partition in 0..FILES {
+            let asked = world.publish(peer, DURABLE, &[(id(partition), batch(&vec![1; bytes]))]);
+            assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+        }
+        world.pass(SECOND);
+    }
+    assert_eq!(world.nodes[0].disk.open_files(), slots + FILES as usize);
+    (world, (FILES..2 * FILES).map(id).collect())
+}
+
+#[test]
+fn files_of_partitions_in_which_little_waits_are_closed_for_others() {
+    let (mut world, others) = with_few_files();
+    let peer = world.connect(0);
+    for &id in &others {
+        let asked = world.publish(peer, DURABLE, &[(id, batch(&[2; 300_000]))]);
+        assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+        world.pass(SECOND);
+        assert!(world.nodes[0].disk.bytes(&segment(id, 0)) > 290_000);
+    }
+}
+
+#[test]
+fn a_peer_reads_more_partitions_at_once_than_files_may_be_open() {
+    const PARTITIONS: u32 = 8;
+    let mut setup = Setup::new(1).topic("old", PARTITIONS);
+    let topic = setup.on_shard("old", 0).topic;
+    let id = |partition| PartitionId { topic, partition };
+    for partition in 0..PARTITIONS {
+        setup = setup.segment(id(partition), &[batch(b"first"), batch(b"second")]);
+    }
+    let mut world = World::new(&setup);
+    world.nodes[0].disk.most_open = world.nodes[0].disk.open_files() + 2;
+    let peer = world.connect(0);
+    let mut numbers: Vec<u64> = (0..PARTITIONS)
+        .map(|partition| world.subscribe(peer, id(partition), 0, 1 << 20))
+        .collect();
+    world.pass(SECOND);
+    for frame in world.hear(peer) {
+        assert_eq!(frame.error(), None);
+        numbers.retain(|&number| frame.op != Op::Push || frame.correlation != number);
+    }
+    assert!(numbers.is_empty(), "nothing was given to {numbers:?}");
+}
+
+#[test]
+fn a_shard_without_files_has_another_close_its_own() {
+    let setup = Setup::new(2).topic("t", 8);
+    let (first, second) = (setup.on_shard("t", 0), setup.on_shard("t", 1));
+    let mut world = World::new(&setup);
+    let slots = world.nodes[1].disk.open_files();
+    world.nodes[1].disk.most_open = slots;
+    let peer = world.connect(0);
+    world.publish(peer, DURABLE, &[(first, batch(&[1; 300_000]))]);
+    world.pass(SECOND);
+    assert_eq!(world.nodes[0].disk.open_files(), slots + 1);
+    let peer = world.connect(1);
+    world.publish(peer, DURABLE, &[(second, batch(&[1; 300_000]))]);
+    world.pass(100 * MS);
+    assert_eq!(world.nodes[0].disk.open_files(), slots);
+}
+
+#[test]
+fn files_that_nobody_uses_are_closed_in_time() {
+    let (mut world, _) = with_few_files();
+    let open = world.nodes[0].disk.open_files();
+    world.pass(121 * SECOND);
+    assert_eq!(world.nodes[0].disk.open_files(), open - 4);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use ringtide_schema::frame::Op;
 use ringtide_schema::wire;
 
-use crate::peer::request;
+use crate::peer::{DURABLE, batch, request};
 use crate::world::{SECOND, Setup, World};
 
 fn ping(correlation: u64) -> Vec<u8> {
@@ -26,6 +26,47 @@ fn a_frame_that_is_never_finished_ends_its_connection() {
     assert!(world.socket(greeted).ended.is_some());
     assert!(world.socket(silent).ended.is_some());
     assert!(world.socket(idle).ended.is_none());
+}
+
+#[test]
+fn those_that_have_sent_a_part_for_the_longest_make_room_for_others() {
+    const PART: usize = 3 << 20;
+    let setup = Setup::new(1).topic("t", 1);
+    let id = setup.on_shard("t", 0);
+    let mut world = World::new(&setup);
+    let publish = |bytes| {
+        let part = wire::PublishPartT {
+            partition: id.into(),
+            batch_bytes: 4 << 20,
+        };
+        let publish = wire::PublishRequestT {
+            acks: DURABLE,
+            parts: Some(vec![part]),
+        };
+        let payload = vec![0; 4 << 20];
+        request(Op::Publish, 7, &payload, |b| publish.pack(b))[..bytes].to_vec()
+    };
+    let part = publish(PART);
+    let mut halves = Vec::new();
+    for _ in 0..60 {
+        let peer = world.connect(0);
+        world.write(peer, &part);
+        world.run();
+        halves.push(peer);
+        world.pass(10_000_000);
+    }
+    let left = halves.iter().position(|&p| world.socket(p).ended.is_none());
+    let left = left.expect("some hold what they sent");
+    assert!(left > 10, "only {left} were closed");
+    assert!(
+        halves[left..]
+            .iter()
+            .all(|&p| world.socket(p).ended.is_none())
+    );
+
+    let peer = world.connect(0);
+    let asked = world.publish(peer, DURABLE, &[(id, batch(&[1; 900_000]))]);
+    assert_eq!(world.answer(peer, asked).results()[0].1, 0);
 }
 
 #[test]

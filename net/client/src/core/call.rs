@@ -455,18 +455,18 @@ impl Request {
                 let topics: Result<Vec<_>, _> = topics.map(|t| Topic::from_wire(&t)).collect();
                 Response::Topics(topics.map_err(Misread::Malformed)?)
             }
-            Self::DescribeTopic { .. } => {
+            Self::DescribeTopic { name } => {
                 let answer = envelope::<wire::MetadataResponse<'_>>(bytes).map_err(malformed)?;
                 let topic = answer.topics().filter(|t| !t.is_empty()).map(|t| t.get(0));
-                read_topic(topic)?
+                read_topic(name, topic)?
             }
-            Self::CreateTopic { .. } => {
+            Self::CreateTopic { name, .. } => {
                 let answer = envelope::<wire::CreateTopicResponse<'_>>(bytes).map_err(malformed)?;
-                read_topic(answer.topic())?
+                read_topic(name, answer.topic())?
             }
-            Self::AlterTopic { .. } => {
+            Self::AlterTopic { name, .. } => {
                 let answer = envelope::<wire::AlterTopicResponse<'_>>(bytes).map_err(malformed)?;
-                read_topic(answer.topic())?
+                read_topic(name, answer.topic())?
             }
             Self::DescribePartition { partition, .. } => {
                 let answer =
@@ -519,8 +519,13 @@ pub(crate) enum Misread {
     Error(u16),
 }
 
-fn read_topic(topic: Option<wire::TopicMetadata<'_>>) -> Result<Response, Misread> {
+fn read_topic(asked: &str, topic: Option<wire::TopicMetadata<'_>>) -> Result<Response, Misread> {
     let topic = topic.ok_or_else(|| Misread::Malformed("an answer without a topic".into()))?;
+    let name = topic.name().unwrap_or_default();
+    if name != asked {
+        let why = format!("topic {name:?} in the answer to a request about {asked:?}");
+        return Err(Misread::Malformed(why));
+    }
     match topic.error() {
         0 => Topic::from_wire(&topic)
             .map(Response::Topic)

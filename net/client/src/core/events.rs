@@ -371,9 +371,15 @@ impl Core {
         for result in answer.results().into_iter().flatten() {
             let part = sent.answered(result.part());
             let part = part.ok_or("a result of a batch that no answer is due for")?;
+            let base_offset = result.base_offset();
             let outcome = match result.error() {
+                0 if i64::try_from(base_offset).is_err() => {
+                    return Err(format!(
+                        "a batch at offset {base_offset}, which none can have"
+                    ));
+                }
                 0 => Ok(Appended {
-                    base_offset: Some(result.base_offset()),
+                    base_offset: Some(base_offset),
                     append_time_ms: result.append_time_ms(),
                     duplicate: result.duplicate(),
                 }),

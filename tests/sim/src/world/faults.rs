@@ -15,6 +15,8 @@ pub(super) enum Fault {
     DiskError,
     /// There is no space for a while.
     DiskFull,
+    /// Next to no file can be opened for a while.
+    FewFiles,
     /// The next read of the disk fails.
     ReadError,
     /// A bit of a file is another one.
@@ -41,7 +43,8 @@ impl World {
             0..3 => Fault::PowerCut,
             3..5 => Fault::Kill,
             5 => Fault::DiskError,
-            6 | 7 => Fault::DiskFull,
+            6 => Fault::DiskFull,
+            7 => Fault::FewFiles,
             8 => Fault::ReadError,
             9 => Fault::Rot,
             _ => Fault::Stop,
@@ -111,6 +114,15 @@ impl World {
                 self.disk.room = Some(self.random.below(2 << 20));
                 let again = self.random.between(50 * MS, 3 * SECOND);
                 self.at(again, Event::Room);
+                return self.next_fault();
+            }
+            Fault::FewFiles => {
+                let most = self.random.below(self.disk.open_files() as u64 + 4);
+                self.disk.most_open = Some(most as usize);
+                // Who reads from more partitions at once than there are files is refused.
+                self.oracle.reads_fail = true;
+                let again = self.random.between(50 * MS, 3 * SECOND);
+                self.at(again, Event::Files);
                 return self.next_fault();
             }
             Fault::ReadError => {
