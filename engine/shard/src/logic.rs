@@ -172,7 +172,7 @@ impl Logic for Shard {
                 fx.mail.push((from, Mail::ChangeDone { number }));
             }
             Mail::ChangeDone { number } => self.change_done(number),
-            Mail::LacksFiles => drop(self.close_some(fx)),
+            Mail::LacksFiles => drop(self.close_some(now, fx)),
         }
     }
 

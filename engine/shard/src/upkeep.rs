@@ -69,8 +69,8 @@ pub(crate) struct Upkeep {
     /// Partitions that wait for a file, and when they ask for it again.
     lack_files: Vec<usize>,
     lack_files_ns: u64,
-    /// The last turn in which files were closed for others.
-    relieved_turn: u64,
+    /// When files were last closed for others.
+    relieved_ns: u64,
     /// When other shards may be asked again to close files.
     next_plea_ns: u64,
     /// Files of the slots that are open.
@@ -365,7 +365,7 @@ impl Shard {
     /// No more files can be opened: those that nobody uses in this turn are closed; without any, other shards are asked to do
     /// the same.
     pub(crate) fn give_up_files(&mut self, now: Now, fx: &mut Fx) -> Relief {
-        if self.close_some(fx) {
+        if self.close_some(now, fx) {
             return Relief::Now;
         }
         if now.mono_ns >= self.upkeep.next_plea_ns {
@@ -375,24 +375,24 @@ impl Shard {
                 .extend(others.map(|shard| (shard, Mail::LacksFiles)));
         }
         let mut held = self.partitions.iter().flatten();
-        match held.any(|held| held.log.has_open_files()) {
+        // What failed now may have been asked for before files were closed.
+        let is_relieved = now.mono_ns < self.upkeep.relieved_ns + UPKEEP_NS;
+        match is_relieved || held.any(|held| held.log.has_open_files()) {
             true => Relief::Soon,
             false => Relief::Elsewhere,
         }
     }
 
-    /// Closes the files that nobody uses in this turn, and if there are none has the others synced. Whether some were closed in
-    /// this turn.
-    pub(crate) fn close_some(&mut self, fx: &mut Fx) -> bool {
-        if self.close_files(self.turn, fx) {
-            self.upkeep.relieved_turn = self.turn;
-        }
-        let is_relieved = self.upkeep.relieved_turn == self.turn;
-        // On a full disk what is to be written stands before a sync.
-        if !is_relieved && self.upkeep.disk_full.is_none() {
+    /// Closes the files that nobody uses in this turn, and if there are none has the others synced. Whether some were closed.
+    pub(crate) fn close_some(&mut self, now: Now, fx: &mut Fx) -> bool {
+        let found = self.close_files(self.turn, fx);
+        if found {
+            self.upkeep.relieved_ns = now.mono_ns;
+        } else if self.upkeep.disk_full.is_none() {
+            // On a full disk what is to be written stands before a sync.
             self.sync_all();
         }
-        is_relieved
+        found
     }
 
     /// Closes the files that were not used since a turn; whether there were any.
