@@ -75,8 +75,10 @@ pub enum Reader {
     Closed,
     /// Asked for.
     Opening(FileId),
+    /// Open and not used yet; since which turn.
+    Opened(FileId, u64),
     /// Open; when it was last used, in turns.
-    Open(FileId, u64),
+    Used(FileId, u64),
 }
 
 /// A segment.

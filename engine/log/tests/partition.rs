@@ -248,7 +248,7 @@ impl World {
             7 if self.random.below(4) == 0 => self.partition.flush(),
             7 => {
                 let before = self.turn.saturating_sub(50);
-                for file in self.partition.close_readers(before) {
+                for file in self.partition.close_readers(before, before) {
                     self.open.remove(&file);
                 }
             }
@@ -601,7 +601,7 @@ fn memory_holds_no_index_of_sealed_segments_that_nobody_reads() {
     world.drain();
     assert!(!asks(&mut world), "while it is read");
     world.turn += 100;
-    world.partition.close_readers(world.turn);
+    world.partition.close_readers(world.turn, world.turn);
     assert!(asks(&mut world), "after its reader was closed");
 }
 

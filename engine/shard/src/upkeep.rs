@@ -69,6 +69,8 @@ pub(crate) struct Upkeep {
     /// Partitions that wait for a file, and when they ask for it again.
     lack_files: Vec<usize>,
     lack_files_ns: u64,
+    /// The turns of the last two looks at upkeep: who opened a file has so long to use it.
+    last_turns: [u64; 2],
     /// When files were last closed for others.
     relieved_ns: u64,
     /// When other shards may be asked again to close files.
@@ -385,7 +387,8 @@ impl Shard {
 
     /// Closes the files that nobody uses in this turn, and if there are none has the others synced. Whether some were closed.
     pub(crate) fn close_some(&mut self, now: Now, fx: &mut Fx) -> bool {
-        let found = self.close_files(self.turn, fx);
+        let opened_before = self.upkeep.last_turns[0];
+        let found = self.close_files(self.turn, opened_before, fx);
         if found {
             self.upkeep.relieved_ns = now.mono_ns;
         } else if self.upkeep.disk_full.is_none() {
@@ -395,15 +398,16 @@ impl Shard {
         found
     }
 
-    /// Closes the files that were not used since a turn; whether there were any.
-    fn close_files(&mut self, before: u64, fx: &mut Fx) -> bool {
+    /// Closes the files that were not used since a turn, and those that were opened before another and never used; whether
+    /// there were any.
+    fn close_files(&mut self, before: u64, opened_before: u64, fx: &mut Fx) -> bool {
         let mut closed = Vec::new();
         for held in self.partitions.iter_mut().flatten() {
             // Who is queued is about to use it.
             if !held.is_queued {
                 closed.extend(held.log.take_idle_file(before));
             }
-            closed.extend(held.log.close_readers(before));
+            closed.extend(held.log.close_readers(before, opened_before));
         }
         let found = !closed.is_empty();
         let close = |file| (OpId(0), DiskOp::Close { file });
@@ -494,6 +498,7 @@ impl Shard {
             for path in std::mem::take(&mut self.upkeep.unopened_slots) {
                 self.open_slot(path, fx);
             }
+            self.upkeep.last_turns = [self.upkeep.last_turns[1], self.turn];
             self.upkeep.checkpoint_moved |= self.checkpoint.is_some();
             // On a full disk, too: retention is what makes space.
             self.retention(now, fx);
@@ -662,7 +667,7 @@ impl Shard {
         self.upkeep.next_unused_ns = now.mono_ns + CLOSE_UNUSED_NS;
         let before = self.upkeep.unused_turn;
         self.upkeep.unused_turn = self.turn;
-        self.close_files(before, fx);
+        self.close_files(before, before, fx);
     }
 
     /// Whether no segment is being written and none waits to be.

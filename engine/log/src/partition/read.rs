@@ -240,10 +240,11 @@ impl Partition {
                 None
             }
             Reader::Opening(_) => None,
-            Reader::Open(file, _) => {
-                segment.reader = Reader::Open(file, turn);
-                segment.has_index().then_some(Some(file))
+            Reader::Opened(file, _) | Reader::Used(file, _) if segment.has_index() => {
+                segment.reader = Reader::Used(file, turn);
+                Some(Some(file))
             }
+            Reader::Opened(..) | Reader::Used(..) => None,
         }
     }
 
@@ -253,13 +254,17 @@ impl Partition {
         self.writer.file.is_some() || segments.any(|s| !matches!(s.reader, Reader::Closed))
     }
 
-    /// Files open for reading that were not used since `before` (a turn), closed by this.
-    pub fn close_readers(&mut self, before: u64) -> Vec<FileId> {
+    /// Files open for reading that were not used since `before` (a turn), closed by this. Those that were never used are
+    /// waited for: they must have been opened before `opened_before`.
+    pub fn close_readers(&mut self, before: u64, opened_before: u64) -> Vec<FileId> {
         let mut closed = Vec::new();
         for segment in &mut self.segments {
-            if let Reader::Open(file, used) = segment.reader
-                && used < before
-            {
+            let unused = match segment.reader {
+                Reader::Used(file, used) if used < before => Some(file),
+                Reader::Opened(file, since) if since < opened_before => Some(file),
+                _ => None,
+            };
+            if let Some(file) = unused {
                 segment.reader = Reader::Closed;
                 if matches!(segment.index, Index::File(_)) {
                     segment.index = Index::Unloaded;

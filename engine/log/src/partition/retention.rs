@@ -93,7 +93,7 @@ impl Partition {
             };
             let base = segment.meta.base_offset;
             paths.extend([log_path(&self.dir, base), index_path(&self.dir, base)]);
-            if let Reader::Open(file, _) = segment.reader {
+            if let Reader::Opened(file, _) | Reader::Used(file, _) = segment.reader {
                 closed.push(file);
             }
         }
@@ -118,7 +118,9 @@ impl Partition {
             .iter()
             .chain(removing)
             .filter_map(|s| match s.reader {
-                Reader::Open(file, _) | Reader::Opening(file) => Some(file),
+                Reader::Opening(file) | Reader::Opened(file, _) | Reader::Used(file, _) => {
+                    Some(file)
+                }
                 Reader::Closed => None,
             });
         let closed = readers.chain(self.writer.file.take()).collect();

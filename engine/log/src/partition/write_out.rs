@@ -716,7 +716,7 @@ impl Partition {
                 segment.reader = Reader::Closed;
                 return Err(WriteError::Unreadable(message));
             }
-            (Reader::Opening(file), Ok(_)) => Reader::Open(file, turn),
+            (Reader::Opening(file), Ok(_)) => Reader::Opened(file, turn),
             (_, Ok(_)) => Reader::Closed,
             (_, Err(e)) => {
                 segment.reader = Reader::Closed;

@@ -650,6 +650,35 @@ fn a_peer_reads_more_partitions_at_once_than_files_may_be_open() {
 }
 
 #[test]
+fn many_segments_of_many_partitions_are_read_with_few_files() {
+    const PARTITIONS: u32 = 12;
+    const SEGMENTS: usize = 20;
+    let mut setup = Setup::new(1).topic("old", PARTITIONS);
+    let topic = setup.on_shard("old", 0).topic;
+    let id = |partition| PartitionId { topic, partition };
+    for partition in 0..PARTITIONS {
+        for _ in 0..SEGMENTS {
+            setup = setup.segment(id(partition), &[batch(b"first"), batch(b"second")]);
+        }
+    }
+    let mut world = World::new(&setup);
+    world.nodes[0].disk.most_open = world.nodes[0].disk.open_files() + 15;
+    for _ in 0..3 {
+        let peer = world.connect(0);
+        for partition in 0..PARTITIONS {
+            world.subscribe(peer, id(partition), 0, 1 << 20);
+        }
+        world.pass(5 * SECOND);
+        let heard = world.hear(peer);
+        assert!(heard.iter().all(|frame| frame.error().is_none()));
+        let bytes: usize = heard.iter().map(|frame| frame.payload.len()).sum();
+        let all = PARTITIONS as usize * SEGMENTS * (batch(b"first").len() + batch(b"second").len());
+        assert_eq!(bytes, all);
+        world.hang_up(peer);
+    }
+}
+
+#[test]
 fn a_shard_without_files_has_another_close_its_own() {
     let setup = Setup::new(2).topic("t", 8);
     let (first, second) = (setup.on_shard("t", 0), setup.on_shard("t", 1));
