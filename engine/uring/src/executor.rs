@@ -176,6 +176,7 @@ impl<L: Logic> Shard<L> {
             }
             if self.disk.jobs.want_a_turn() {
                 host::give_a_turn().await;
+                self.disk.jobs.reap().await;
             }
             if working {
                 if self.disk.is_working() {

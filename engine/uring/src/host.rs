@@ -7,7 +7,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use glommio_ng::timer::Timer;
@@ -18,7 +18,20 @@ const LOST_TURN: Duration = Duration::from_millis(1);
 /// Much longer than any turn, so that the timer does not fire in one.
 pub(crate) const PREEMPT_TIMER: Duration = Duration::from_millis(100);
 
-/// Lets all other tasks of the executor run, and its reactor look at what has ended.
+/// Leaves the executor to itself, so that its reactor looks at what has ended, until a task says that it is done.
+pub(crate) async fn wait_for(mut is_done: impl FnMut(&mut Context<'_>) -> bool) {
+    let mut end_of_sleep = pin!(Timer::new(LOST_TURN));
+    poll_fn(|context| {
+        let is_over = end_of_sleep.as_mut().poll(context).is_ready();
+        match is_done(context) || is_over {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        }
+    })
+    .await;
+}
+
+/// Lets all other tasks of the executor run. Its reactor looks at what has ended by and by.
 pub(crate) async fn give_a_turn() {
     let mut end_of_sleep = pin!(Timer::new(LOST_TURN));
     // The timer is registered by its first poll. Whether it has expired says nothing.

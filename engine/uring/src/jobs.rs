@@ -1,7 +1,7 @@
 //! Work on files that blocks: it runs on threads of glommio's blocking pool, away from the shard,
 //! and never on the path of a message.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
 
 use ringtide_io::{DiskError, DiskErrorKind, FileId, IndexBytes, OpId, OpenMode, is_unreadable};
 use ringtide_schema::index::scan::{Extent, Scanned, Source, scan};
@@ -16,6 +17,7 @@ use ringtide_schema::index::{self, IndexView};
 use ringtide_schema::limits::BLOCK_BYTES;
 
 use crate::files::{OpenFile, failed, failed_to_sync};
+use crate::host;
 use crate::memory::Blocks;
 use crate::wake::Wake;
 
@@ -68,14 +70,33 @@ pub(crate) enum Outcome {
 
 type Finished = (OpId, Result<Outcome, DiskError>);
 
+/// Ends of jobs that the executor may not have seen; a turn that it is given seldom has it look.
+const MOST_UNREAPED: usize = 256;
+
 /// The jobs of one shard.
 pub(crate) struct Jobs {
     results: Arc<Results>,
     under_way: usize,
     /// Jobs that the executor has not seen the end of.
-    unreaped: Rc<Cell<usize>>,
+    unreaped: Rc<Unreaped>,
     /// Some were spawned or have ended that the executor has not seen yet.
     unseen: bool,
+}
+
+#[derive(Default)]
+struct Unreaped {
+    count: Cell<usize>,
+    /// Who waits for one fewer.
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Unreaped {
+    fn one_fewer(&self) {
+        self.count.set(self.count.get() - 1);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
 }
 
 struct Results {
@@ -116,10 +137,10 @@ impl Jobs {
         };
         let handed_over = glommio_ng::executor().spawn_blocking(work);
         let unreaped = self.unreaped.clone();
-        unreaped.set(unreaped.get() + 1);
+        unreaped.count.set(unreaped.count.get() + 1);
         let reap = async move {
             handed_over.await;
-            unreaped.set(unreaped.get() - 1);
+            unreaped.one_fewer();
         };
         glommio_ng::spawn_local(reap).detach();
     }
@@ -127,7 +148,20 @@ impl Jobs {
     /// Whether the executor has seen the end of all jobs. Until then a thread may want to tell it, and one that finds
     /// it gone panics.
     pub fn are_reaped(&self) -> bool {
-        self.unreaped.get() == 0
+        self.unreaped.count.get() == 0
+    }
+
+    /// Has the executor see the ends of jobs if they have become many. It has room for 4,096; a thread that finds none
+    /// stands still, and with all threads every job.
+    pub async fn reap(&self) {
+        while self.unreaped.count.get().saturating_sub(self.under_way) > MOST_UNREAPED {
+            let before = self.unreaped.count.get();
+            host::wait_for(|context| {
+                *self.unreaped.waker.borrow_mut() = Some(context.waker().clone());
+                self.unreaped.count.get() < before
+            })
+            .await;
+        }
     }
 
     /// Whether jobs were started or collected since this was last asked: the executor must have a

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use ringtide_io::{DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, OpId, OpenMode};
 use ringtide_schema::index::{self, IndexEntry, IndexView};
 
-use crate::remote::{Done, Shard};
+use crate::remote::{Done, Event, Shard};
 
 /// Not on a memory file system, which may know no direct I/O.
 fn directory() -> tempfile::TempDir {
@@ -332,6 +332,34 @@ fn an_index_that_is_missing_or_wrong_is_built_from_the_segment() {
         })
         .expect_err("a segment that is too short");
     assert_eq!(error.kind, DiskErrorKind::Corrupt);
+}
+
+#[test]
+fn however_many_jobs_there_are_all_of_them_end() {
+    // More than the executor has room for among those that ended and were not looked at.
+    const JOBS: u64 = 40_000;
+    const UNDER_WAY: u64 = 500;
+    let directory = directory();
+    let missing = directory.path().join("missing");
+    let mut shard = Shard::start(|_| {});
+    let open = |shard: &Shard, numbers: std::ops::Range<u64>| {
+        let missing = missing.clone();
+        shard.command(move |cx| {
+            let open = |number| {
+                let (file, path, mode) = (FileId(number), missing.clone(), OpenMode::Read);
+                (OpId(number), DiskOp::Open { file, path, mode })
+            };
+            cx.fx.disk.extend(numbers.map(open));
+        });
+    };
+    open(&shard, 1..UNDER_WAY + 1);
+    for number in UNDER_WAY + 1..=JOBS {
+        shard.wait(|event| matches!(event, Event::Disk(..)).then_some(()));
+        open(&shard, number..number + 1);
+    }
+    for _ in 0..UNDER_WAY {
+        shard.wait(|event| matches!(event, Event::Disk(..)).then_some(()));
+    }
 }
 
 /// A shard that fails while it has a job; and what that job writes first, and cannot open until somebody reads.
