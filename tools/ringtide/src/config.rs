@@ -4,7 +4,7 @@
 //! that a flag and a key of the file are read by the same code and refused in the same words: the
 //! key, the value, where it stood, and what would do.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -293,6 +293,8 @@ fn choose_advertise(
         (Some(value), _) if value.parse::<SocketAddr>().is_ok() || has_port(value) => given.refuse(
             "give a host name or address without a port; each shard advertises its own port",
         ),
+        (Some(value), _) if value.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()) => given
+            .refuse("give a host name or address that clients can connect to, not every address"),
         (Some(value), _) => Ok(value.into()),
         (None, Some(text)) if listen.ip().is_unspecified() => Err(ConfigError::Unadvertised {
             value: text.value.clone(),
@@ -415,6 +417,11 @@ mod tests {
                 &[("wal-slot-bytes", "67108865")],
                 "",
                 &["whole number of MiB"],
+            ),
+            (
+                &[("advertise", "0.0.0.0")],
+                "",
+                &["advertise", "not every address"],
             ),
             (
                 &[("advertise", "a b")],

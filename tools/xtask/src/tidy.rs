@@ -67,6 +67,7 @@ const MAY_IMPORT: [(&str, &[&str]); 12] = [
             "ringtide-log",
             "ringtide-session",
             "ringtide-shard",
+            "ringtide-client",
         ],
     ),
     ("xtask", &[]),

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ringtide_schema::batch::CRC_START;
 use ringtide_schema::limits::BLOCK_BYTES;
 use ringtide_schema::store::{PartitionT, SegmentT};
+use rustix::process::{Resource, getrlimit};
 
 use super::behind::{Behind, Target};
 use super::error::{BadSegment, RecoverError};
@@ -20,12 +21,18 @@ use crate::files::{self, AlignedBuf};
 const BLOCK: u64 = BLOCK_BYTES as u64;
 /// The largest single write.
 pub(super) const PIECE_BYTES: usize = 256 << 10;
-/// Up to so many partitions keep their file open; others open it for every piece.
+/// Up to so many partitions keep their file open, and no more than use a quarter of the files that may be; others open it
+/// for every piece.
 const OPEN_FILES: usize = 256;
 /// Up to so many partitions have large buffers (256 MiB together), those that come after smaller
 /// ones, so that memory does not grow with the number of partitions.
 const FEW_PARTITIONS: usize = 1024;
 const MANY_PARTITIONS: usize = 4096;
+
+fn most_open(limit: Option<u64>) -> usize {
+    let quarter = limit.map(|limit| usize::try_from(limit / 4).unwrap_or(usize::MAX));
+    quarter.map_or(OPEN_FILES, |quarter| quarter.min(OPEN_FILES))
+}
 
 /// The name of a segment's log.
 pub fn log_name(base_offset: u64) -> String {
@@ -96,7 +103,7 @@ impl Writer {
         } else {
             PIECE_BYTES / 16
         };
-        let keep_open = already_open < OPEN_FILES;
+        let keep_open = already_open < most_open(getrlimit(Resource::Nofile).current);
         let (buf, filled, open) = (None, 0, None);
         let mut writer = Self {
             directory,
@@ -313,6 +320,12 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_replay_keeps_few_files_open_where_few_may_be() {
+        let limits = [Some(64), Some(1024), Some(1 << 40), None];
+        assert_eq!(limits.map(most_open), [16, 256, 256, 256]);
+    }
 
     #[test]
     fn segment_names_round_trip_and_others_are_foreign() {
