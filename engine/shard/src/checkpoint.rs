@@ -205,7 +205,7 @@ impl Shard {
                 Relief::Now => self.upkeep.checkpoint_moved = true,
                 // It is tried again when something was synced, and at the next upkeep.
                 Relief::Soon => {}
-                Relief::Elsewhere => self.disk_is_full(&error.message, now),
+                Relief::Elsewhere => self.files_are_out(&error.message, now),
             }
             return;
         }

@@ -11,7 +11,7 @@ use ringtide_log::wal::WAL_OP;
 
 use crate::mail::Mail;
 use crate::session::{Session, SessionKey, Timer};
-use crate::upkeep::fatal;
+use crate::upkeep::{Relief, fatal};
 use crate::{Fx, Pending, Shard};
 
 /// The errno of a connection that the peer reset, on Linux.
@@ -147,7 +147,9 @@ impl Logic for Shard {
     }
 
     fn lacks_files(&mut self, now: Now, fx: &mut Fx) {
-        self.give_up_files(now, fx);
+        if self.give_up_files(now, fx) != Relief::Now {
+            self.say_connections_wait(now);
+        }
     }
 
     fn mail(&mut self, from: u16, mail: Mail, now: Now, fx: &mut Fx) {

@@ -170,9 +170,9 @@ impl Shard {
         let key = holds.map(|(&key, s)| (s.held_ns, key)).min()?.1;
         let session = self.sessions.get_mut(&key)?;
         let message = format!(
-            "requests that have not arrived as a whole, or whose peers do not take their answers, hold over \
-             {MAX_PARTIAL_BYTES} bytes, some of this connection for the longest: read answers, send requests without a \
-             pause, or smaller ones over fewer connections"
+            "requests that cannot be handled yet hold over {MAX_PARTIAL_BYTES} bytes, some of this connection for the \
+             longest: they have not arrived as a whole, or wait for their peer to take answers, or for room in the log; read \
+             answers, send smaller requests, or over fewer connections"
         );
         tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
         let fault = Fault::new(ErrorCode::Overloaded, message);

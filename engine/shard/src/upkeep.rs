@@ -48,6 +48,8 @@ pub(crate) struct Upkeep {
     pub(crate) pieces_under_way: usize,
     /// Why publishes are refused.
     pub(crate) disk_full: Option<String>,
+    /// It is not space that is missing, but a file.
+    is_for_files: bool,
     retry_at_ns: u64,
     slot_retry_ns: u64,
     pub(crate) next_ns: u64,
@@ -73,6 +75,11 @@ pub(crate) struct Upkeep {
     last_turns: [u64; 2],
     /// When files were last closed for others.
     relieved_ns: u64,
+    /// The turn in which there was last none to close, and whether the shard had any then.
+    vain_turn: Option<u64>,
+    has_files: bool,
+    /// When it may be said again that connections wait.
+    next_word_ns: u64,
     /// When other shards may be asked again to close files.
     next_plea_ns: u64,
     /// Files of the slots that are open.
@@ -135,9 +142,8 @@ impl Shard {
             Err(e) if e.kind == DiskErrorKind::TooManyFiles => {
                 self.give_up_files(now, fx);
                 self.upkeep.unopened_slots.push(path);
-                tracing::warn!(error = e.message, "a slot of the log cannot be opened");
                 if self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS {
-                    self.disk_is_full(&e.message, now);
+                    self.files_are_out(&e.message, now);
                 }
             }
             Err(e) => fatal(fx, FatalReason::Wal, e.message),
@@ -290,7 +296,7 @@ impl Shard {
             }
             (PartitionOp::Remove, Err(error)) => tracing::warn!(
                 why = error.message,
-                "what is no longer needed stays until a start after a crash"
+                "what is no longer needed stays until a start removes it"
             ),
             _ => {}
         }
@@ -318,16 +324,18 @@ impl Shard {
             || held.log.needs_flush()
             || held.log.wants_roll();
         let sync = held.log.unsynced_bytes() >= SYNC_BYTES;
-        let sealed = held.log.take_sealed_file();
+        let mut closed = held.log.take_unused();
+        closed.extend(held.log.take_sealed_file());
         if is_done {
             self.upkeep.writers -= 1;
         }
-        if let Some(file) = sealed {
-            fx.disk.push((OpId(0), DiskOp::Close { file }));
-        }
+        let close = |file| (OpId(0), DiskOp::Close { file });
+        fx.disk.extend(closed.into_iter().map(close));
         match result {
             Ok(progress) => {
-                if is_done && matches!(op, PartitionOp::Write | PartitionOp::Seal) {
+                let opened = matches!(op, PartitionOp::OpenAppend | PartitionOp::OpenRead(_));
+                let wrote = is_done && matches!(op, PartitionOp::Write | PartitionOp::Seal);
+                if wrote || opened && self.upkeep.is_for_files {
                     self.disk_has_space();
                 }
                 if is_done {
@@ -336,6 +344,10 @@ impl Shard {
                 }
                 if is_done && again {
                     self.queue_writer(i, sync);
+                    // Nobody else can have its file until it has used it.
+                    if op == PartitionOp::OpenAppend && self.upkeep.queue.back() == Some(&i) {
+                        self.upkeep.queue.rotate_right(1);
+                    }
                 }
                 if progress.is_damage_left {
                     self.upkeep.damage_left_seq = self.wal.appended();
@@ -343,7 +355,12 @@ impl Shard {
                 self.progressed(i, progress, keep, fx);
             }
             Err(WriteError::DiskFull(message)) => {
-                if !(lacks_files && self.wait_for_a_file(i, true, now, fx)) {
+                if lacks_files {
+                    if !self.wait_for_a_file(i, true, now, fx) {
+                        self.files_are_out(&message, now);
+                        self.queue_writer(i, true);
+                    }
+                } else {
                     self.disk_is_full(&message, now);
                     if self.is_stopping {
                         self.give_up_slot(now, fx);
@@ -376,26 +393,44 @@ impl Shard {
             fx.mail
                 .extend(others.map(|shard| (shard, Mail::LacksFiles)));
         }
-        let mut held = self.partitions.iter().flatten();
         // What failed now may have been asked for before files were closed.
         let is_relieved = now.mono_ns < self.upkeep.relieved_ns + UPKEEP_NS;
-        match is_relieved || held.any(|held| held.log.has_open_files()) {
+        match is_relieved || self.upkeep.has_files {
             true => Relief::Soon,
             false => Relief::Elsewhere,
+        }
+    }
+
+    /// Says now and then why nobody can connect.
+    pub(crate) fn say_connections_wait(&mut self, now: Now) {
+        if now.mono_ns >= self.upkeep.next_word_ns {
+            self.upkeep.next_word_ns = now.mono_ns + CLOSE_UNUSED_NS;
+            tracing::warn!(
+                "as many files are open as may be: connections wait until some are closed"
+            );
         }
     }
 
     /// Closes the files that nobody uses in this turn, and if there are none has the others synced. Whether some were closed.
     pub(crate) fn close_some(&mut self, now: Now, fx: &mut Fx) -> bool {
         let opened_before = self.upkeep.last_turns[0];
+        // Many may fail in a turn, and one look finds all that there is.
+        if self.upkeep.vain_turn == Some(self.turn) {
+            return false;
+        }
         let found = self.close_files(self.turn, opened_before, fx);
         if found {
             self.upkeep.relieved_ns = now.mono_ns;
-        } else if self.upkeep.disk_full.is_none() {
-            // On a full disk what is to be written stands before a sync.
+            return true;
+        }
+        self.upkeep.vain_turn = Some(self.turn);
+        let mut held = self.partitions.iter().flatten();
+        self.upkeep.has_files = held.any(|held| held.log.has_open_files());
+        // On a full disk what is to be written stands before a sync.
+        if self.upkeep.disk_full.is_none() {
             self.sync_all();
         }
-        found
+        false
     }
 
     /// Closes the files that were not used since a turn, and those that were opened before another and never used; whether
@@ -428,6 +463,8 @@ impl Shard {
             self.upkeep.lack_files_ns = now.mono_ns + LACK_FILES_RETRY_NS;
         }
         self.upkeep.lack_files.push(i);
+        let soon = now.mono_ns + LACK_FILES_RETRY_NS;
+        self.upkeep.retry_at_ns = self.upkeep.retry_at_ns.min(soon);
         if relief == Relief::Now {
             self.open_again(fx);
         }
@@ -543,6 +580,7 @@ impl Shard {
     pub(crate) fn disk_is_full(&mut self, message: &str, now: Now) {
         let why = format!("it goes on by itself when there is room: {message}");
         let is_news = self.upkeep.disk_full.replace(why).is_none();
+        self.upkeep.is_for_files = false;
         self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
         if is_news {
             tracing::error!(
@@ -550,6 +588,13 @@ impl Shard {
                 "no room on the disk, or for another open file: publishes are refused until there is"
             );
         }
+    }
+
+    /// As [`Self::disk_is_full`], but what is not there is a file, which others may close at any time.
+    pub(crate) fn files_are_out(&mut self, message: &str, now: Now) {
+        self.disk_is_full(message, now);
+        self.upkeep.is_for_files = true;
+        self.upkeep.retry_at_ns = now.mono_ns + LACK_FILES_RETRY_NS;
     }
 
     /// The log has no room for an entry: that passes, unless what holds its memory or its slots waits
@@ -568,6 +613,7 @@ impl Shard {
 
     /// Something was written that takes space.
     pub(crate) fn disk_has_space(&mut self) {
+        self.upkeep.is_for_files = false;
         if self.upkeep.disk_full.take().is_some() {
             tracing::info!("there is room again: publishes are taken");
         }

@@ -72,7 +72,7 @@ fn generation_of(id: ConnId) -> u32 {
 }
 
 /// How often it is said at the most that no more connections are taken.
-const SAY_NS: u64 = 60_000_000_000;
+const SAY_FULL_NS: u64 = 60_000_000_000;
 /// How long accepting rests after the system had no descriptor or memory for another connection.
 const ACCEPT_REST_NS: u64 = 100_000_000;
 
@@ -90,7 +90,7 @@ pub(crate) struct Net {
     /// No more connections: the shard ends.
     closed: bool,
     /// When it may be said again that there is no room.
-    say_ns: u64,
+    say_full_ns: u64,
     /// Accepted beyond the bound, before the kernel was told to stop.
     surplus: VecDeque<OwnedFd>,
     conns: Vec<Option<Conn>>,
@@ -124,7 +124,7 @@ impl Net {
             accepting: Receiving::Off,
             accept_again_ns: None,
             closed: false,
-            say_ns: 0,
+            say_full_ns: 0,
             surplus: VecDeque::new(),
             conns: Vec::new(),
             free: Vec::new(),
@@ -231,29 +231,27 @@ impl Net {
             libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM | libc::EINVAL
         ) {
             self.accept_again_ns = Some(to.now.mono_ns + ACCEPT_REST_NS);
-            self.say(
-                to.now.mono_ns,
-                "a connection cannot be taken, for want of files or memory, and waits",
-            );
-            to.logic.lacks_files(to.now, to.fx);
+            let lacks_files = matches!(-completion.result, libc::EMFILE | libc::ENFILE);
+            if lacks_files && !self.closed {
+                to.logic.lacks_files(to.now, to.fx);
+            }
         }
         if self.has_room() {
             self.accept(ring);
         } else {
             self.pause_accepting(ring);
-            self.say(
-                to.now.mono_ns,
-                "a shard has all connections that max-connections and the limit of open files leave it: \
-                 others wait until one ends",
-            );
+            self.say_full(to.now.mono_ns);
         }
     }
 
-    /// Says why peers wait, now and then.
-    fn say(&mut self, now_ns: u64, why: &str) {
-        if !self.closed && now_ns >= self.say_ns {
-            self.say_ns = now_ns + SAY_NS;
-            tracing::warn!(connections = self.open, "{why}");
+    fn say_full(&mut self, now_ns: u64) {
+        if !self.closed && now_ns >= self.say_full_ns {
+            self.say_full_ns = now_ns + SAY_FULL_NS;
+            tracing::warn!(
+                connections = self.open,
+                "a shard has all connections that max-connections and the limit of open files leave it: \
+                 others wait until one ends"
+            );
         }
     }
 

@@ -215,6 +215,8 @@ pub struct Disk {
     names: BTreeMap<PathBuf, usize>,
     stable_names: BTreeMap<PathBuf, usize>,
     open: BTreeMap<(u16, FileId), (usize, bool)>,
+    /// A range that is being sent may be of one of these.
+    closed: BTreeMap<(u16, FileId), (usize, bool)>,
     under_way: BTreeMap<Ticket, UnderWay>,
     log_writes: BTreeMap<u16, LastWrites>,
     next: u64,
@@ -247,6 +249,7 @@ impl Disk {
             names: BTreeMap::new(),
             stable_names: BTreeMap::new(),
             open: BTreeMap::new(),
+            closed: BTreeMap::new(),
             under_way: BTreeMap::new(),
             log_writes: BTreeMap::new(),
             next: 0,
@@ -270,7 +273,9 @@ impl Disk {
     pub fn submit(&mut self, shard: u16, id: OpId, op: DiskOp) -> Option<Ticket> {
         let file = match &op {
             DiskOp::Close { file } => {
-                self.open.remove(&(shard, *file));
+                if let Some(open) = self.open.remove(&(shard, *file)) {
+                    self.closed.insert((shard, *file), open);
+                }
                 return None;
             }
             DiskOp::Write { file, .. }
@@ -608,7 +613,8 @@ impl Disk {
 
     /// A range of an open file, as a socket sends it; nothing if the file is shorter.
     pub fn range(&self, shard: u16, file: FileId, position: u64, bytes: usize) -> Option<Vec<u8>> {
-        let (inode, _) = self.open[&(shard, file)];
+        let key = (shard, file);
+        let (inode, _) = *self.open.get(&key).unwrap_or_else(|| &self.closed[&key]);
         let read = self.inodes[inode].now.read(position as usize, bytes);
         (read.len() == bytes).then_some(read)
     }
@@ -659,6 +665,7 @@ impl Disk {
             self.interrupt(under_way, is_power_cut);
         }
         self.open.clear();
+        self.closed.clear();
         self.log_writes.clear();
     }
 

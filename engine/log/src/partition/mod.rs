@@ -12,7 +12,7 @@ mod write_out;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
-use ringtide_io::{DiskOp, Pool, Slice};
+use ringtide_io::{DiskOp, FileId, Pool, Slice};
 use ringtide_schema::batch::Header;
 use ringtide_schema::ids::{GroupId, PartitionId};
 use ringtide_schema::store::{CommittedT, EpochStartT, PartitionT, ProducerBatchT};
@@ -54,9 +54,9 @@ pub struct Ops<'a> {
 }
 
 impl Ops<'_> {
-    fn file(&mut self) -> ringtide_io::FileId {
+    fn file(&mut self) -> FileId {
         *self.files += 1;
-        ringtide_io::FileId(*self.files)
+        FileId(*self.files)
     }
 }
 
@@ -99,6 +99,8 @@ pub struct Partition {
     last_seq: u64,
     /// Segments that retention removed, each with its entry, until their files are gone.
     removing: VecDeque<(u64, Segment)>,
+    /// Files that were opened and cannot be used, to be closed.
+    unused: Vec<FileId>,
 }
 
 impl Partition {
@@ -130,6 +132,7 @@ impl Partition {
             consumers: BTreeMap::new(),
             last_seq: 0,
             removing: VecDeque::new(),
+            unused: Vec::new(),
         }
     }
 

@@ -248,10 +248,10 @@ impl Partition {
         }
     }
 
-    /// Whether it has a file open, or is about to.
+    /// Whether it has a file open.
     pub fn has_open_files(&self) -> bool {
-        let mut segments = self.segments.iter();
-        self.writer.file.is_some() || segments.any(|s| !matches!(s.reader, Reader::Closed))
+        let is_read = |reader| matches!(reader, Reader::Opened(..) | Reader::Used(..));
+        self.writer.has_open_file() || self.segments.iter().any(|s| is_read(s.reader))
     }
 
     /// Files open for reading that were not used since `before` (a turn), closed by this. Those that were never used are

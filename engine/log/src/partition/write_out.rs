@@ -143,6 +143,10 @@ impl Writer {
         }
     }
 
+    pub(super) fn has_open_file(&self) -> bool {
+        self.file.is_some() && self.state != State::Opening
+    }
+
     /// Where the file of the active segment ends for readers, and the bytes behind that which are here.
     pub(super) fn carried(&self) -> (u64, &[u8]) {
         (self.readable, &self.carried)
@@ -641,6 +645,11 @@ impl Partition {
         self.writer.file.take()
     }
 
+    /// Files that turned out to be of no use.
+    pub fn take_unused(&mut self) -> Vec<FileId> {
+        std::mem::take(&mut self.unused)
+    }
+
     /// The file that is not written any more after a seal.
     pub fn take_sealed_file(&mut self) -> Option<FileId> {
         if self.writer.state == State::Closed {
@@ -705,7 +714,7 @@ impl Partition {
             return Ok(());
         };
         segment.reader = match (segment.reader, result) {
-            (Reader::Opening(_), Ok(DiskDone::Opened { bytes }))
+            (Reader::Opening(file), Ok(DiskDone::Opened { bytes }))
                 if segment.meta.sealed && bytes < segment.meta.bytes =>
             {
                 let want = segment.meta.bytes;
@@ -714,6 +723,7 @@ impl Partition {
                     self.id
                 );
                 segment.reader = Reader::Closed;
+                self.unused.push(file);
                 return Err(WriteError::Unreadable(message));
             }
             (Reader::Opening(file), Ok(_)) => Reader::Opened(file, turn),

@@ -484,6 +484,13 @@ fn a_sealed_segment_that_was_cut_is_refused_to_its_readers() {
         answer.and_then(|f| f.error()),
         Some(ErrorCode::DataUnreadable)
     );
+    let open = world.nodes[0].disk.open_files();
+    let fetch = world.fetch(peer, old, 0, 1000);
+    assert_eq!(
+        world.answer(peer, fetch).error(),
+        Some(ErrorCode::DataUnreadable)
+    );
+    assert_eq!(world.nodes[0].disk.open_files(), open, "files stay open");
 }
 
 #[test]
@@ -693,6 +700,36 @@ fn a_shard_without_files_has_another_close_its_own() {
     world.publish(peer, DURABLE, &[(second, batch(&[1; 300_000]))]);
     world.pass(100 * MS);
     assert_eq!(world.nodes[0].disk.open_files(), slots);
+}
+
+#[test]
+fn what_waited_for_files_is_written_as_soon_as_there_are_some() {
+    const PARTITIONS: u32 = 12;
+    let setup = Setup::new(1).topic("t", PARTITIONS);
+    let topic = setup.on_shard("t", 0).topic;
+    let id = |partition| PartitionId { topic, partition };
+    let mut world = World::new(&setup);
+    let slots = world.nodes[0].disk.open_files();
+    world.nodes[0].disk.most_open = slots;
+    let peer = world.connect(0);
+    let parts: Vec<_> = (0..PARTITIONS)
+        .map(|partition| (id(partition), batch(&[1; 300_000])))
+        .collect();
+    world.publish(peer, DURABLE, &parts);
+    world.run();
+    let results: Vec<_> = world.hear(peer).iter().flat_map(Heard::results).collect();
+    assert!(results.len() == parts.len() && results.iter().all(|result| result.1 == 0));
+    world.pass(SECOND);
+    let asked = world.publish(peer, DURABLE, &[(id(0), batch(b"refused"))]);
+    let refused = world.answer(peer, asked).results()[0].1;
+    assert_eq!(refused, ErrorCode::DiskFull as u16);
+
+    world.nodes[0].disk.most_open = slots + 2;
+    world.pass(500 * MS);
+    let asked = world.publish(peer, DURABLE, &[(id(0), batch(b"taken"))]);
+    assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+    let written = |p: &u32| world.nodes[0].disk.bytes(&segment(id(*p), 0)) > 290_000;
+    assert_eq!((0..PARTITIONS).filter(written).count(), 12);
 }
 
 #[test]
