@@ -214,7 +214,7 @@ impl Shard {
             }
             Err(e) if e.is_shortage() => {
                 self.upkeep.new_slots.push(path);
-                tracing::warn!(error = e.message, "no room for another slot of the log");
+                tracing::warn!(error = e.message, "no space for another slot of the log");
                 self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
                 if self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS {
                     self.disk_is_full(&e.message, now);
@@ -578,23 +578,30 @@ impl Shard {
 
     /// Something needs space that is not there: publishes are refused until it could be written.
     pub(crate) fn disk_is_full(&mut self, message: &str, now: Now) {
-        let why = format!("it goes on by itself when there is room: {message}");
+        let why = format!("it goes on by itself when there is space: {message}");
         let is_news = self.upkeep.disk_full.replace(why).is_none();
         self.upkeep.is_for_files = false;
         self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
         if is_news {
             tracing::error!(
                 why = message,
-                "no room on the disk, or for another open file: publishes are refused until there is"
+                "disk full: publishes are refused until there is space"
             );
         }
     }
 
     /// As [`Self::disk_is_full`], but what is not there is a file, which others may close at any time.
     pub(crate) fn files_are_out(&mut self, message: &str, now: Now) {
-        self.disk_is_full(message, now);
+        let why = format!("it goes on by itself when files were closed: {message}");
+        let is_news = self.upkeep.disk_full.replace(why).is_none();
         self.upkeep.is_for_files = true;
         self.upkeep.retry_at_ns = now.mono_ns + LACK_FILES_RETRY_NS;
+        if is_news {
+            tracing::error!(
+                why = message,
+                "as many files are open as may be: publishes are refused until some are closed"
+            );
+        }
     }
 
     /// The log has no room for an entry: that passes, unless what holds its memory or its slots waits
@@ -613,9 +620,13 @@ impl Shard {
 
     /// Something was written that takes space.
     pub(crate) fn disk_has_space(&mut self) {
-        self.upkeep.is_for_files = false;
-        if self.upkeep.disk_full.take().is_some() {
-            tracing::info!("there is room again: publishes are taken");
+        let is_for_files = std::mem::take(&mut self.upkeep.is_for_files);
+        match self.upkeep.disk_full.take() {
+            None => {}
+            Some(_) if is_for_files => {
+                tracing::info!("files can be opened again: publishes are taken");
+            }
+            Some(_) => tracing::info!("there is space on the disk again: publishes are taken"),
         }
     }
 
