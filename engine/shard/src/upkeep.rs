@@ -333,7 +333,7 @@ impl Shard {
         fx.disk.extend(closed.into_iter().map(close));
         match result {
             Ok(progress) => {
-                let opened = matches!(op, PartitionOp::OpenAppend | PartitionOp::OpenRead(_));
+                let opened = op == PartitionOp::OpenAppend;
                 let wrote = is_done && matches!(op, PartitionOp::Write | PartitionOp::Seal);
                 if wrote || opened && self.upkeep.is_for_files {
                     self.disk_has_space();
@@ -358,6 +358,9 @@ impl Shard {
                 if lacks_files {
                     if !self.wait_for_a_file(i, true, now, fx) {
                         self.files_are_out(&message, now);
+                        if self.is_stopping {
+                            self.give_up_slot(now, fx);
+                        }
                         self.queue_writer(i, true);
                     }
                 } else {
@@ -438,8 +441,8 @@ impl Shard {
     fn close_files(&mut self, before: u64, opened_before: u64, fx: &mut Fx) -> bool {
         let mut closed = Vec::new();
         for held in self.partitions.iter_mut().flatten() {
-            // Who is queued is about to use it.
-            if !held.is_queued {
+            // Who is queued is about to use it, unless there is nowhere to write to.
+            if !held.is_queued || self.upkeep.disk_full.is_some() {
                 closed.extend(held.log.take_idle_file(before));
             }
             closed.extend(held.log.close_readers(before, opened_before));
@@ -463,8 +466,10 @@ impl Shard {
             self.upkeep.lack_files_ns = now.mono_ns + LACK_FILES_RETRY_NS;
         }
         self.upkeep.lack_files.push(i);
-        let soon = now.mono_ns + LACK_FILES_RETRY_NS;
-        self.upkeep.retry_at_ns = self.upkeep.retry_at_ns.min(soon);
+        if self.upkeep.is_for_files {
+            let soon = now.mono_ns + LACK_FILES_RETRY_NS;
+            self.upkeep.retry_at_ns = self.upkeep.retry_at_ns.min(soon);
+        }
         if relief == Relief::Now {
             self.open_again(fx);
         }

@@ -293,7 +293,7 @@ fn choose_advertise(
         (Some(value), _) if value.parse::<SocketAddr>().is_ok() || has_port(value) => given.refuse(
             "give a host name or address without a port; each shard advertises its own port",
         ),
-        (Some(value), _) if value.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified()) => given
+        (Some(value), _) if is_every_address(value) => given
             .refuse("give a host name or address that clients can connect to, not every address"),
         (Some(value), _) => Ok(value.into()),
         (None, Some(text)) if listen.ip().is_unspecified() => Err(ConfigError::Unadvertised {
@@ -302,6 +302,11 @@ fn choose_advertise(
         }),
         (None, _) => Ok(listen.ip().to_string()),
     }
+}
+
+fn is_every_address(value: &str) -> bool {
+    let address = value.trim_start_matches('[').trim_end_matches(']');
+    address.parse().is_ok_and(|ip: IpAddr| ip.is_unspecified())
 }
 
 /// Whether it looks like `host:port` rather than a bare IPv6 address.
@@ -419,7 +424,7 @@ mod tests {
                 &["whole number of MiB"],
             ),
             (
-                &[("advertise", "0.0.0.0")],
+                &[("advertise", "[::]")],
                 "",
                 &["advertise", "not every address"],
             ),
