@@ -567,7 +567,7 @@ fn a_flood_of_huge_declared_lengths_costs_no_more_than_the_bound_of_begun_frames
         // It came to the bound, and those beyond it were told.
         victim
             .broker
-            .logs(&["frames that have only begun to arrive"]);
+            .logs(&["requests that cannot be handled yet hold over"]);
     });
 }
 
