@@ -56,7 +56,7 @@ codes! {
     TooLarge = 7, "larger than the limit", false;
     /// More requests in flight, subscriptions, parts or credit than allowed.
     TooMany = 8, "more than the limit", true;
-    /// The broker's memory or queues are full; try again.
+    /// The broker's memory or queues are full, or no file can be opened to read from; try again.
     Overloaded = 9, "the broker is overloaded", true;
     /// The broker is shutting down.
     ShuttingDown = 10, "the broker is shutting down", true;

@@ -132,6 +132,8 @@ pub const CLOSE_UNUSED_NS: u64 = 60_000_000_000;
 pub const UPKEEP_NS: u64 = 1_000_000_000;
 /// Who waits for a file of his own shard to be closed looks again after this long, in nanoseconds.
 pub const LACK_FILES_RETRY_NS: u64 = 10_000_000;
+/// Who reads is refused when his shard has found no file, and had none to close, for so long, in nanoseconds.
+pub const LACK_FILES_PATIENCE_NS: u64 = 1_000_000_000;
 /// Other shards are asked to close files no more often than this, in nanoseconds.
 pub const FILES_PLEA_NS: u64 = 100_000_000;
 /// A full disk is tried again after this long, in nanoseconds.

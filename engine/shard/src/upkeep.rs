@@ -17,8 +17,8 @@ use crate::fault::Fault;
 use crate::mail::Mail;
 use crate::requests::Handled;
 use crate::settings::{
-    CLOSE_UNUSED_NS, DISK_FULL_RETRY_NS, FILES_PLEA_NS, KEEP_TAIL_BYTES, LACK_FILES_RETRY_NS,
-    MAX_PIECES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
+    CLOSE_UNUSED_NS, DISK_FULL_RETRY_NS, FILES_PLEA_NS, KEEP_TAIL_BYTES, LACK_FILES_PATIENCE_NS,
+    LACK_FILES_RETRY_NS, MAX_PIECES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
 };
 use crate::{Fx, Pending, Shard};
 
@@ -71,6 +71,8 @@ pub(crate) struct Upkeep {
     /// Partitions that wait for a file, and when they ask for it again.
     lack_files: Vec<usize>,
     lack_files_ns: u64,
+    /// The first and the last time that a file was asked for and the shard had none to close.
+    without_files: Option<(u64, u64)>,
     /// The turns of the last two looks at upkeep: who opened a file has so long to use it.
     last_turns: [u64; 2],
     /// When files were last closed for others.
@@ -80,6 +82,8 @@ pub(crate) struct Upkeep {
     has_files: bool,
     /// When it may be said again that connections wait.
     next_word_ns: u64,
+    /// The same of readers.
+    next_read_word_ns: u64,
     /// When other shards may be asked again to close files.
     next_plea_ns: u64,
     /// Files of the slots that are open.
@@ -214,10 +218,18 @@ impl Shard {
             }
             Err(e) if e.is_shortage() => {
                 self.upkeep.new_slots.push(path);
-                tracing::warn!(error = e.message, "no space for another slot of the log");
                 self.upkeep.slot_retry_ns = now.mono_ns + 10 * UPKEEP_NS;
-                if self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS {
-                    self.disk_is_full(&e.message, now);
+                let lacks_slots = self.wal.slots() + self.upkeep.opening_slots < MIN_SLOTS;
+                if e.kind == DiskErrorKind::TooManyFiles {
+                    self.give_up_files(now, fx);
+                    if lacks_slots {
+                        self.files_are_out(&e.message, now);
+                    }
+                } else {
+                    tracing::warn!(error = e.message, "no space for another slot of the log");
+                    if lacks_slots {
+                        self.disk_is_full(&e.message, now);
+                    }
                 }
             }
             Err(e) => fatal(fx, FatalReason::Wal, e.message),
@@ -374,7 +386,11 @@ impl Shard {
             Err(WriteError::Unreadable(_))
                 if lacks_files && self.wait_for_a_file(i, false, now, fx) => {}
             Err(WriteError::Unreadable(message)) => {
-                self.segment_failed(i, op, &message);
+                let code = match lacks_files {
+                    true => ErrorCode::Overloaded,
+                    false => ErrorCode::DataUnreadable,
+                };
+                self.segment_failed(i, op, code, &message, now);
                 if is_done {
                     // The writer goes on without it.
                     self.queue_writer(i, sync);
@@ -453,10 +469,13 @@ impl Shard {
         found
     }
 
-    /// A partition's writer or readers go on when there may be a file for it. False if the shard has none to close.
+    /// A partition's writer or readers go on when there may be a file for it. False if the shard has none to close, and,
+    /// for readers, has had none for a while: other shards are asked meanwhile.
     fn wait_for_a_file(&mut self, i: usize, is_writer: bool, now: Now, fx: &mut Fx) -> bool {
         let relief = self.give_up_files(now, fx);
-        if relief == Relief::Elsewhere {
+        if relief != Relief::Elsewhere {
+            self.upkeep.without_files = None;
+        } else if is_writer || self.was_long_without_files(now) {
             return false;
         }
         if let Some(held) = self.held(i) {
@@ -474,6 +493,16 @@ impl Shard {
             self.open_again(fx);
         }
         true
+    }
+
+    /// Notes that there was no file to close. Whether that has gone on for as long as readers wait.
+    fn was_long_without_files(&mut self, now: Now) -> bool {
+        let now_ns = now.mono_ns;
+        let goes_on = |&(_, last_ns): &(u64, u64)| now_ns < last_ns + LACK_FILES_PATIENCE_NS;
+        let before = self.upkeep.without_files.filter(goes_on);
+        let since_ns = before.map_or(now_ns, |(first_ns, _)| first_ns);
+        self.upkeep.without_files = Some((since_ns, now_ns));
+        now_ns >= since_ns + LACK_FILES_PATIENCE_NS
     }
 
     /// Who waits for a file asks again.
@@ -497,7 +526,7 @@ impl Shard {
     }
 
     /// A segment cannot be read: what reads there is refused, everybody else goes on.
-    fn segment_failed(&mut self, i: usize, op: PartitionOp, why: &str) {
+    fn segment_failed(&mut self, i: usize, op: PartitionOp, code: ErrorCode, why: &str, now: Now) {
         let (PartitionOp::OpenRead(base) | PartitionOp::LoadIndex(base)) = op else {
             return;
         };
@@ -509,8 +538,16 @@ impl Shard {
             end.saturating_sub(1),
             held.log.id()
         );
-        tracing::error!(why = message, "a segment cannot be read");
-        let fault = Fault::new(ErrorCode::DataUnreadable, message);
+        if code == ErrorCode::DataUnreadable {
+            tracing::error!(why = message, "a segment cannot be read");
+        } else if now.mono_ns >= self.upkeep.next_read_word_ns {
+            self.upkeep.next_read_word_ns = now.mono_ns + CLOSE_UNUSED_NS;
+            tracing::warn!(
+                why = message,
+                "as many files are open as may be: readers are told to try again"
+            );
+        }
+        let fault = Fault::new(code, message);
         self.fail_watchers(i, watchers, base..end, &fault);
         self.refuse_searches(i, end, &fault);
     }

@@ -91,6 +91,7 @@ pub(crate) struct Net {
     closed: bool,
     /// When it may be said again that there is no room.
     say_full_ns: u64,
+    say_no_memory_ns: u64,
     /// Accepted beyond the bound, before the kernel was told to stop.
     surplus: VecDeque<OwnedFd>,
     conns: Vec<Option<Conn>>,
@@ -125,6 +126,7 @@ impl Net {
             accept_again_ns: None,
             closed: false,
             say_full_ns: 0,
+            say_no_memory_ns: 0,
             surplus: VecDeque::new(),
             conns: Vec::new(),
             free: Vec::new(),
@@ -232,8 +234,15 @@ impl Net {
         ) {
             self.accept_again_ns = Some(to.now.mono_ns + ACCEPT_REST_NS);
             let lacks_files = matches!(-completion.result, libc::EMFILE | libc::ENFILE);
+            let lacks_memory = matches!(-completion.result, libc::ENOBUFS | libc::ENOMEM);
             if lacks_files && !self.closed {
                 to.logic.lacks_files(to.now, to.fx);
+            }
+            if lacks_memory && !self.closed && to.now.mono_ns >= self.say_no_memory_ns {
+                self.say_no_memory_ns = to.now.mono_ns + SAY_FULL_NS;
+                tracing::warn!(
+                    "the kernel has no memory for another connection: those that come wait"
+                );
             }
         }
         if self.has_room() {

@@ -6,9 +6,9 @@ use ringtide_client::sync::Client;
 use ringtide_client::{Idle, Options};
 use ringtide_schema::identity::Identity;
 use ringtide_system_tests::{
-    Broker, Cli, Fault, Footprint, MountedDisk, Setup, batch, exit, single, skip, table, wait,
+    Broker, Cli, Fault, MountedDisk, Setup, exit, single, skip, table, wait,
 };
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::Signal;
 
 // ---- stopping ---------------------------------------------------------------------------------
 
@@ -770,44 +770,4 @@ fn doctor_says_what_it_found_to_a_person() {
         0,
         "it leaves nothing behind"
     );
-}
-
-#[test]
-fn more_partitions_are_written_to_than_files_may_be_open() {
-    const PARTITIONS: u32 = 40;
-    let mut broker = Broker::start();
-    let mut peer = broker.peer();
-    let topic = peer.create_topic("wide", PARTITIONS);
-    let held = Footprint::of(broker.pid());
-    let most = (held.files + held.sockets + 15) as u64;
-    let limit = Rlimit {
-        current: Some(most),
-        maximum: Some(most),
-    };
-    let pid = Pid::from_raw(broker.pid().cast_signed());
-    prlimit(pid, Resource::Nofile, limit).expect("a lower limit");
-    // More than a segment's writer waits for.
-    let values = [[b'v'; 60_000]; 5];
-    for p in 0..PARTITIONS {
-        let published = peer.publish(topic.partition(p), batch(&values));
-        assert_eq!(published.expect("an answer").base_offset, 0);
-        // Too little to be written, so that it waits.
-        let published = peer.publish(topic.partition(p), batch(&[b"rest"]));
-        assert_eq!(published.expect("an answer").base_offset, 5);
-    }
-    drop(peer);
-    for p in 0..PARTITIONS {
-        let args = ["consume", "wide", "--partition", &p.to_string()];
-        assert_eq!(broker.cli().run(&args).ok().text().lines().count(), 6);
-    }
-    // All at once.
-    let records = (PARTITIONS * 6) as usize;
-    let read = broker.cli().run(&["consume", "wide"]);
-    assert_eq!(read.ok().text().lines().count(), records);
-    assert_eq!(broker.stop(), 0);
-    broker.restart();
-    let read = broker
-        .cli()
-        .run(&["consume", "wide", "--count", &records.to_string()]);
-    assert_eq!(read.ok().text().lines().count(), records);
 }

@@ -229,6 +229,16 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Files that a broker of this configuration has open for itself: neither connections nor segments.
+    pub(crate) fn own_files(&self) -> u64 {
+        // Counted in /proc/PID/fd.
+        const OF_THE_PROCESS: u64 = 8;
+        const OF_A_SHARD: u64 = 7;
+        OF_THE_PROCESS + self.cpus.len() as u64 * (OF_A_SHARD + self.wal_slots as u64)
+    }
+}
+
 pub(crate) fn choose_cpus(given: &Given<'_>, allowed: &[usize]) -> Result<Vec<usize>, ConfigError> {
     let Some(value) = given.value() else {
         // The rest is for the kernel's workers, for interrupts and for whatever else runs here;

@@ -294,7 +294,8 @@ impl Reading<'_> {
                 self.flush()?;
                 taken = self.take(&mut consumer, LOOK_AROUND)?;
                 if !taken {
-                    outage.look(self.client, self.args.follow)?;
+                    let trouble = self.client.trouble().or_else(|| consumer.trouble());
+                    outage.look(trouble, self.args.follow)?;
                     self.look_at_ends()?;
                 }
             }
@@ -525,7 +526,7 @@ fn is_out_of_reach(error: &Error) -> bool {
     }
 }
 
-/// How long the broker has been away.
+/// How long the broker has been away, or has refused to give what it has.
 #[derive(Default)]
 struct Outage {
     /// With nothing to read meanwhile.
@@ -534,10 +535,10 @@ struct Outage {
 }
 
 impl Outage {
-    /// Looks whether the connection is in trouble. Who follows is told once and waits; who wants to
-    /// end is not kept for ever.
-    fn look(&mut self, client: &Client, follow: bool) -> Result<(), Failure> {
-        let Some(error) = client.trouble() else {
+    /// Looks at why nothing comes, unless it is that nothing more is there. Who follows is told once and waits; who
+    /// wants to end is not kept for ever.
+    fn look(&mut self, trouble: Option<Error>, follow: bool) -> Result<(), Failure> {
+        let Some(error) = trouble else {
             *self = Self::default();
             return Ok(());
         };
@@ -549,7 +550,7 @@ impl Outage {
             None => self.since = Some(Instant::now()),
             Some(since) if !follow && since.elapsed() >= GIVE_UP => {
                 let message = format!("{error}; gave up after {} s", GIVE_UP.as_secs());
-                return Err(Failure::new(Exit::Unreachable, message));
+                return Err(Failure::new(exit_of(&error), message));
             }
             Some(_) => {}
         }

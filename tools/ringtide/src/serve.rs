@@ -191,11 +191,13 @@ fn raise_open_files() -> Option<u64> {
     maximum
 }
 
-/// Connections of one shard: as many as are set, but no more than leave a quarter of the files that may be open to
-/// segments and the log.
+/// Connections of one shard: as many as are set, but no more than leave a quarter of the files that may be open, beside the
+/// process's own, to segments.
 fn connections(config: &Config, open_files: Option<u64>) -> usize {
     let shards = config.cpus.len() as u64;
-    let most = open_files.map_or(u64::MAX, |files| (files / 4 * 3 / shards).max(1));
+    let most = open_files.map_or(u64::MAX, |files| {
+        (files.saturating_sub(config.own_files()) * 3 / 4 / shards).max(1)
+    });
     config
         .max_connections
         .min(usize::try_from(most).unwrap_or(usize::MAX))
@@ -568,15 +570,17 @@ mod tests {
     }
 
     #[test]
-    fn connections_leave_a_quarter_of_the_open_files() {
+    fn connections_leave_a_quarter_of_the_open_files_to_segments() {
         let home = tempfile::tempdir().expect("a directory");
         let mut config = config(home.path());
         config.max_connections = 1_000;
-        // Of two shards.
-        assert_eq!(connections(&config, Some(1_000)), 375);
+        // Two shards with three slots each.
+        assert_eq!(config.own_files(), 28);
+        assert_eq!(connections(&config, Some(1_028)), 375);
         assert_eq!(connections(&config, Some(10_000)), 1_000);
         assert_eq!(connections(&config, None), 1_000);
-        assert_eq!(connections(&config, Some(0)), 1);
+        config.wal_slots = 20;
+        assert_eq!(connections(&config, Some(64)), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod world;
 
 mod any_order;
 mod describe;
+mod few_files;
 mod files;
 mod forwarding;
 mod half_frames;

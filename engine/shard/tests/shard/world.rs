@@ -28,6 +28,8 @@ pub struct Setup {
     pub segments: BTreeMap<PartitionId, Vec<Vec<Vec<u8>>>>,
     /// Whether the last of them is unsealed.
     pub is_open: bool,
+    /// Whether the slots of the log are still to be made.
+    pub has_no_slots: bool,
 }
 
 impl Setup {
@@ -38,12 +40,19 @@ impl Setup {
             topics: Vec::new(),
             segments: BTreeMap::new(),
             is_open: false,
+            has_no_slots: false,
         }
     }
 
     /// Leaves the last segment of each partition open.
     pub fn open(mut self) -> Self {
         self.is_open = true;
+        self
+    }
+
+    /// Leaves the slots of the log to be made.
+    pub fn without_slots(mut self) -> Self {
+        self.has_no_slots = true;
         self
     }
 
@@ -92,7 +101,11 @@ impl Setup {
         let data_dir = PathBuf::from("data");
         let mut disk = Disk::new();
         let slot = |n: u16| data_dir.join("wal").join(format!("{shard}-{n}.wal"));
-        let wal_slots: Vec<PathBuf> = (0..4).map(slot).collect();
+        let slots: Vec<PathBuf> = (0..4).map(slot).collect();
+        let (wal_slots, new_wal_slots) = match self.has_no_slots {
+            true => (Vec::new(), slots),
+            false => (slots, Vec::new()),
+        };
         for path in &wal_slots {
             disk.put(path.clone(), Vec::new());
         }
@@ -125,7 +138,7 @@ impl Setup {
             memory_bytes: self.memory_bytes,
             wal_slot_bytes: 4 << 20,
             wal_slots,
-            new_wal_slots: Vec::new(),
+            new_wal_slots,
             wal_in_flight: 4,
             max_in_flight_requests: 4096,
             sync_interval_ms: 50,

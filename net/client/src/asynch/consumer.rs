@@ -141,6 +141,14 @@ impl Consumer {
         Ok(self.positions.get(&partition).map(|p| p.offset))
     }
 
+    /// Why the broker gives nothing of a partition for now; `None` when all is well, or no broker is reached. It is
+    /// tried again by itself, whatever the error says.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Error> {
+        let mut state = self.handle.lock();
+        state.core.consumer(self.key).trouble().cloned()
+    }
+
     /// The partitions that stand still after an error that was handed out, until [`Self::seek`].
     #[must_use]
     pub fn stopped(&self) -> Vec<u32> {

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use ringtide_schema::batch::{BatchError, Batches, Header, check_stored};
 use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
 use ringtide_schema::ids::TopicId;
 use ringtide_schema::record::{Record, RecordHeader, Records, records};
 
@@ -66,6 +67,8 @@ pub(crate) struct Cursor {
     pub(crate) queued_bytes: usize,
     pub(crate) retry_at: Option<Instant>,
     pub(crate) backoff: Backoff,
+    /// The operation that was refused last and is tried again, and why.
+    pub(crate) refused: Option<(Op, Error)>,
 }
 
 impl Cursor {
@@ -81,6 +84,15 @@ impl Cursor {
             queued_bytes: 0,
             retry_at: None,
             backoff,
+            refused: None,
+        }
+    }
+
+    /// The broker takes the subscription. Whether there is something to be had shows later.
+    pub(crate) fn subscribed(&mut self) {
+        self.refused.take_if(|(op, _)| *op != Op::Push);
+        if self.refused.is_none() {
+            self.backoff.reset();
         }
     }
 }
@@ -201,6 +213,12 @@ impl Consumer {
         !self.queue.is_empty()
     }
 
+    /// Why the broker gives nothing of a partition, although it is tried again.
+    pub(crate) fn trouble(&self) -> Option<&Error> {
+        let mut refused = self.cursors.iter().filter_map(|c| c.refused.as_ref());
+        refused.next().map(|(_, error)| error)
+    }
+
     /// The partitions that stand still after an error that was taken. What waits before the error of
     /// another is still to be had.
     pub(crate) fn stopped(&self) -> Vec<u32> {
@@ -248,6 +266,7 @@ impl Consumer {
         cursor.queued_bytes = 0;
         cursor.owed = 0;
         cursor.retry_at = None;
+        cursor.refused = None;
         cursor.is_told = false;
         cursor.place = Place::At(start);
     }
@@ -282,6 +301,9 @@ impl Consumer {
         }
         if whole > start {
             state.arrived = state.arrived.max(next);
+            if state.refused.take().is_some() {
+                state.backoff.reset();
+            }
         }
         let offset = state.arrived;
         if whole > start {

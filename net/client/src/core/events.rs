@@ -101,7 +101,7 @@ impl Core {
                         if let Some(state) = self.cursor(key, index, generation) {
                             state.flow = Flow::Subscribed { link, correlation };
                             state.retry_at = None;
-                            state.backoff.reset();
+                            state.subscribed();
                             self.mark_cursor(key, index);
                         }
                     }
@@ -114,6 +114,7 @@ impl Core {
                         if let Some(state) = self.cursor(key, index, generation) {
                             state.flow = Flow::Idle;
                             state.backoff.reset();
+                            state.refused = None;
                             let offsets = fetched_offsets(envelope)?;
                             self.consumer(key).arrived(index, offsets, payload);
                             self.mark_cursor(key, index);
@@ -351,6 +352,7 @@ impl Core {
             }
             (Err(error), start) if error.is_retriable() => {
                 state.place = Place::At(start);
+                state.refused = Some((Op::ListOffsets, error));
                 self.retry_cursor(key, index, now);
             }
             (Err(error), _) => self.consumer(key).fail(index, error),
@@ -433,11 +435,14 @@ impl Core {
                 };
                 state.flow = Flow::Idle;
                 let known = ErrorCode::from_u16(error.code);
-                if elsewhere || known.is_some_and(ErrorCode::is_retriable) {
-                    return self.retry_cursor(consumer, cursor, now);
-                }
                 let (partition, offset) = (state.partition, state.arrived);
                 let topic = self.consumer(consumer).topic.name.clone();
+                if elsewhere || known.is_some_and(ErrorCode::is_retriable) {
+                    let what = format!("consume {topic}/{partition}");
+                    let error = Error::from_wire(error.code, what, message);
+                    self.consumer(consumer).cursors[cursor].refused = Some((op, error));
+                    return self.retry_cursor(consumer, cursor, now);
+                }
                 let (earliest, latest) = range;
                 let error = if known == Some(ErrorCode::OffsetOutOfRange) {
                     Error::OffsetOutOfRange {

@@ -309,11 +309,18 @@ impl Model {
     pub(crate) fn push(&mut self, peer: &mut Peer) {
         let mut subscriptions = std::mem::take(&mut peer.subscriptions);
         subscriptions.retain_mut(|s| {
-            let corrupt = self.corrupt;
+            let (corrupt, refused_op) = (self.corrupt, self.refused_op);
             let Ok(log) = self.find(s.at) else {
                 peer.error(Op::Push, s.correlation, ErrorCode::UnknownTopic, (-1, -1));
                 return false;
             };
+            if let Some((Op::Push, code)) = refused_op
+                && s.offset < log.next
+            {
+                self.refusals += 1;
+                peer.error(Op::Push, s.correlation, code, (-1, -1));
+                return false;
+            }
             while s.credit > 0 && s.offset < log.next {
                 let (offsets, mut payload) = log.read(s.offset, 1000);
                 s.credit -= payload.len() as i64;

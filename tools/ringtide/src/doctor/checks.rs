@@ -91,15 +91,19 @@ fn open_files(host: &Host) -> Check {
     if hard >= wanted {
         return Check::ok("open files", found);
     }
-    Check::advice(
-        "open files",
-        found,
-        format!("The connections allowed and the files of the log may need {wanted}"),
-        format!(
-            "Run `ulimit -Hn {wanted}` as root before starting, set LimitNOFILE={wanted} in the \
-                 systemd unit, or lower max-connections"
-        ),
-    )
+    let mend = format!(
+        "Run `ulimit -Hn {wanted}` as root before starting, or set LimitNOFILE={wanted} in the systemd unit"
+    );
+    let required = host.open_files_required;
+    if hard < required {
+        let matters = format!(
+            "with fewer than {required}, beside those of the log there are none for connections and segments"
+        );
+        return Check::required("open files", found, matters, mend);
+    }
+    let matters = format!("The connections allowed and the files of the log may need {wanted}");
+    let mend = format!("{mend}, or lower max-connections");
+    Check::advice("open files", found, matters, mend)
 }
 
 fn data_directory(directory: &Directory) -> Check {
@@ -330,6 +334,7 @@ mod tests {
             io_uring: Ok(()),
             memlock_bytes: None,
             open_files_hard: 1 << 20,
+            open_files_required: 100,
             open_files_wanted: 20_000,
             wal_bytes_to_make: 512 << 20,
             wal_bytes_there: 0,
@@ -375,6 +380,7 @@ mod tests {
             ("kernel", |h| h.kernel = "5.15.0-100-generic".into()),
             ("io_uring", |h| h.io_uring = Err("forbidden".into())),
             ("memlock", |h| h.memlock_bytes = Some(64 << 10)),
+            ("open files", |h| h.open_files_hard = 99),
             ("direct I/O", |h| {
                 h.directory.direct_io = Err("EINVAL".into())
             }),

@@ -20,6 +20,8 @@ pub(crate) struct Host {
     pub(crate) memlock_bytes: Option<u64>,
     /// What the limit on open files can be raised to.
     pub(crate) open_files_hard: u64,
+    /// Open files without which connections or segments would have next to none.
+    pub(crate) open_files_required: u64,
     /// Open files that the configuration may come to need.
     pub(crate) open_files_wanted: u64,
     /// What the write-ahead log will still take of the free space.
@@ -79,7 +81,10 @@ impl Host {
             io_uring: probe::io_uring().map_err(|error| error.to_string()),
             memlock_bytes: probe::memlock_limit().unwrap_or(None),
             open_files_hard: getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX),
-            open_files_wanted: (config.cpus.len() * config.max_connections) as u64 + 1024,
+            open_files_required: config.own_files() + 32 * config.cpus.len() as u64,
+            open_files_wanted: config.own_files()
+                + (config.cpus.len() * config.max_connections) as u64
+                + 1024,
             wal_bytes_to_make: wal.saturating_sub(wal_bytes_there),
             wal_bytes_there,
             wal_bytes_to_spare: config.wal_slot_bytes / 2,

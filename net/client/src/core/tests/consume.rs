@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use ringtide_schema::batch::{Codec, assign};
 use ringtide_schema::error_code::ErrorCode;
+use ringtide_schema::frame::Op;
 use ringtide_schema::record::BatchBuilder;
 
 use crate::core::consumer::{Place, Reader};
@@ -76,6 +77,53 @@ proptest! {
         let max_wait = Duration::from_millis(5);
         let max_bytes = credit_bytes;
         consumed_through(steps, Delivery::Poll { min_bytes: 1, max_wait, max_bytes });
+    }
+}
+
+#[test]
+fn what_the_broker_cannot_give_for_now_is_named_and_asked_for_again() {
+    let poll = Delivery::Poll {
+        min_bytes: 1,
+        max_wait: Duration::from_millis(5),
+        max_bytes: 1000,
+    };
+    let push = Delivery::Push { credit_bytes: 1000 };
+    let ways = [
+        (Op::Fetch, poll),
+        (Op::Subscribe, push),
+        (Op::Push, push),
+        (Op::ListOffsets, push),
+    ];
+    for (op, delivery) in ways {
+        let mut world = World::new(1, producer_options());
+        world.send(0);
+        world.heal();
+        world.model.refused_op = Some((op, ErrorCode::Overloaded));
+        let options = ConsumerOptions::new()
+            .start(Start::Earliest)
+            .delivery(delivery);
+        let key = consumer(&mut world, options).expect("a consumer");
+        let mut reader = Reader::new("t".into(), 1 << 20);
+        let mut seen = Vec::new();
+        let mut round = |world: &mut World| {
+            world.round(Duration::from_millis(50));
+            consume(world, key, &mut reader, &mut seen);
+            seen.len()
+        };
+        while world.core.consumer(key).trouble().is_none() {
+            assert_eq!(round(&mut world), 0);
+        }
+        // It stays named while the broker takes subscriptions that it ends at once.
+        let refusals = world.model.refusals;
+        while world.model.refusals < refusals + 3 {
+            assert_eq!(round(&mut world), 0);
+            let trouble = world.core.consumer(key).trouble();
+            let code = trouble.and_then(Error::code);
+            assert!(op == Op::ListOffsets || code == Some(ErrorCode::Overloaded));
+        }
+        world.model.refused_op = None;
+        while round(&mut world) == 0 {}
+        assert!(world.core.consumer(key).trouble().is_none());
     }
 }
 
