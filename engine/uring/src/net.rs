@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::null_mut;
 use std::time::Duration;
 
 use io_uring::{opcode, squeue, types};
@@ -92,8 +93,6 @@ pub(crate) struct Net {
     /// When it may be said again that there is no room.
     say_full_ns: u64,
     say_no_memory_ns: u64,
-    /// Accepted beyond the bound, before the kernel was told to stop.
-    surplus: VecDeque<OwnedFd>,
     conns: Vec<Option<Conn>>,
     free: Vec<u32>,
     open: usize,
@@ -127,7 +126,6 @@ impl Net {
             closed: false,
             say_full_ns: 0,
             say_no_memory_ns: 0,
-            surplus: VecDeque::new(),
             conns: Vec::new(),
             free: Vec::new(),
             open: 0,
@@ -169,31 +167,26 @@ impl Net {
     // Accepting
 
     fn has_room(&self) -> bool {
-        !self.closed && self.open + self.surplus.len() < self.max_connections
+        !self.closed && self.open < self.max_connections
     }
 
     fn accept_token() -> Token {
         Token::new(Kind::Accept, 0, 0)
     }
 
-    /// Begins to accept, or again, where nothing speaks against it.
+    /// Accepts one more where nothing speaks against it. A multishot accept would take all that wait, however many have
+    /// room, and each is an open file.
     pub fn accept(&mut self, ring: &mut Ring) {
         if self.accepting != Receiving::Off || !self.has_room() || self.accept_again_ns.is_some() {
             return;
         }
-        let entry = opcode::AcceptMulti::new(types::Fd(self.listener.as_raw_fd()))
-            .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
-            .build();
+        let entry =
+            opcode::Accept::new(types::Fd(self.listener.as_raw_fd()), null_mut(), null_mut())
+                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                .build();
         // SAFETY: the entry points to no memory; the listener lives as long as the ring.
         unsafe { ring.push(entry, Self::accept_token()) };
         self.accepting = Receiving::Armed;
-    }
-
-    fn pause_accepting(&mut self, ring: &mut Ring) {
-        if self.accepting == Receiving::Armed {
-            ring.cancel(Self::accept_token());
-            self.accepting = Receiving::Cancelling;
-        }
     }
 
     /// No new connections from now on: who tries is refused by the kernel.
@@ -201,8 +194,10 @@ impl Net {
         self.closed = true;
         // SAFETY: no pointers; the descriptor is open. It stays so until nothing uses it any more.
         unsafe { libc::shutdown(self.listener.as_raw_fd(), libc::SHUT_RDWR) };
-        self.surplus.clear();
-        self.pause_accepting(ring);
+        if self.accepting == Receiving::Armed {
+            ring.cancel(Self::accept_token());
+            self.accepting = Receiving::Cancelling;
+        }
     }
 
     /// When accepting is to be tried again, or the first lingering connection has had its time.
@@ -217,16 +212,12 @@ impl Net {
         ring: &mut Ring,
         to: &mut Deliver<'_, L>,
     ) {
-        if !completion.more() {
-            self.accepting = Receiving::Off;
-        }
+        self.accepting = Receiving::Off;
         if completion.result >= 0 {
             // SAFETY: a descriptor that the kernel just made for us.
             let socket = unsafe { OwnedFd::from_raw_fd(completion.result) };
-            if self.open < self.max_connections && !self.closed {
+            if self.has_room() {
                 self.add(socket, ring, to);
-            } else if !self.closed {
-                self.surplus.push_back(socket);
             }
         } else if matches!(
             -completion.result,
@@ -248,7 +239,6 @@ impl Net {
         if self.has_room() {
             self.accept(ring);
         } else {
-            self.pause_accepting(ring);
             self.say_full(to.now.mono_ns);
         }
     }
@@ -586,9 +576,6 @@ impl Net {
         self.feed();
         to.logic
             .disconnected(id, ending.unwrap_or(Disconnect::Asked), to.now, to.fx);
-        if let Some(socket) = self.surplus.pop_front() {
-            self.add(socket, ring, to);
-        }
         self.accept(ring);
     }
 
@@ -612,7 +599,7 @@ fn arm(conn: &mut Conn, ring: &mut Ring) {
     let entry = match conn.is_one_by_one {
         false => opcode::RecvMulti::new(fd, RECEIVE_GROUP).build(),
         // The length is that of the buffer.
-        true => opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+        true => opcode::Recv::new(fd, null_mut(), 0)
             .buf_group(RECEIVE_GROUP)
             .build()
             .flags(squeue::Flags::BUFFER_SELECT),

@@ -3,14 +3,21 @@
 use std::fs::{self, DirEntry};
 use std::io;
 
-use ringtide_system_tests::{Broker, batch};
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use ringtide_system_tests::{Broker, Setup, batch, wait};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 
 /// Lets a broker open `more` files, and take more connections if it waits for them already; to be changed again.
 fn limit_open_files(broker: &Broker, more: usize) {
-    let open = fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("a process of ours");
+    let open = || fs::read_dir(format!("/proc/{}/fd", broker.pid())).expect("a process of ours");
+    // A start opens them while it serves already.
+    wait::for_it("the slots of the log to be open", || {
+        let links = open().filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        let slots = links.filter(|link| link.extension().is_some_and(|e| e == "wal"));
+        let wal = fs::read_dir(broker.data_dir().join("wal")).expect("a directory");
+        slots.count() == wal.count()
+    });
     let number = |entry: io::Result<DirEntry>| entry.ok()?.file_name().to_str()?.parse().ok();
-    let open: Vec<u64> = open.filter_map(number).collect();
+    let open: Vec<u64> = open().filter_map(number).collect();
     // The limit is one of numbers, and a file is given the lowest that is free.
     let mut free = (0..).filter(|number| !open.contains(number));
     let limit = Rlimit {
@@ -74,4 +81,19 @@ fn who_follows_goes_on_when_there_is_a_file_again() {
     limit_open_files(&broker, 100);
     assert_eq!(consumer.line().map(|line| line.len()), Some(60_000));
     assert!(consumer.is_running());
+}
+
+#[test]
+fn connections_that_wait_for_room_take_no_files() {
+    let broker = Setup::new().args(&["--max-connections", "8"]).start();
+    let mut peer = broker.peer();
+    let before = broker.footprint().sockets;
+    // All are there at once when it looks.
+    broker.signal(Signal::STOP);
+    let strangers: Vec<_> = (0..100).map(|_| broker.stranger()).collect();
+    broker.signal(Signal::CONT);
+    broker.logs(&["a shard has all connections"]);
+    peer.ping().expect("one that was there before");
+    assert_eq!(broker.footprint().sockets, before + 7);
+    drop(strangers);
 }
