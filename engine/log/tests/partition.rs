@@ -606,6 +606,31 @@ fn memory_holds_no_index_of_sealed_segments_that_nobody_reads() {
 }
 
 #[test]
+fn what_was_written_before_the_disk_was_full_is_synced_before_more_is_tried() {
+    let mut world = World::new(1, 1 << 30);
+    let write = |world: &mut World| {
+        world.append(60_000);
+        world.partition.commit(world.partition.latest());
+        world.with(|p, ops| p.write_out(false, ops));
+        let mut ended = Ok(());
+        while !world.under_way.is_empty() {
+            ended = ended.and(world.complete(0));
+        }
+        ended
+    };
+    while world.partition.unsynced_bytes() == 0 {
+        write(&mut world).expect("the disk has space");
+    }
+    world.is_full = true;
+    while write(&mut world).is_ok() {}
+    assert!(world.partition.unsynced_bytes() < SYNC_BYTES);
+    world.with(|p, ops| p.write_out(true, ops));
+    assert!(matches!(world.under_way[..], [(PartitionOp::Sync, _)]));
+    world.complete(0).expect("a sync needs no space");
+    assert!(world.partition.take_idle_file(world.turn + 1).is_some());
+}
+
+#[test]
 fn much_unsynced_data_is_synced_before_more_is_written() {
     let mut world = World::new(1, 1 << 30);
     while world.partition.unsynced_bytes() < SYNC_BYTES {

@@ -170,7 +170,7 @@ impl Shard {
         let Some(path) = self.upkeep.slot_paths.remove(&file) else {
             return;
         };
-        tracing::warn!(path = %path.display(), "the disk is full: a slot of the log is given up for now");
+        tracing::warn!(path = %path.display(), "a slot of the log is given up for now, for its space or its file");
         fx.disk.push((OpId(0), DiskOp::Close { file }));
         let remove = DiskOp::Remove {
             paths: vec![path.clone()],

@@ -95,6 +95,8 @@ pub(super) struct Writer {
     seal_asked: bool,
     /// What a piece of the round under way met on a full disk.
     full: Option<String>,
+    /// The last round met a full disk.
+    is_short: bool,
     undo: Option<Undo>,
     pub(super) synced: Synced,
     /// What `synced` becomes when the sync under way completes.
@@ -212,7 +214,9 @@ impl Partition {
     /// when there is nothing (more) to write, or when enough was written. Returns whether anything
     /// was started; nothing is when memory for a round is short.
     pub fn write_out(&mut self, sync: bool, ops: &mut Ops<'_>) -> bool {
-        let is_sync_due = sync && self.writer.unsynced >= SYNC_BYTES;
+        // On a full disk what was written can be synced all the same, and its file be closed for others.
+        let least = if self.writer.is_short { 1 } else { SYNC_BYTES };
+        let is_sync_due = sync && self.writer.unsynced >= least;
         match self.writer.state {
             State::Closed => self.open_append(sync, ops),
             State::Ready if self.writer.seal_next => self.seal(ops),
@@ -579,6 +583,7 @@ impl Partition {
         w.state = State::Ready;
         let undo = w.undo.take();
         let full = w.full.take();
+        w.is_short = full.is_some();
         if full.is_none() {
             if let Some(undo) = undo {
                 w.unsynced += w.aligned - undo.aligned + u64::from(w.flushing);

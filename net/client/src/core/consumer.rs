@@ -237,6 +237,7 @@ impl Consumer {
     /// The cursor stands still, and the application is told why once it has taken what is good.
     pub(crate) fn fail(&mut self, cursor: usize, error: Error) {
         self.cursors[cursor].place = Place::Failed;
+        self.cursors[cursor].refused = None;
         self.tell(cursor, Err(error));
     }
 
@@ -254,6 +255,7 @@ impl Consumer {
     pub(crate) fn stop(&mut self, cursor: usize) {
         let cursor = &mut self.cursors[cursor];
         cursor.place = Place::Failed;
+        cursor.refused = None;
         cursor.is_told = true;
         cursor.generation += 1;
         cursor.queued_bytes = 0;

@@ -352,7 +352,7 @@ impl Core {
             }
             (Err(error), start) if error.is_retriable() => {
                 state.place = Place::At(start);
-                state.refused = Some((Op::ListOffsets, error));
+                state.refused = error.code().map(|_| (Op::ListOffsets, error));
                 self.retry_cursor(key, index, now);
             }
             (Err(error), _) => self.consumer(key).fail(index, error),

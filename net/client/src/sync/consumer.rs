@@ -134,8 +134,8 @@ impl Consumer {
         Ok(self.positions.get(&partition).map(|p| p.offset))
     }
 
-    /// Why the broker gives nothing of a partition for now; `None` when all is well, or no broker is reached. It is
-    /// tried again by itself, whatever the error says.
+    /// Why the broker refused what was last asked for in a partition and is tried again by itself, until it gives
+    /// something; `None` when all is well.
     #[must_use]
     pub fn trouble(&self) -> Option<crate::Error> {
         let mut state = self.driver.borrow_mut();

@@ -88,13 +88,14 @@ fn memlock(host: &Host) -> Check {
 fn open_files(host: &Host) -> Check {
     let (hard, wanted) = (host.open_files_hard, host.open_files_wanted);
     let found = format!("at most {hard} (the limit is raised to this at start)");
-    if hard >= wanted {
+    let required = host.open_files_required;
+    if hard >= wanted.max(required) {
         return Check::ok("open files", found);
     }
+    let wanted = wanted.max(required);
     let mend = format!(
         "Run `ulimit -Hn {wanted}` as root before starting, or set LimitNOFILE={wanted} in the systemd unit"
     );
-    let required = host.open_files_required;
     if hard < required {
         let matters = format!(
             "with fewer than {required}, beside those of the log there are none for connections and segments"
