@@ -469,9 +469,9 @@ fn with_an_open_segment() -> (World, PathBuf) {
     (world, PathBuf::from("p/00000000000000000000.log"))
 }
 
-/// Whether a read finds an offset; it may wait for files and an index, once.
+/// Whether a read finds an offset; it may wait for an index and for a file, once each.
 fn is_found(world: &mut World, offset: u64) -> bool {
-    for _ in 0..2 {
+    for _ in 0..3 {
         let turn = world.turn;
         match world.with(|p, ops| p.plan(offset, 1, turn, ops)) {
             Plan::Wait => world.drain(),
@@ -600,9 +600,15 @@ fn memory_holds_no_index_of_sealed_segments_that_nobody_reads() {
     assert!(asks(&mut world), "after sealing");
     world.drain();
     assert!(!asks(&mut world), "while it is read");
+    world.drain();
+    world.partition.unload_indexes();
+    assert!(!asks(&mut world), "its reader has its file open");
     world.turn += 100;
     world.partition.close_readers(world.turn, world.turn);
     assert!(asks(&mut world), "after its reader was closed");
+    world.drain();
+    world.partition.unload_indexes();
+    assert!(asks(&mut world), "after nobody opened its file");
 }
 
 #[test]

@@ -758,7 +758,8 @@ impl Shard {
         }
     }
 
-    /// Closes what nobody has used from one look to the next: another shard, or a connection, may need a file.
+    /// Closes what nobody has used from one look to the next, since another shard or a connection may need a file, and
+    /// gives up the indexes that go with it.
     fn close_unused_files(&mut self, now: Now, fx: &mut Fx) {
         if now.mono_ns < self.upkeep.next_unused_ns {
             return;
@@ -767,6 +768,9 @@ impl Shard {
         let before = self.upkeep.unused_turn;
         self.upkeep.unused_turn = self.turn;
         self.close_files(before, before, fx);
+        for held in self.partitions.iter_mut().flatten() {
+            held.log.unload_indexes();
+        }
     }
 
     /// Whether no segment is being written and none waits to be.

@@ -199,8 +199,8 @@ impl Partition {
         }
     }
 
-    /// The segment's file for reading, if it is open and its index is loaded; asks for what is not. No file
-    /// is needed where nothing is in it.
+    /// The segment's file for reading, if its index is loaded and it is open; asks for what is not, one after the other:
+    /// where files are few, none is held by who waits for another. None is needed where nothing is in it.
     fn reader(&mut self, i: usize, turn: u64, ops: &mut Ops<'_>) -> Option<Option<FileId>> {
         let (bytes, tail) = match self.segments[i].meta.sealed {
             true => (self.segments[i].meta.bytes, &[][..]),
@@ -227,6 +227,7 @@ impl Partition {
             ));
         }
         match segment.reader {
+            _ if !segment.has_index() => None,
             Reader::Closed => {
                 let file = ops.file();
                 segment.reader = Reader::Opening(file);
@@ -240,11 +241,10 @@ impl Partition {
                 None
             }
             Reader::Opening(_) => None,
-            Reader::Opened(file, _) | Reader::Used(file, _) if segment.has_index() => {
+            Reader::Opened(file, _) | Reader::Used(file, _) => {
                 segment.reader = Reader::Used(file, turn);
                 Some(Some(file))
             }
-            Reader::Opened(..) | Reader::Used(..) => None,
         }
     }
 
@@ -273,6 +273,16 @@ impl Partition {
             }
         }
         closed
+    }
+
+    /// Gives up the indexes of sealed segments whose files nobody has opened.
+    pub fn unload_indexes(&mut self) {
+        for segment in &mut self.segments {
+            let is_closed = matches!(segment.reader, Reader::Closed);
+            if is_closed && matches!(segment.index, Index::File(_)) {
+                segment.index = Index::Unloaded;
+            }
+        }
     }
 
     /// Plans the search for the first record at or after a time, from `offset` on.

@@ -78,6 +78,22 @@ fn who_reads_waits_while_other_shards_may_close_a_file() {
 }
 
 #[test]
+fn who_waits_for_an_index_holds_no_file() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    let open = world.nodes[0].disk.open_files();
+    lack_files(&mut world, |_, op| matches!(op, DiskOp::LoadIndex { .. }));
+    let peer = world.connect(0);
+    let fetch = world.fetch(peer, old, 0, 1000);
+    world.pass(500 * MS);
+    assert_eq!(world.nodes[0].disk.open_files(), open);
+    world.nodes[0].disk.fails = Box::new(|_, _| None);
+    world.pass(500 * MS);
+    assert_eq!(world.answer(peer, fetch).error(), None);
+    assert_eq!(world.nodes[0].disk.open_files(), open + 1);
+}
+
+#[test]
 fn who_reads_is_told_to_try_again_when_no_file_is_closed_for_a_while() {
     let (setup, old) = two_segments();
     let mut world = World::new(&setup);
