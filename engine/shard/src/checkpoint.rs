@@ -6,8 +6,9 @@ use ringtide_schema::ids::GroupId;
 use ringtide_schema::snapshot;
 use ringtide_schema::store::GroupSnapshotT;
 
+use crate::open_files::Relief;
 use crate::settings::MAX_SNAPSHOTS_IN_FLIGHT;
-use crate::upkeep::{Relief, fatal};
+use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
 
 /// A checkpoint under way.

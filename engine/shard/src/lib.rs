@@ -20,6 +20,7 @@ mod fault;
 mod forward;
 mod logic;
 mod mail;
+mod open_files;
 mod publish;
 mod query;
 mod read;

@@ -10,8 +10,9 @@ use ringtide_log::partition::PartitionOp;
 use ringtide_log::wal::WAL_OP;
 
 use crate::mail::Mail;
+use crate::open_files::Relief;
 use crate::session::{Session, SessionKey, Timer};
-use crate::upkeep::{Relief, fatal};
+use crate::upkeep::fatal;
 use crate::{Fx, Pending, Shard};
 
 /// The errno of a connection that the peer reset, on Linux.

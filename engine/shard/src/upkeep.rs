@@ -14,24 +14,13 @@ use rustc_hash::FxHashMap;
 
 use crate::commit::Answer;
 use crate::fault::Fault;
-use crate::mail::Mail;
+use crate::open_files::OpenFiles;
 use crate::requests::Handled;
 use crate::settings::{
-    CLOSE_UNUSED_NS, DISK_FULL_RETRY_NS, FILES_PLEA_NS, KEEP_TAIL_BYTES, LACK_FILES_PATIENCE_NS,
-    LACK_FILES_RETRY_NS, MAX_PIECES, MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
+    CLOSE_UNUSED_NS, DISK_FULL_RETRY_NS, KEEP_TAIL_BYTES, LACK_FILES_RETRY_NS, MAX_PIECES,
+    MAX_WRITERS, UPKEEP_NS, WRITE_OUT_BYTES,
 };
 use crate::{Fx, Pending, Shard};
-
-/// When another file can be opened, where that failed because there are too many.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Relief {
-    /// Files were closed.
-    Now,
-    /// Files are used or being synced, and can be closed soon.
-    Soon,
-    /// The shard has none.
-    Elsewhere,
-}
 
 /// State of the work behind.
 #[derive(Debug, Default)]
@@ -49,8 +38,8 @@ pub(crate) struct Upkeep {
     /// Why publishes are refused.
     pub(crate) disk_full: Option<String>,
     /// It is not space that is missing, but a file.
-    is_for_files: bool,
-    retry_at_ns: u64,
+    pub(crate) is_for_files: bool,
+    pub(crate) retry_at_ns: u64,
     slot_retry_ns: u64,
     pub(crate) next_ns: u64,
     next_sync_ns: u64,
@@ -68,29 +57,9 @@ pub(crate) struct Upkeep {
     opening_slots: usize,
     /// Slots for which no more files could be opened.
     unopened_slots: Vec<PathBuf>,
-    /// Partitions that wait for a file, and when they ask for it again.
-    lack_files: Vec<usize>,
-    lack_files_ns: u64,
-    /// The first and the last time that a file was asked for and the shard had none to close.
-    without_files: Option<(u64, u64)>,
-    /// The turns of the last two looks at upkeep: who opened a file has so long to use it.
-    last_turns: [u64; 2],
-    /// When files were last closed for others.
-    relieved_ns: u64,
-    /// The turn in which there was last none to close, and whether the shard had any then.
-    vain_turn: Option<u64>,
-    has_files: bool,
-    /// When it may be said again that connections wait.
-    next_word_ns: u64,
-    /// The same of readers.
-    next_read_word_ns: u64,
-    /// When other shards may be asked again to close files.
-    next_plea_ns: u64,
     /// Files of the slots that are open.
     slot_paths: FxHashMap<FileId, PathBuf>,
-    /// The turn at which files were looked at last, to see which are used.
-    unused_turn: u64,
-    next_unused_ns: u64,
+    pub(crate) files: OpenFiles,
 }
 
 impl Shard {
@@ -370,6 +339,12 @@ impl Shard {
                 if lacks_files {
                     if !self.wait_for_a_file(i, true, now, fx) {
                         self.files_are_out(&message, now);
+                        // Who reads there waits for the index, too.
+                        if matches!(op, PartitionOp::LoadIndex(_))
+                            && self.was_long_without_files(now)
+                        {
+                            self.segment_failed(i, op, ErrorCode::Overloaded, &message, now);
+                        }
                         if self.is_stopping {
                             self.give_up_slot(now, fx);
                         }
@@ -400,124 +375,8 @@ impl Shard {
         }
     }
 
-    /// No more files can be opened: those that nobody uses in this turn are closed; without any, other shards are asked to do
-    /// the same.
-    pub(crate) fn give_up_files(&mut self, now: Now, fx: &mut Fx) -> Relief {
-        if self.close_some(now, fx) {
-            return Relief::Now;
-        }
-        if now.mono_ns >= self.upkeep.next_plea_ns {
-            self.upkeep.next_plea_ns = now.mono_ns + FILES_PLEA_NS;
-            let others = (0..self.settings.shards).filter(|&shard| shard != self.settings.shard);
-            fx.mail
-                .extend(others.map(|shard| (shard, Mail::LacksFiles)));
-        }
-        // What failed now may have been asked for before files were closed.
-        let is_relieved = now.mono_ns < self.upkeep.relieved_ns + UPKEEP_NS;
-        match is_relieved || self.upkeep.has_files {
-            true => Relief::Soon,
-            false => Relief::Elsewhere,
-        }
-    }
-
-    /// Says now and then why nobody can connect.
-    pub(crate) fn say_connections_wait(&mut self, now: Now) {
-        if now.mono_ns >= self.upkeep.next_word_ns {
-            self.upkeep.next_word_ns = now.mono_ns + CLOSE_UNUSED_NS;
-            tracing::warn!(
-                "as many files are open as may be: connections wait until some are closed"
-            );
-        }
-    }
-
-    /// Closes the files that nobody uses in this turn, and if there are none has the others synced. Whether some were closed.
-    pub(crate) fn close_some(&mut self, now: Now, fx: &mut Fx) -> bool {
-        let opened_before = self.upkeep.last_turns[0];
-        // Many may fail in a turn, and one look finds all that there is.
-        if self.upkeep.vain_turn == Some(self.turn) {
-            return false;
-        }
-        let found = self.close_files(self.turn, opened_before, fx);
-        if found {
-            self.upkeep.relieved_ns = now.mono_ns;
-            return true;
-        }
-        self.upkeep.vain_turn = Some(self.turn);
-        let mut held = self.partitions.iter().flatten();
-        self.upkeep.has_files = held.any(|held| held.log.has_open_files());
-        // On a full disk what is to be written stands before a sync.
-        if self.upkeep.disk_full.is_none() {
-            self.sync_all();
-        }
-        false
-    }
-
-    /// Closes the files that were not used since a turn, and those that were opened before another and never used; whether
-    /// there were any.
-    fn close_files(&mut self, before: u64, opened_before: u64, fx: &mut Fx) -> bool {
-        let mut closed = Vec::new();
-        for held in self.partitions.iter_mut().flatten() {
-            // Who is queued is about to use it, unless there is nowhere to write to.
-            if !held.is_queued || self.upkeep.disk_full.is_some() {
-                closed.extend(held.log.take_idle_file(before));
-            }
-            closed.extend(held.log.close_readers(before, opened_before));
-        }
-        let found = !closed.is_empty();
-        let close = |file| (OpId(0), DiskOp::Close { file });
-        fx.disk.extend(closed.into_iter().map(close));
-        found
-    }
-
-    /// A partition's writer or readers go on when there may be a file for it. False if the shard has none to close, and,
-    /// for readers, has had none for a while: other shards are asked meanwhile.
-    fn wait_for_a_file(&mut self, i: usize, is_writer: bool, now: Now, fx: &mut Fx) -> bool {
-        let relief = self.give_up_files(now, fx);
-        if relief != Relief::Elsewhere {
-            self.upkeep.without_files = None;
-        } else if is_writer || self.was_long_without_files(now) {
-            return false;
-        }
-        if let Some(held) = self.held(i) {
-            held.wants_sync |= is_writer;
-        }
-        if self.upkeep.lack_files.is_empty() {
-            self.upkeep.lack_files_ns = now.mono_ns + LACK_FILES_RETRY_NS;
-        }
-        self.upkeep.lack_files.push(i);
-        if self.upkeep.is_for_files {
-            let soon = now.mono_ns + LACK_FILES_RETRY_NS;
-            self.upkeep.retry_at_ns = self.upkeep.retry_at_ns.min(soon);
-        }
-        if relief == Relief::Now {
-            self.open_again(fx);
-        }
-        true
-    }
-
-    /// Notes that there was no file to close. Whether that has gone on for as long as readers wait.
-    fn was_long_without_files(&mut self, now: Now) -> bool {
-        let now_ns = now.mono_ns;
-        let goes_on = |&(_, last_ns): &(u64, u64)| now_ns < last_ns + LACK_FILES_PATIENCE_NS;
-        let before = self.upkeep.without_files.filter(goes_on);
-        let since_ns = before.map_or(now_ns, |(first_ns, _)| first_ns);
-        self.upkeep.without_files = Some((since_ns, now_ns));
-        now_ns >= since_ns + LACK_FILES_PATIENCE_NS
-    }
-
-    /// Who waits for a file asks again.
-    fn open_again(&mut self, fx: &mut Fx) {
-        for i in std::mem::take(&mut self.upkeep.lack_files) {
-            if self.held(i).is_some_and(|held| held.wants_sync) {
-                self.queue_writer(i, true);
-            }
-            self.wake(i);
-            self.step_searches(i, fx);
-        }
-    }
-
     /// Has all partitions synced that have something to sync.
-    fn sync_all(&mut self) {
+    pub(crate) fn sync_all(&mut self) {
         for i in 0..self.partitions.len() {
             if self.held(i).is_some_and(|h| h.log.unsynced_bytes() > 0) {
                 self.queue_writer(i, true);
@@ -540,8 +399,8 @@ impl Shard {
         );
         if code == ErrorCode::DataUnreadable {
             tracing::error!(why = message, "a segment cannot be read");
-        } else if now.mono_ns >= self.upkeep.next_read_word_ns {
-            self.upkeep.next_read_word_ns = now.mono_ns + CLOSE_UNUSED_NS;
+        } else if now.mono_ns >= self.upkeep.files.next_read_word_ns {
+            self.upkeep.files.next_read_word_ns = now.mono_ns + CLOSE_UNUSED_NS;
             tracing::warn!(
                 why = message,
                 "as many files are open as may be: readers are told to try again"
@@ -569,7 +428,7 @@ impl Shard {
             self.upkeep.retry_at_ns = now.mono_ns + DISK_FULL_RETRY_NS;
             self.probe_disk(fx);
         }
-        if !self.upkeep.lack_files.is_empty() && now.mono_ns >= self.upkeep.lack_files_ns {
+        if !self.upkeep.files.lacking.is_empty() && now.mono_ns >= self.upkeep.files.ask_again_ns {
             self.open_again(fx);
         }
         if now.mono_ns >= self.upkeep.next_ns {
@@ -577,7 +436,7 @@ impl Shard {
             for path in std::mem::take(&mut self.upkeep.unopened_slots) {
                 self.open_slot(path, fx);
             }
-            self.upkeep.last_turns = [self.upkeep.last_turns[1], self.turn];
+            self.upkeep.files.last_turns = [self.upkeep.files.last_turns[1], self.turn];
             self.upkeep.checkpoint_moved |= self.checkpoint.is_some();
             // On a full disk, too: retention is what makes space.
             self.retention(now, fx);
@@ -678,8 +537,8 @@ impl Shard {
         if self.upkeep.disk_full.is_some() {
             deadline = deadline.min(self.upkeep.retry_at_ns);
         }
-        if !self.upkeep.lack_files.is_empty() {
-            deadline = deadline.min(self.upkeep.lack_files_ns);
+        if !self.upkeep.files.lacking.is_empty() {
+            deadline = deadline.min(self.upkeep.files.ask_again_ns);
         }
         deadline
     }
@@ -755,21 +614,6 @@ impl Shard {
                     log_start,
                 },
             );
-        }
-    }
-
-    /// Closes what nobody has used from one look to the next, since another shard or a connection may need a file, and
-    /// gives up the indexes that go with it.
-    fn close_unused_files(&mut self, now: Now, fx: &mut Fx) {
-        if now.mono_ns < self.upkeep.next_unused_ns {
-            return;
-        }
-        self.upkeep.next_unused_ns = now.mono_ns + CLOSE_UNUSED_NS;
-        let before = self.upkeep.unused_turn;
-        self.upkeep.unused_turn = self.turn;
-        self.close_files(before, before, fx);
-        for held in self.partitions.iter_mut().flatten() {
-            held.log.unload_indexes();
         }
     }
 

@@ -200,7 +200,7 @@ impl Partition {
     }
 
     /// The segment's file for reading, if its index is loaded and it is open; asks for what is not, one after the other:
-    /// where files are few, none is held by who waits for another. None is needed where nothing is in it.
+    /// where files are few, none is opened by who waits for another. None is needed where nothing is in it.
     fn reader(&mut self, i: usize, turn: u64, ops: &mut Ops<'_>) -> Option<Option<FileId>> {
         let (bytes, tail) = match self.segments[i].meta.sealed {
             true => (self.segments[i].meta.bytes, &[][..]),

@@ -1,6 +1,8 @@
 //! As many files are open as may be.
 
+use std::cell::Cell;
 use std::path::Path;
+use std::rc::Rc;
 
 use ringtide_io::{DiskErrorKind, DiskOp};
 use ringtide_schema::error_code::ErrorCode;
@@ -10,7 +12,7 @@ use ringtide_schema::wire;
 
 use crate::files::{segment, two_segments};
 use crate::peer::{DURABLE, Heard, batch};
-use crate::world::{MS, SECOND, Setup, World};
+use crate::world::{MS, SECOND, START_MS, Setup, World};
 
 /// No file can be opened for one kind of operation, on paths that `is_meant` names.
 fn lack_files(world: &mut World, is_meant: impl Fn(&Path, &DiskOp) -> bool + 'static) {
@@ -91,6 +93,52 @@ fn who_waits_for_an_index_holds_no_file() {
     world.pass(500 * MS);
     assert_eq!(world.answer(peer, fetch).error(), None);
     assert_eq!(world.nodes[0].disk.open_files(), open + 1);
+}
+
+#[test]
+fn who_waits_for_the_index_of_a_writer_is_told_to_try_again() {
+    let setup = Setup::new(1).topic("old", 1).open();
+    let old = setup.on_shard("old", 0);
+    let setup = setup.segment(old, &[batch(&[1; 10_000]), batch(&[2; 10_000])]);
+    let mut world = World::new(&setup);
+    lack_files(&mut world, |_, op| matches!(op, DiskOp::LoadIndex { .. }));
+    let peer = world.connect(0);
+    world.publish(peer, DURABLE, &[(old, batch(&[3; 300_000]))]);
+    let tail = world.subscribe(peer, old, 0, 4096);
+    let search = world.list_offsets(peer, old, START_MS);
+    world.pass(1500 * MS);
+    let heard = world.hear(peer);
+    for asked in [tail, search] {
+        let refused = heard
+            .iter()
+            .find(|f| f.correlation == asked && f.error().is_some());
+        let error = refused.and_then(Heard::error);
+        assert_eq!(error, Some(ErrorCode::Overloaded));
+    }
+}
+
+#[test]
+fn an_index_whose_file_could_not_be_opened_is_given_up() {
+    let (setup, old) = two_segments();
+    let mut world = World::new(&setup);
+    let loads = Rc::new(Cell::new(0));
+    let count = loads.clone();
+    lack_files(&mut world, move |_, op| {
+        count.set(count.get() + u32::from(matches!(op, DiskOp::LoadIndex { .. })));
+        matches!(op, DiskOp::Open { .. })
+    });
+    // Behind the first look for what is unused.
+    world.pass(2 * SECOND);
+    let mut loads_of_a_read = || {
+        let before = loads.get();
+        let peer = world.connect(0);
+        world.fetch(peer, old, 0, 1000);
+        world.pass(2 * SECOND);
+        let of_this = loads.get() - before;
+        world.pass(61 * SECOND);
+        of_this
+    };
+    assert_eq!([(); 2].map(|()| loads_of_a_read()), [1, 1]);
 }
 
 #[test]

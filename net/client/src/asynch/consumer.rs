@@ -142,7 +142,7 @@ impl Consumer {
     }
 
     /// Why the broker refused what was last asked for in a partition and is tried again by itself, until it gives
-    /// something; `None` when all is well.
+    /// something; `None` when all is well, or no broker answers (the client's `trouble` says that).
     #[must_use]
     pub fn trouble(&self) -> Option<Error> {
         let mut state = self.handle.lock();

@@ -434,6 +434,9 @@ impl Core {
                     return;
                 };
                 state.flow = Flow::Idle;
+                if state.place == Place::Failed {
+                    return;
+                }
                 let known = ErrorCode::from_u16(error.code);
                 let (partition, offset) = (state.partition, state.arrived);
                 let topic = self.consumer(consumer).topic.name.clone();
