@@ -323,7 +323,7 @@ impl World {
         let mut offset = 0;
         loop {
             let found = match self.with(|p, ops| p.plan_time(timestamp_ms, offset, turn, ops)) {
-                TimePlan::Wait => return false,
+                TimePlan::Wait(_) => return false,
                 TimePlan::Unreadable { .. } => panic!("nothing is damaged"),
                 TimePlan::None => None,
                 TimePlan::Batch(bytes) => Some(Header::peek(&bytes).expect("a batch").base_offset),

@@ -43,6 +43,8 @@ pub(crate) struct Search {
     timestamp_ms: i64,
     /// Nothing before this offset is late enough.
     offset: u64,
+    /// The base offset of the segment that it waits for unless it reads.
+    waits_for: u64,
     /// A read is under way.
     pub(crate) reading: Option<Searched>,
 }
@@ -125,6 +127,7 @@ impl Shard {
                     partition: i,
                     timestamp_ms,
                     offset: earliest,
+                    waits_for: earliest,
                     reading: None,
                 };
                 self.searches.insert(self.next_search, search);
@@ -163,13 +166,13 @@ impl Shard {
         }
     }
 
-    /// Searches that wait for the partition are given up.
-    pub(crate) fn refuse_searches(&mut self, i: usize, end: u64, fault: &Fault) {
+    /// Searches that wait for a segment of the partition are given up.
+    pub(crate) fn refuse_searches(&mut self, i: usize, base_offset: u64, fault: &Fault) {
         for number in self.waiting_searches(i) {
-            if self.searches.get(&number).is_some_and(|s| s.offset >= end) {
-                continue;
+            let waits_for = self.searches.get(&number).map(|s| s.waits_for);
+            if waits_for == Some(base_offset) {
+                self.end_search(number, Err(fault.clone()));
             }
-            self.end_search(number, Err(fault.clone()));
         }
     }
 
@@ -197,7 +200,11 @@ impl Shard {
                 number,
                 Err(Fault::new(ErrorCode::UnknownTopic, "the topic was deleted")),
             ),
-            Some(TimePlan::Wait) => {}
+            Some(TimePlan::Wait(base_offset)) => {
+                if let Some(s) = self.searches.get_mut(&number) {
+                    s.waits_for = base_offset;
+                }
+            }
             Some(TimePlan::None) => self.end_search(number, Ok(None)),
             Some(TimePlan::Unreadable {
                 first_offset,

@@ -408,7 +408,7 @@ impl Shard {
         }
         let fault = Fault::new(code, message);
         self.fail_watchers(i, watchers, base..end, &fault);
-        self.refuse_searches(i, end, &fault);
+        self.refuse_searches(i, base, &fault);
     }
 
     fn progressed(&mut self, i: usize, progress: WriteProgress, keep: usize, fx: &mut Fx) {

@@ -227,9 +227,7 @@ impl Config {
             )?),
         })
     }
-}
 
-impl Config {
     /// Files that a broker of this configuration has open for itself: neither connections nor segments.
     pub(crate) fn own_files(&self) -> u64 {
         // Counted in /proc/PID/fd.

@@ -92,8 +92,8 @@ pub enum TimePlan {
         /// The first offset behind the damage.
         next_offset: u64,
     },
-    /// As [`Plan::Wait`].
-    Wait,
+    /// As [`Plan::Wait`], for the segment with this base offset.
+    Wait(u64),
 }
 
 impl Partition {
@@ -307,7 +307,7 @@ impl Partition {
                 continue;
             }
             let Some(file) = self.reader(i, turn, ops) else {
-                return TimePlan::Wait;
+                return TimePlan::Wait(self.segments[i].meta.base_offset);
             };
             let range =
                 self.segments[i].range_of_time(timestamp_ms, offset, (end_position, end_offset));

@@ -444,6 +444,31 @@ fn a_search_by_time_is_refused_when_its_segment_cannot_be_read() {
 }
 
 #[test]
+fn a_search_by_time_goes_on_when_a_segment_that_it_does_not_need_cannot_be_read() {
+    let late = || batch_of(Codec::None, START_MS + 10, b"late", (-1, -1, -1));
+    let setup = Setup::new(1).topic("old", 1);
+    let old = setup.on_shard("old", 0);
+    let setup = setup
+        .segment(old, &[batch(b"first")])
+        .segment(old, &[late()]);
+    let mut world = World::new(&setup);
+    world.nodes[0].disk.holds = Box::new(|path, _| {
+        path.file_stem()
+            .is_some_and(|stem| stem == "00000000000000000001")
+    });
+    fail_reads(&mut world, 0);
+    let (searcher, reader) = (world.connect(0), world.connect(0));
+    let search = world.list_offsets(searcher, old, START_MS + 5);
+    let fetch = world.fetch(reader, old, 0, 1000);
+    let refused = world.answer(reader, fetch);
+    assert_eq!(refused.error(), Some(ErrorCode::DataUnreadable));
+    world.nodes[0].disk.holds = Box::new(|_, _| false);
+    let found = world.answer(searcher, search);
+    let found = found.table::<wire::ListOffsetsResponse<'_>>();
+    assert_eq!((found.offset(), found.timestamp_ms()), (1, START_MS + 10));
+}
+
+#[test]
 fn searches_of_peers_that_are_gone_leave_room_for_others() {
     let (setup, old) = two_segments();
     let mut world = World::new(&setup);
