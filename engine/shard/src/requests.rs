@@ -148,11 +148,15 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
+        // Who only sent more than a turn takes is read on for a while: his next turn comes at once.
+        let is_over = session.requests == (self.turn, MAX_REQUESTS_A_TURN);
+        let may_go_on = is_over && session.partial_bytes <= SMALL_PARTIAL_BYTES;
+        let is_paused = is_blocked && !may_go_on;
         if let SessionKey::Local(conn) = key
-            && session.is_paused != is_blocked
+            && session.is_paused != is_paused
         {
-            session.is_paused = is_blocked;
-            fx.net.push(match is_blocked {
+            session.is_paused = is_paused;
+            fx.net.push(match is_paused {
                 true => NetOp::Pause(conn),
                 false => NetOp::Resume(conn),
             });

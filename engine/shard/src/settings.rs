@@ -101,7 +101,7 @@ pub const KEEP_TAIL_BYTES: usize = 4 << 20;
 pub const MAX_OUT_BYTES: usize = 1 << 20;
 /// Requests of one connection that a turn takes, and of all together that waited for their turn: whoever sends as
 /// fast as it can holds nobody up for longer than that.
-pub const MAX_REQUESTS_A_TURN: u32 = 1024;
+pub const MAX_REQUESTS_A_TURN: u32 = 128;
 /// Fetches and subscriptions of one session that a turn looks at, unless it has something to send.
 pub const MAX_LOOKS_A_TURN: usize = 256;
 /// Memory for what has arrived and cannot be handled yet, of all connections together.
