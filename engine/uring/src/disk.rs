@@ -37,7 +37,13 @@ struct Pending {
     op: OpId,
     file: Arc<OpenFile>,
     work: Work,
+    since_ns: u64,
 }
+
+/// A write that takes longer than this is late.
+const LATE_WRITE_NS: u64 = 1_000_000;
+/// So is anything else that takes longer than this: a sync, a read, and jobs of which none ends.
+const LATE_NS: u64 = 20_000_000;
 
 type Ended = (OpId, Result<DiskDone, DiskError>);
 
@@ -64,10 +70,10 @@ impl Disk {
     }
 
     /// Starts an operation.
-    pub fn start(&mut self, op: OpId, what: DiskOp, ring: &mut Ring) {
+    pub fn start(&mut self, op: OpId, what: DiskOp, now_ns: u64, ring: &mut Ring) {
         match what {
             DiskOp::Open { file, path, mode } => {
-                self.jobs.start(op, Job::Open { file, path, mode });
+                self.jobs.start(op, Job::Open { file, path, mode }, now_ns);
             }
             DiskOp::Close { file } => self.files.close(file),
             DiskOp::Write {
@@ -91,10 +97,11 @@ impl Disk {
                         position,
                         done: 0,
                     },
+                    now_ns,
                     ring,
                 );
             }
-            DiskOp::Sync { file } => self.submit(op, file, Work::Sync, ring),
+            DiskOp::Sync { file } => self.submit(op, file, Work::Sync, now_ns, ring),
             DiskOp::Read {
                 file,
                 position,
@@ -119,7 +126,7 @@ impl Disk {
                     left: bytes,
                     done: 0,
                 };
-                self.submit(op, file, work, ring);
+                self.submit(op, file, work, now_ns, ring);
             }
             DiskOp::Seal {
                 file,
@@ -137,6 +144,7 @@ impl Disk {
                             index_path,
                             index,
                         },
+                        now_ns,
                     );
                 }
                 None => self.ended.push((op, Err(not_open(file)))),
@@ -161,10 +169,11 @@ impl Disk {
                         next_offset,
                         keep,
                     },
+                    now_ns,
                 );
             }
             DiskOp::Replace { path, contents } => {
-                self.jobs.start(op, Job::Replace { path, contents });
+                self.jobs.start(op, Job::Replace { path, contents }, now_ns);
             }
             DiskOp::Remove {
                 paths,
@@ -176,10 +185,11 @@ impl Disk {
                         paths,
                         and_directory,
                     },
+                    now_ns,
                 );
             }
             DiskOp::CreateSlot { path, bytes } => {
-                self.jobs.start(op, Job::CreateSlot { path, bytes });
+                self.jobs.start(op, Job::CreateSlot { path, bytes }, now_ns);
             }
         }
     }
@@ -189,12 +199,30 @@ impl Disk {
         self.free.len() < self.slots.len()
     }
 
-    fn submit(&mut self, op: OpId, file: FileId, work: Work, ring: &mut Ring) {
+    /// Whether anything takes so long that it may wait for a thread that does not get the core.
+    pub fn is_late(&self, now_ns: u64) -> bool {
+        let is_late = |pending: &Pending| {
+            let patience_ns = match pending.work {
+                Work::Write { .. } => LATE_WRITE_NS,
+                Work::Sync | Work::Read { .. } => LATE_NS,
+            };
+            pending.since_ns + patience_ns <= now_ns
+        };
+        self.slots.iter().flatten().any(is_late)
+            || self.jobs.under_way() > 0 && self.jobs.moved_ns() + LATE_NS <= now_ns
+    }
+
+    fn submit(&mut self, op: OpId, file: FileId, work: Work, now_ns: u64, ring: &mut Ring) {
         let Some(file) = self.files.get(file).cloned() else {
             self.ended.push((op, Err(not_open(file))));
             return;
         };
-        let pending = Pending { op, file, work };
+        let pending = Pending {
+            op,
+            file,
+            work,
+            since_ns: now_ns,
+        };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -232,9 +260,9 @@ impl Disk {
     }
 
     /// The results of jobs that have ended.
-    pub fn finished_jobs(&mut self) -> Vec<Ended> {
+    pub fn finished_jobs(&mut self, now_ns: u64) -> Vec<Ended> {
         let mut ended = Vec::new();
-        for (op, result) in self.jobs.collect() {
+        for (op, result) in self.jobs.collect(now_ns) {
             let result = result.map(|outcome| match outcome {
                 Outcome::Done => DiskDone::Done,
                 Outcome::Index(index) => DiskDone::Index(index),

@@ -34,6 +34,10 @@ const FILE_BYTES_BESIDE_DISK: usize = 32 << 10;
 const LONG_YIELD_NS: u64 = 1_500_000;
 /// So many times as long the shard holds on to the core then.
 const YIELD_REST: u64 = 4;
+/// So often it is looked whether anything of the disk is late.
+const LOOK_NS: u64 = 1_000_000;
+/// How long the shard sleeps then, and what its timer adds (50 us unless the host was told otherwise).
+const NAP: Duration = Duration::from_micros(20);
 /// For so long after an operation of the disk, another one is expected.
 const BESIDE_DISK_NS: u64 = 10_000_000;
 /// How long the end of a shard waits for the kernel to let go of its memory.
@@ -63,6 +67,8 @@ pub(crate) struct Shard<L: Logic> {
     disk_worked_ns: u64,
     /// When a working loop lets go of the core again.
     next_yield_ns: u64,
+    /// When it looks again whether anything of the disk is late.
+    next_look_ns: u64,
     /// Files to close at the end of the turn.
     closing: Vec<FileId>,
 }
@@ -115,6 +121,7 @@ impl<L: Logic> Shard<L> {
             completions: Vec::with_capacity(256),
             disk_worked_ns: 0,
             next_yield_ns: 0,
+            next_look_ns: 0,
             closing: Vec::new(),
         }
     }
@@ -179,7 +186,7 @@ impl<L: Logic> Shard<L> {
                 self.disk.jobs.reap().await;
             }
             if working {
-                if self.disk.is_working() {
+                if self.disk.is_working() || self.disk.jobs.under_way() > 0 {
                     self.let_kernel_work();
                 }
                 continue;
@@ -192,7 +199,7 @@ impl<L: Logic> Shard<L> {
                 }
             };
             if spin {
-                std::thread::yield_now();
+                self.let_go(now.mono_ns);
             } else {
                 self.park()?;
             }
@@ -207,10 +214,23 @@ impl<L: Logic> Shard<L> {
         if before_ns < self.next_yield_ns {
             return;
         }
-        std::thread::yield_now();
+        self.let_go(before_ns);
         let away_ns = clock::mono_ns() - before_ns;
         if away_ns > LONG_YIELD_NS {
             self.next_yield_ns = before_ns + YIELD_REST * away_ns;
+        }
+    }
+
+    /// Yields; sleeps for a moment if anything of the disk is late. Linux 6.18 was seen not to run a thread of the kernel
+    /// for seconds beside one that yields all the time (`docs/adr/0004-naps.md`).
+    fn let_go(&mut self, now_ns: u64) {
+        let must_sleep = now_ns >= self.next_look_ns && {
+            self.next_look_ns = now_ns + LOOK_NS;
+            self.disk.is_late(now_ns)
+        };
+        match must_sleep {
+            true => std::thread::sleep(NAP),
+            false => std::thread::yield_now(),
         }
     }
 
@@ -261,7 +281,7 @@ impl<L: Logic> Shard<L> {
         }
         if disk.jobs.has_results() {
             turn.busy = true;
-            for (op, result) in disk.finished_jobs() {
+            for (op, result) in disk.finished_jobs(now.mono_ns) {
                 to.disk(op, result);
             }
         }
@@ -285,7 +305,7 @@ impl<L: Logic> Shard<L> {
             match what {
                 // A send of the same turn may still be of this file.
                 DiskOp::Close { file } => self.closing.push(file),
-                what => self.disk.start(op, what, &mut self.ring),
+                what => self.disk.start(op, what, now.mono_ns, &mut self.ring),
             }
         }
         for op in fx.net.drain(..) {

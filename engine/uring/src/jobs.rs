@@ -77,6 +77,8 @@ const MOST_UNREAPED: usize = 256;
 pub(crate) struct Jobs {
     results: Arc<Results>,
     under_way: usize,
+    /// When the first of those under way was started, or the last one ended since.
+    moved_ns: u64,
     /// Jobs that the executor has not seen the end of.
     unreaped: Rc<Unreaped>,
     /// Some were spawned or have ended that the executor has not seen yet.
@@ -115,13 +117,17 @@ impl Jobs {
         Self {
             results: Arc::new(results),
             under_way: 0,
+            moved_ns: 0,
             unreaped: Rc::default(),
             unseen: false,
         }
     }
 
     /// Hands a job over. It begins when the shard loop next yields to the executor.
-    pub fn start(&mut self, op: OpId, job: Job) {
+    pub fn start(&mut self, op: OpId, job: Job, now_ns: u64) {
+        if self.under_way == 0 {
+            self.moved_ns = now_ns;
+        }
         self.under_way += 1;
         self.unseen = true;
         let results = self.results.clone();
@@ -175,13 +181,19 @@ impl Jobs {
         self.under_way
     }
 
+    /// When the first of those was started, or the last one was collected since.
+    pub fn moved_ns(&self) -> u64 {
+        self.moved_ns
+    }
+
     /// Whether there are results to collect.
     pub fn has_results(&self) -> bool {
         self.under_way > 0 && self.results.any.load(Ordering::SeqCst)
     }
 
     /// The results that have come.
-    pub fn collect(&mut self) -> Vec<Finished> {
+    pub fn collect(&mut self, now_ns: u64) -> Vec<Finished> {
+        self.moved_ns = now_ns;
         self.results.any.store(false, Ordering::SeqCst);
         let mut list = self
             .results

@@ -4,13 +4,15 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use ringtide_io::{DiskErrorKind, DiskOp, Fatal, FatalReason, FileId, OpId, OpenMode};
 use ringtide_schema::index::{self, IndexEntry, IndexView};
+use ringtide_uring::IdlePolicy;
 
-use crate::remote::{Done, Event, Shard};
+use crate::remote::{Done, Event, PATIENCE, Shard};
 
 /// Not on a memory file system, which may know no direct I/O.
 fn directory() -> tempfile::TempDir {
@@ -362,13 +364,43 @@ fn however_many_jobs_there_are_all_of_them_end() {
     }
 }
 
-/// A shard that fails while it has a job; and what that job writes first, and cannot open until somebody reads.
-fn failing(directory: &Path) -> (Shard, PathBuf) {
+#[test]
+fn a_shard_that_spins_sleeps_now_and_then_while_work_on_files_is_late() {
+    let directory = directory();
+    let (mut shard, pipe) = with_a_job(directory.path(), IdlePolicy::Spin);
+    let (say, thread) = mpsc::channel();
+    shard.command(move |_| {
+        let link = fs::read_link("/proc/thread-self").expect("a link");
+        say.send(Path::new("/proc").join(link).join("status"))
+            .expect("a listener");
+    });
+    let status = thread.recv().expect("a path");
+    let sleeps = || -> u64 {
+        let status = fs::read_to_string(&status).expect("a status");
+        let lines = status.lines();
+        let mut counts = lines.filter_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+        counts
+            .next()
+            .and_then(|n| n.trim().parse().ok())
+            .expect("a count")
+    };
+    let (before, began) = (sleeps(), Instant::now());
+    while sleeps() < before + 100 && began.elapsed() < PATIENCE {
+        thread::yield_now();
+    }
+    let slept = sleeps() - before;
+    fs::read(&pipe).expect("what the job writes");
+    assert!(slept >= 100, "it never lets go of its core");
+    shard.wait(|event| matches!(event, Event::Disk(OpId(77), _)).then_some(()));
+}
+
+/// A shard with a job, and what that job writes first, and cannot open until somebody reads.
+fn with_a_job(directory: &Path, idle: IdlePolicy) -> (Shard, PathBuf) {
     let path = directory.join("snapshot");
     let pipe = directory.join("snapshot.tmp");
     let made = Command::new("mkfifo").arg(&pipe).status();
     assert!(made.expect("mkfifo").success());
-    let mut shard = Shard::start(|_| {});
+    let mut shard = Shard::start(|config| config.idle = idle);
     shard.command(|cx| {
         let contents = vec![1; 100];
         cx.fx
@@ -391,7 +423,7 @@ fn fail(shard: &Shard) {
 #[test]
 fn a_shard_that_failed_lets_go_of_its_peers_and_ends_after_its_jobs() {
     let directory = directory();
-    let (mut shard, pipe) = failing(directory.path());
+    let (mut shard, pipe) = with_a_job(directory.path(), IdlePolicy::Park);
     let (mut stream, _) = shard.connect();
     fail(&shard);
     let end = thread::spawn(move || shard.join());
@@ -415,7 +447,7 @@ fn a_shard_that_failed_lets_go_of_its_peers_and_ends_after_its_jobs() {
 #[test]
 fn a_shard_whose_job_hangs_gives_its_result_all_the_same() {
     let directory = directory();
-    let (shard, pipe) = failing(directory.path());
+    let (shard, pipe) = with_a_job(directory.path(), IdlePolicy::Park);
     fail(&shard);
     assert_eq!(shard.join().expect_err("planted").message, "planted");
     fs::read(&pipe).expect("what the job writes");
