@@ -117,11 +117,15 @@ impl Broker {
         std::mem::swap(&mut self.disk, &mut self.fx.disk);
         let is_busy = !self.net.is_empty() || !self.disk.is_empty();
         for op in self.net.drain(..) {
-            let NetOp::Send(conn, egress) = op else {
-                panic!("{op:?} of a peer that did nothing wrong");
-            };
-            self.sent += egress_bytes(&egress);
-            self.shard.sent(conn, egress, self.now, &mut self.fx);
+            match op {
+                NetOp::Send(conn, egress) => {
+                    self.sent += egress_bytes(&egress);
+                    self.shard.sent(conn, egress, self.now, &mut self.fx);
+                }
+                // Of more requests than a turn takes.
+                NetOp::Pause(_) | NetOp::Resume(_) => {}
+                op => panic!("{op:?} of a peer that did nothing wrong"),
+            }
         }
         for (id, op) in self.disk.drain(..) {
             if let Some(done) = done(op) {

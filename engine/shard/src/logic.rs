@@ -54,8 +54,9 @@ impl Logic for Shard {
         self.mark_ready(key);
     }
 
-    fn disconnected(&mut self, conn: ConnId, why: Disconnect, _now: Now, fx: &mut Fx) {
+    fn disconnected(&mut self, conn: ConnId, why: Disconnect, now: Now, fx: &mut Fx) {
         let key = SessionKey::Local(conn);
+        self.take_the_rest(key, now, fx);
         let Some(session) = self.sessions.get(&key) else {
             return;
         };

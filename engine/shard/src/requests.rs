@@ -14,7 +14,7 @@ use ringtide_session::{Assembler, Frame, SessionError, Taken, envelope, negotiat
 use rustc_hash::FxHashSet;
 
 use crate::fault::Fault;
-use crate::session::{SessionKey, Timer};
+use crate::session::{Session, SessionKey, Timer};
 use crate::settings::{
     FRAME_TIMEOUT_NS, MAX_OUT_BYTES, MAX_PARTIAL_BYTES, MAX_REQUESTS_A_TURN, SMALL_PARTIAL_BYTES,
 };
@@ -94,6 +94,22 @@ impl Shard {
         }
     }
 
+    /// A peer is gone: of what arrived and waits for its turn only, all is taken before it is forgotten.
+    pub(crate) fn take_the_rest(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
+        while let Some(session) = self.sessions.get_mut(&key)
+            && session.is_blocked
+            && !session.is_closing
+        {
+            session.requests = (self.turn, 0);
+            self.blocked.retain(|k| *k != key);
+            self.retry(key, now, fx);
+            let goes_on = |s: &Session| s.requests == (self.turn, MAX_REQUESTS_A_TURN);
+            if !self.sessions.get(&key).is_some_and(goes_on) {
+                return;
+            }
+        }
+    }
+
     /// Something of the session found no room: it is offered again in each turn.
     pub(crate) fn mark_blocked(&mut self, key: SessionKey) {
         if let Some(session) = self.sessions.get_mut(&key)
@@ -124,7 +140,10 @@ impl Shard {
         if held_bytes <= SMALL_PARTIAL_BYTES {
             session.held_ns = now.mono_ns;
         }
-        session.partial_bytes = assembler.held_bytes();
+        // What another shard forwards has bounds of its own, and a peer that would miss an answer.
+        if matches!(key, SessionKey::Local(_)) {
+            session.partial_bytes = assembler.held_bytes();
+        }
         self.partial_bytes += session.partial_bytes;
         session.assembler = assembler;
         let is_begun = session.assembler.is_mid_frame() && !is_blocked;
@@ -148,15 +167,11 @@ impl Shard {
         let Some(session) = self.sessions.get_mut(&key) else {
             return;
         };
-        // Who only sent more than a turn takes is read on for a while: his next turn comes at once.
-        let is_over = session.requests == (self.turn, MAX_REQUESTS_A_TURN);
-        let may_go_on = is_over && session.partial_bytes <= SMALL_PARTIAL_BYTES;
-        let is_paused = is_blocked && !may_go_on;
         if let SessionKey::Local(conn) = key
-            && session.is_paused != is_paused
+            && session.is_paused != is_blocked
         {
-            session.is_paused = is_paused;
-            fx.net.push(match is_paused {
+            session.is_paused = is_blocked;
+            fx.net.push(match is_blocked {
                 true => NetOp::Pause(conn),
                 false => NetOp::Resume(conn),
             });
@@ -175,8 +190,8 @@ impl Shard {
         let session = self.sessions.get_mut(&key)?;
         let message = format!(
             "requests that cannot be handled yet hold over {MAX_PARTIAL_BYTES} bytes, some of this connection for the \
-             longest: they have not arrived as a whole, or wait for their peer to take answers, or for room in the log; read \
-             answers, send smaller requests, or over fewer connections"
+             longest: they have not arrived as a whole, or wait for their turn, for their peer to take answers, or for room in \
+             the log; read answers, send smaller requests, or over fewer connections"
         );
         tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
         let fault = Fault::new(ErrorCode::Overloaded, message);

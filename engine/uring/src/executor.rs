@@ -187,7 +187,7 @@ impl<L: Logic> Shard<L> {
             }
             if working {
                 if self.disk.is_working() || self.disk.jobs.under_way() > 0 {
-                    self.let_kernel_work();
+                    self.let_kernel_work(now);
                 }
                 continue;
             }
@@ -199,7 +199,7 @@ impl<L: Logic> Shard<L> {
                 }
             };
             if spin {
-                self.let_go(now.mono_ns);
+                self.let_go(now);
             } else {
                 self.park()?;
             }
@@ -209,12 +209,12 @@ impl<L: Logic> Shard<L> {
     /// Threads of the kernel complete and flush this core's writes. Under a loop that never lets go
     /// they wait for the scheduler's tick, for milliseconds; where other programs want the core as
     /// well, letting go costs as much, so that it is done rarely.
-    fn let_kernel_work(&mut self) {
+    fn let_kernel_work(&mut self, now: Now) {
         let before_ns = clock::mono_ns();
         if before_ns < self.next_yield_ns {
             return;
         }
-        self.let_go(before_ns);
+        self.let_go(now);
         let away_ns = clock::mono_ns() - before_ns;
         if away_ns > LONG_YIELD_NS {
             self.next_yield_ns = before_ns + YIELD_REST * away_ns;
@@ -223,10 +223,10 @@ impl<L: Logic> Shard<L> {
 
     /// Yields; sleeps for a moment if anything of the disk is late. Linux 6.18 was seen not to run a thread of the kernel
     /// for seconds beside one that yields all the time (`docs/adr/0004-naps.md`).
-    fn let_go(&mut self, now_ns: u64) {
-        let must_sleep = now_ns >= self.next_look_ns && {
-            self.next_look_ns = now_ns + LOOK_NS;
-            self.disk.is_late(now_ns)
+    fn let_go(&mut self, now: Now) {
+        let must_sleep = now.mono_ns >= self.next_look_ns && {
+            self.next_look_ns = now.mono_ns + LOOK_NS;
+            self.disk.is_late(now.mono_ns)
         };
         match must_sleep {
             true => std::thread::sleep(NAP),
@@ -301,11 +301,16 @@ impl<L: Logic> Shard<L> {
         }
         let fx = &mut self.fx;
         let any = !(fx.net.is_empty() && fx.disk.is_empty() && fx.mail.is_empty());
+        // A long turn is none of the disk's time.
+        let disk_ns = match fx.disk.is_empty() {
+            true => now.mono_ns,
+            false => clock::mono_ns(),
+        };
         for (op, what) in fx.disk.drain(..) {
             match what {
                 // A send of the same turn may still be of this file.
                 DiskOp::Close { file } => self.closing.push(file),
-                what => self.disk.start(op, what, now.mono_ns, &mut self.ring),
+                what => self.disk.start(op, what, disk_ns, &mut self.ring),
             }
         }
         for op in fx.net.drain(..) {

@@ -34,6 +34,26 @@ fn credit(world: &mut World, peer: Peer, subscription: u64, bytes: u32) {
 }
 
 #[test]
+fn however_much_is_forwarded_and_finds_no_room_all_of_it_is_answered() {
+    // Together more than a shard holds of what its own connections sent and it cannot handle yet.
+    const PEERS: usize = 150;
+    let (setup, _, away) = two_shards();
+    let mut world = World::new(&setup);
+    world.hold_log(1, true);
+    let peers: Vec<Peer> = (0..PEERS).map(|_| world.connect(0)).collect();
+    let publish = batch(&[7; 1_000_000]);
+    let publish =
+        |world: &mut World, peer| world.publish(peer, DURABLE, &[(away, publish.clone())]);
+    let asked: Vec<u64> = peers.iter().map(|&p| publish(&mut world, p)).collect();
+    world.run();
+    world.hold_log(1, false);
+    world.run();
+    for (peer, asked) in peers.into_iter().zip(asked) {
+        assert_eq!(world.answer(peer, asked).results()[0].1, 0);
+    }
+}
+
+#[test]
 fn fetches_that_wait_leave_room_for_publishes_to_the_same_shard() {
     let (setup, _, away) = two_shards();
     let mut world = World::new(&setup);

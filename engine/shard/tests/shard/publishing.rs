@@ -6,8 +6,8 @@ use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
 use ringtide_schema::wire;
 
-use crate::peer::{ACCEPTED, DURABLE, Heard, batch, batch_of};
-use crate::world::{START_MS, Setup, World};
+use crate::peer::{ACCEPTED, DURABLE, Heard, NONE, batch, batch_of};
+use crate::world::{SECOND, START_MS, Setup, World};
 
 #[test]
 fn a_record_that_was_published_is_delivered() {
@@ -26,6 +26,31 @@ fn a_record_that_was_published_is_delivered() {
         let is_push = |f: &&Heard| f.op == Op::Push && f.correlation == subscription;
         let push = heard.iter().find(is_push).expect("a push");
         assert!(push.payload.windows(3).any(|w| w == b"one"));
+    }
+}
+
+#[test]
+fn publishes_that_nobody_answers_are_all_taken_although_their_peer_closes_behind_them() {
+    const PUBLISHES: u64 = 500;
+    let setup = Setup::new(1).topic("ticks", 1);
+    let ticks = setup.on_shard("ticks", 0);
+    // Behind them in the same turn, and some turns later.
+    for turns in [0, 2] {
+        let mut world = World::new(&setup);
+        let (peer, other) = (world.connect(0), world.connect(0));
+        for _ in 0..PUBLISHES {
+            world.publish(peer, NONE, &[(ticks, batch(b"one"))]);
+        }
+        world.deliver(peer);
+        for _ in 0..turns {
+            world.step();
+        }
+        world.hang_up(peer);
+        world.pass(SECOND);
+        let asked = world.list_offsets(other, ticks, -1);
+        let answer = world.answer(other, asked);
+        let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
+        assert_eq!(answer.offset(), PUBLISHES);
     }
 }
 

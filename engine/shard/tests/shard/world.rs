@@ -317,6 +317,11 @@ impl World {
         self.socket(peer).input.extend_from_slice(bytes);
     }
 
+    /// What the peer wrote is received, before the next turn.
+    pub fn deliver(&mut self, peer: Peer) {
+        self.nodes[peer.shard].socket_events(peer.conn, self.now);
+    }
+
     /// The peer closes the connection.
     pub fn hang_up(&mut self, peer: Peer) {
         self.nodes[peer.shard].end(peer.conn, Disconnect::Peer, self.now);
