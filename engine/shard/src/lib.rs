@@ -144,7 +144,7 @@ pub struct Shard {
     connections: u32,
     /// Requests under way on other shards, but for fetches.
     forwarded: u32,
-    /// Bytes of frames that have begun to arrive.
+    /// Bytes of requests of this shard's connections that have begun to arrive or wait.
     partial_bytes: usize,
     next_producer: u64,
     next_publish: u64,

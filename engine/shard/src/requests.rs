@@ -47,6 +47,14 @@ pub(crate) fn bad_envelope(error: InvalidFlatbuffer) -> Fault {
     )
 }
 
+/// Whether a request does more than to be answered.
+fn changes_something(op: Op) -> bool {
+    matches!(
+        op,
+        Op::Publish | Op::CommitOffset | Op::CreateTopic | Op::AlterTopic | Op::DeleteTopic
+    )
+}
+
 /// The partition that a request names.
 pub(crate) fn partition_of(named: Option<&wire::PartitionRef>) -> Result<PartitionId, Fault> {
     named
@@ -94,8 +102,12 @@ impl Shard {
         }
     }
 
-    /// A peer is gone: of what arrived and waits for its turn only, all is taken before it is forgotten.
+    /// A peer is gone: of what arrived and waits for its turn only, all that changes something is taken before it is
+    /// forgotten.
     pub(crate) fn take_the_rest(&mut self, key: SessionKey, now: Now, fx: &mut Fx) {
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.is_gone = true;
+        }
         while let Some(session) = self.sessions.get_mut(&key)
             && session.is_blocked
             && !session.is_closing
@@ -161,7 +173,8 @@ impl Shard {
             self.close(key);
             return;
         }
-        if self.partial_bytes > MAX_PARTIAL_BYTES && self.close_longest_held() == Some(key) {
+        let is_over = self.partial_bytes > MAX_PARTIAL_BYTES && !session.is_gone;
+        if is_over && self.close_longest_held() == Some(key) {
             return;
         }
         let Some(session) = self.sessions.get_mut(&key) else {
@@ -190,8 +203,8 @@ impl Shard {
         let session = self.sessions.get_mut(&key)?;
         let message = format!(
             "requests that cannot be handled yet hold over {MAX_PARTIAL_BYTES} bytes, some of this connection for the \
-             longest: they have not arrived as a whole, or wait for their turn, for their peer to take answers, or for room in \
-             the log; read answers, send smaller requests, or over fewer connections"
+             longest: they have not arrived as a whole, or wait for their turn, for answers to earlier ones, for their \
+             peer to take answers, or for room in the log; read answers, send smaller requests, or over fewer connections"
         );
         tracing::warn!(peer = &*session.peer, why = message, "closing a connection");
         let fault = Fault::new(ErrorCode::Overloaded, message);
@@ -282,6 +295,10 @@ impl Shard {
             self.refuse(key, Op::Ping, correlation, &fault);
             return Taken::Yes;
         };
+        if session.is_gone && !changes_something(op) {
+            session.in_flight -= 1;
+            return Taken::Yes;
+        }
         match self.dispatch(key, op, frame, now, fx) {
             Ok(Handled::Done) => self.finish(key, op),
             Ok(Handled::Later) => {}

@@ -159,6 +159,8 @@ pub struct Session {
     pub is_blocked: bool,
     /// Receiving was stopped.
     pub is_paused: bool,
+    /// The peer is: nobody hears an answer.
+    pub is_gone: bool,
     /// Nothing more is handled; closed once `out` is sent.
     pub is_closing: bool,
     /// In the shard's list of sessions to look at.
@@ -215,6 +217,7 @@ impl Session {
             requests: (0, 0),
             is_blocked: false,
             is_paused: false,
+            is_gone: false,
             is_closing: false,
             is_ready: false,
             is_going_on: false,
