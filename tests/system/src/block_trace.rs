@@ -44,6 +44,9 @@ struct Write {
     data: Box<[u8]>,
 }
 
+/// The block of an ext4 file system that has its superblock ends here, in bytes.
+const SUPERBLOCK_END: usize = 4096;
+
 /// How much a power cut leaves of the writes that no flush covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
@@ -224,6 +227,12 @@ impl Trace {
                 Left::TornEnd if Some(&number) > chosen => 0,
                 Left::OneGone if Some(&number) != chosen => 100,
                 Left::TornEnd | Left::OneGone => 50 * random.below(2),
+            };
+            // A torn superblock is one that ext4 refuses to mount: that is not what is asked here.
+            let is_torn = kept == 50 && write.position < SUPERBLOCK_END;
+            let kept = match is_torn {
+                true => 100 * random.below(2),
+                false => kept,
             };
             for (sector, data) in write.data.chunks(SECTOR).enumerate() {
                 if random.percent(kept) {
