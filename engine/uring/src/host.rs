@@ -19,15 +19,18 @@ const LOST_TURNS_MS: [u64; 4] = [1, 10, 100, 1000];
 /// Much longer than any turn, so that the timer does not fire in one.
 pub(crate) const PREEMPT_TIMER: Duration = Duration::from_millis(100);
 
-/// Leaves the executor to itself, so that its reactor looks at what has ended, until a task says that it is done.
-pub(crate) async fn wait_for(mut is_done: impl FnMut(&mut Context<'_>) -> bool) {
+/// Leaves the executor to itself, so that its reactor looks at what has ended, until a task that `is_done` tells of this
+/// one has woken it. It may have been woken for nothing.
+pub(crate) async fn wait_for(is_done: impl Fn(&mut Context<'_>) -> bool) {
     let mut ends_of_sleep = ends_of_sleep();
+    let mut has_slept = false;
     poll_fn(|context| {
-        let is_over = have_fired(&mut ends_of_sleep, context);
-        match is_done(context) || is_over {
-            true => Poll::Ready(()),
-            false => Poll::Pending,
+        // A timer that is polled again while it waits is registered again, and the first registration stays.
+        if std::mem::replace(&mut has_slept, true) || is_done(context) {
+            return Poll::Ready(());
         }
+        have_fired(&mut ends_of_sleep, context);
+        Poll::Pending
     })
     .await;
 }

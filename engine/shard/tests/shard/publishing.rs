@@ -55,6 +55,26 @@ fn publishes_that_nobody_answers_are_all_taken_although_their_peer_closes_behind
 }
 
 #[test]
+fn requests_whose_answers_nobody_hears_keep_no_publish_of_a_peer_that_is_gone() {
+    let setup = Setup::new(2).topic("ticks", 2);
+    let (here, away) = (setup.on_shard("ticks", 0), setup.on_shard("ticks", 1));
+    let mut world = World::new(&setup);
+    let (peer, other) = (world.connect(0), world.connect(0));
+    // More fetches than may be under way on another shard.
+    for _ in 0..200 {
+        world.fetch(peer, away, 0, 60_000);
+    }
+    world.publish(peer, NONE, &[(here, batch(b"one"))]);
+    world.deliver(peer);
+    world.hang_up(peer);
+    world.pass(SECOND);
+    let asked = world.list_offsets(other, here, -1);
+    let answer = world.answer(other, asked);
+    let answer = answer.table::<wire::ListOffsetsResponse<'_>>();
+    assert_eq!(answer.offset(), 1);
+}
+
+#[test]
 fn an_accepted_answer_waits_for_a_durable_one_although_an_older_batch_came_again() {
     let setup = Setup::new(1).topic("ticks", 1);
     let ticks = setup.on_shard("ticks", 0);
