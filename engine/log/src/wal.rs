@@ -2,7 +2,7 @@
 //!
 //! Greedy: a frame is sealed and written as soon as somebody waits for it and one of the few
 //! writes in flight is free; what arrives meanwhile is the next frame. What nobody waits for goes
-//! after [`FLUSH_AFTER_NS`] or [`FLUSH_BYTES`]. Invariant: `committed <= written <= appended`,
+//! after [`FLUSH_AFTER_NS`], or with a full frame. Invariant: `committed <= written <= appended`,
 //! each only grows; `committed` moves over whole frames in order, whatever order the writes
 //! complete in. Recovery (`recovery/`) is the reader of what is written here.
 
@@ -16,10 +16,8 @@ use ringtide_schema::wal::{
     SlotHeader, entry_padded,
 };
 
-/// Data that nobody waits for is written at this age.
-pub const FLUSH_AFTER_NS: u64 = 10_000_000;
-/// Data that nobody waits for is written at this size.
-pub const FLUSH_BYTES: usize = 256 << 10;
+/// Data that nobody waits for is written at this age (docs/adr/0005-fewer-frames.md).
+pub const FLUSH_AFTER_NS: u64 = 25_000_000;
 /// A frame is sealed before it grows past this.
 pub const FRAME_BYTES: usize = 1 << 20;
 /// A shard that was idle this long writes a closing frame.
@@ -124,7 +122,8 @@ struct OpenFrame {
     start: usize,
     first_seq: u64,
     entries: u32,
-    opened_ns: u64,
+    /// It is written then if nobody waits for it before.
+    due_ns: u64,
 }
 
 #[derive(Debug)]
@@ -403,7 +402,7 @@ impl Wal {
                 start,
                 first_seq: self.next_seq,
                 entries: 0,
-                opened_ns: now_ns,
+                due_ns: now_ns + FLUSH_AFTER_NS,
             }
         });
         let at = chunk.len();
@@ -439,13 +438,17 @@ impl Wal {
         self.wanted = self.wanted.max(seq);
     }
 
+    /// Somebody may wait for what was appended last: it is written by this time.
+    pub fn want_by(&mut self, due_ns: u64) {
+        if let Some(open) = &mut self.open {
+            open.due_ns = open.due_ns.min(due_ns);
+        }
+    }
+
     /// Writes what is due. Called at the end of every turn.
     pub fn turn(&mut self, now_ns: u64, ops: &mut Vec<(OpId, DiskOp)>) {
         if let Some(open) = &self.open {
-            let bytes = self.chunk.as_ref().map_or(0, |c| c.len() - open.start);
-            let due = self.wanted >= open.first_seq
-                || bytes >= FLUSH_BYTES
-                || now_ns >= open.opened_ns + FLUSH_AFTER_NS;
+            let due = self.wanted >= open.first_seq || now_ns >= open.due_ns;
             if due && self.can_write() {
                 self.write_frame(0, ops);
             }
@@ -460,7 +463,7 @@ impl Wal {
     /// When [`Self::turn`] is to be called at the latest.
     pub fn deadline_ns(&self) -> Option<u64> {
         match &self.open {
-            Some(open) if self.can_write() => Some(open.opened_ns + FLUSH_AFTER_NS),
+            Some(open) if self.can_write() => Some(open.due_ns),
             Some(_) => None,
             None if !self.closed && self.in_flight.is_empty() => {
                 Some(self.idle_since_ns + CLOSE_AFTER_NS)
@@ -493,7 +496,7 @@ impl Wal {
             start,
             first_seq,
             entries: 0,
-            opened_ns: now_ns,
+            due_ns: now_ns,
         });
         self.write_frame(FRAME_CLOSING, ops);
     }

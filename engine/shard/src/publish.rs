@@ -18,7 +18,7 @@ use crate::fault::Fault;
 use crate::mail::{Part, PartDone};
 use crate::requests::{Handled, Place, bad_envelope};
 use crate::session::{Multi, SessionKey};
-use crate::settings::SMALL_BATCH_BYTES;
+use crate::settings::{READERS_WAIT_NS, SMALL_BATCH_BYTES};
 use crate::{Fx, Shard};
 
 /// A session remembers the pending durable publishes of this many partitions before it looks which
@@ -64,7 +64,11 @@ impl Shard {
         }
         if count == 0 || count > MAX_PUBLISH_PARTS {
             let message = format!("a publish has 1 to {MAX_PUBLISH_PARTS} parts, not {count}");
-            return Err(Fault::new(ErrorCode::TooMany, message));
+            let code = match count {
+                0 => ErrorCode::InvalidRequest,
+                _ => ErrorCode::TooMany,
+            };
+            return Err(Fault::new(code, message));
         }
         let named: usize = parts.clone().map(|p| p.batch_bytes() as usize).sum();
         if named != frame.payload.len() {
@@ -432,8 +436,10 @@ impl Shard {
         held.log
             .append(&header, epoch, entry.seq, kept, now.wall_ms);
         self.appended.push_back((entry.seq, i, held.log.latest()));
-        if config.visible == Visibility::Accepted {
-            self.wake(i);
+        match config.visible {
+            Visibility::Accepted => self.wake(i),
+            Visibility::Durable if held.watchers.is_empty() => {}
+            Visibility::Durable => self.wal.want_by(now.mono_ns + READERS_WAIT_NS),
         }
         let append_time_ms = now.wall_ms;
         let result = result(false, base_offset, append_time_ms);

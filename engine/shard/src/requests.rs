@@ -43,7 +43,11 @@ pub(crate) enum Place {
 pub(crate) fn bad_envelope(error: InvalidFlatbuffer) -> Fault {
     Fault::new(
         ErrorCode::BadEnvelope,
-        format!("the envelope is malformed: {error}"),
+        // The verifier's words end in a line break.
+        format!(
+            "the envelope is malformed: {}",
+            error.to_string().trim_end()
+        ),
     )
 }
 

@@ -159,7 +159,7 @@ pub struct Session {
     pub is_blocked: bool,
     /// Receiving was stopped.
     pub is_paused: bool,
-    /// The peer is: nobody hears an answer.
+    /// The peer has closed or lost the connection: nobody hears an answer.
     pub is_gone: bool,
     /// Nothing more is handled; closed once `out` is sent.
     pub is_closing: bool,

@@ -31,6 +31,10 @@ impl Watchers {
         }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.sessions.is_empty()
+    }
+
     fn find(&self, key: SessionKey) -> Result<usize, usize> {
         self.sessions.binary_search_by_key(&key, |(key, _)| *key)
     }

@@ -242,6 +242,27 @@ fn nothing_is_written_before_somebody_waits_or_the_time_has_come() {
 }
 
 #[test]
+fn what_somebody_may_wait_for_is_written_by_its_time_with_all_before_it() {
+    let (mut wal, mut ops) = (wal(2), Vec::new());
+    append(&mut wal, 100, &mut ops).expect("room");
+    assert_eq!(wal.deadline_ns(), Some(FLUSH_AFTER_NS));
+    append(&mut wal, 100, &mut ops).expect("room");
+    wal.want_by(1_000);
+    append(&mut wal, 100, &mut ops).expect("room");
+    wal.want_by(2_000);
+    assert_eq!(wal.deadline_ns(), Some(1_000));
+    wal.turn(999, &mut ops);
+    assert!(ops.is_empty());
+    wal.turn(1_000, &mut ops);
+    assert_eq!(ops.len(), 2, "slot header and frame: {ops:?}");
+    assert_eq!(wal.stats().entries, 3);
+    // It is no matter of the next frame.
+    complete(&mut wal, &mut ops);
+    append(&mut wal, 100, &mut ops).expect("room");
+    assert_eq!(wal.deadline_ns(), Some(FLUSH_AFTER_NS));
+}
+
+#[test]
 fn what_arrives_during_a_write_is_the_next_frame() {
     let (mut wal, mut ops) = (wal(2), Vec::new());
     let first = append(&mut wal, 100, &mut ops).expect("room");

@@ -1,10 +1,13 @@
 //! Publishes and the order of their answers.
 
 use ringtide_io::DiskOp;
+use ringtide_log::wal::FLUSH_AFTER_NS;
 use ringtide_schema::batch::Codec;
 use ringtide_schema::error_code::ErrorCode;
 use ringtide_schema::frame::Op;
+use ringtide_schema::topic::Visibility;
 use ringtide_schema::wire;
+use ringtide_shard::settings::READERS_WAIT_NS;
 
 use crate::peer::{ACCEPTED, DURABLE, Heard, NONE, batch, batch_of};
 use crate::world::{SECOND, START_MS, Setup, World};
@@ -26,6 +29,34 @@ fn a_record_that_was_published_is_delivered() {
         let is_push = |f: &&Heard| f.op == Op::Push && f.correlation == subscription;
         let push = heard.iter().find(is_push).expect("a push");
         assert!(push.payload.windows(3).any(|w| w == b"one"));
+    }
+}
+
+#[test]
+fn accepted_records_go_to_the_log_earlier_where_readers_wait_for_it() {
+    for (visible, is_read, due_ns) in [
+        (Visibility::Durable, true, READERS_WAIT_NS),
+        (Visibility::Durable, false, FLUSH_AFTER_NS),
+        (Visibility::Accepted, true, FLUSH_AFTER_NS),
+    ] {
+        let mut setup = Setup::new(1).topic("ticks", 1);
+        setup.topics[0].config.visible = visible;
+        let ticks = setup.on_shard("ticks", 0);
+        let mut world = World::new(&setup);
+        let peer = world.connect(0);
+        if is_read {
+            world.subscribe(peer, ticks, -2, 4096);
+            world.run();
+        }
+        world.hold_log(0, true);
+        world.publish(peer, ACCEPTED, &[(ticks, batch(b"one"))]);
+        world.run();
+        world.now.mono_ns += due_ns - 1;
+        world.run();
+        assert_eq!(world.nodes[0].disk.held(), 0, "{visible:?}, {is_read}");
+        world.now.mono_ns += 1;
+        world.run();
+        assert_ne!(world.nodes[0].disk.held(), 0, "{visible:?}, {is_read}");
     }
 }
 
