@@ -582,8 +582,9 @@ impl Disk {
         path: PathBuf,
         mode: OpenMode,
     ) -> Result<DiskDone, DiskError> {
+        let was_there = self.names.contains_key(&path);
         if let OpenMode::Append { .. } = mode {
-            if !self.names.contains_key(&path) {
+            if !was_there {
                 self.grow(4096)?;
                 let folder = path.parent().expect("a segment is in a folder");
                 self.folders.insert(folder.to_path_buf());
@@ -598,6 +599,13 @@ impl Disk {
         let inode = self.find(&path)?;
         let now = &mut self.inodes[inode].now;
         if let OpenMode::Append { keep_bytes } = mode {
+            // The topic may have been deleted since this was asked for.
+            if !was_there && keep_bytes > 0 {
+                return Err(DiskError {
+                    kind: DiskErrorKind::Corrupt,
+                    message: format!("{} has none of {keep_bytes} bytes", path.display()),
+                });
+            }
             assert!(
                 now.len as u64 >= keep_bytes,
                 "{}: synced bytes are gone",
