@@ -463,8 +463,9 @@ impl Wal {
     /// When [`Self::turn`] is to be called at the latest.
     pub fn deadline_ns(&self) -> Option<u64> {
         match &self.open {
-            Some(open) if self.can_write() => Some(open.due_ns),
-            Some(_) => None,
+            Some(open) if !self.can_write() => None,
+            Some(open) if self.wanted >= open.first_seq => Some(0),
+            Some(open) => Some(open.due_ns),
             None if !self.closed && self.in_flight.is_empty() => {
                 Some(self.idle_since_ns + CLOSE_AFTER_NS)
             }

@@ -15,7 +15,7 @@ use ringtide_session::{Frame, envelope};
 use crate::fault::Fault;
 use crate::requests::{Handled, Place, bad_envelope, partition_of};
 use crate::session::{PendingFetch, SessionKey, Subscription, Timer};
-use crate::settings::MAX_SUBSCRIPTIONS;
+use crate::settings::{MAX_SUBSCRIPTIONS, READERS_WAIT_NS};
 use crate::{Fx, Shard};
 
 impl Shard {
@@ -58,7 +58,7 @@ impl Shard {
             self.timers
                 .insert((deadline_ns, key, Timer::Fetch(correlation)));
         }
-        self.watch(i, key);
+        self.watch(i, key, now);
         self.mark_ready(key);
         Ok(Handled::Later)
     }
@@ -67,6 +67,7 @@ impl Shard {
         &mut self,
         key: SessionKey,
         frame: &Frame<'_>,
+        now: Now,
         fx: &mut Fx,
     ) -> Result<Handled, Fault> {
         let request =
@@ -126,7 +127,7 @@ impl Shard {
             credit,
         };
         session.subscriptions.insert(number, subscription);
-        self.watch(i, key);
+        self.watch(i, key, now);
         self.reply(key, Op::Subscribe, FLAG_RESPONSE, number, |b| {
             wire::SubscribeResponseT {
                 offset: next_offset,
@@ -216,9 +217,11 @@ impl Shard {
         })
     }
 
-    pub(crate) fn watch(&mut self, i: usize, key: SessionKey) {
-        if let Some(held) = self.held(i) {
-            held.watchers.add(key);
+    pub(crate) fn watch(&mut self, i: usize, key: SessionKey, now: Now) {
+        let Some(held) = self.held(i) else { return };
+        held.watchers.add(key);
+        if held.log.visible() < held.log.latest() {
+            self.wal.want_by(now.mono_ns + READERS_WAIT_NS);
         }
     }
 

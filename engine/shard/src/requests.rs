@@ -261,7 +261,9 @@ impl Shard {
         if session.is_closing {
             return Taken::Yes;
         }
-        if session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit {
+        // The bounds are for answers, which a peer that is gone does not hear.
+        let is_full = session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit;
+        if is_full && !session.is_gone {
             return Taken::No;
         }
         if session.requests.0 != self.turn {
@@ -345,7 +347,7 @@ impl Shard {
         match op {
             Op::Publish => self.publish(key, frame, now, fx),
             Op::Fetch => self.fetch(key, frame, now, fx),
-            Op::Subscribe => self.subscribe(key, frame, fx),
+            Op::Subscribe => self.subscribe(key, frame, now, fx),
             Op::Credit => self.credit(key, frame, fx),
             Op::Unsubscribe => self.unsubscribe(key, frame, fx),
             Op::ListOffsets => self.list_offsets(key, frame, fx),

@@ -582,12 +582,12 @@ impl Disk {
         path: PathBuf,
         mode: OpenMode,
     ) -> Result<DiskDone, DiskError> {
-        let was_there = self.names.contains_key(&path);
+        let mut is_deleted = false;
         if let OpenMode::Append { .. } = mode {
-            if !was_there {
+            if !self.names.contains_key(&path) {
                 self.grow(4096)?;
                 let folder = path.parent().expect("a segment is in a folder");
-                self.folders.insert(folder.to_path_buf());
+                is_deleted = self.folders.insert(folder.to_path_buf());
                 self.stable_folders.insert(folder.to_path_buf());
                 let inode = self.add(Inode::default());
                 self.names.insert(path.clone(), inode);
@@ -600,7 +600,7 @@ impl Disk {
         let now = &mut self.inodes[inode].now;
         if let OpenMode::Append { keep_bytes } = mode {
             // The topic may have been deleted since this was asked for.
-            if !was_there && keep_bytes > 0 {
+            if is_deleted && keep_bytes > 0 {
                 return Err(DiskError {
                     kind: DiskErrorKind::Corrupt,
                     message: format!("{} has none of {keep_bytes} bytes", path.display()),

@@ -258,8 +258,23 @@ fn what_somebody_may_wait_for_is_written_by_its_time_with_all_before_it() {
     assert_eq!(wal.stats().entries, 3);
     // It is no matter of the next frame.
     complete(&mut wal, &mut ops);
-    append(&mut wal, 100, &mut ops).expect("room");
+    let last = append(&mut wal, 100, &mut ops).expect("room");
     assert_eq!(wal.deadline_ns(), Some(FLUSH_AFTER_NS));
+    wal.want(last);
+    assert_eq!(wal.deadline_ns(), Some(0));
+}
+
+#[test]
+fn what_nobody_waits_for_is_written_when_no_more_fits_and_not_before() {
+    const ENTRY: usize = 300_000;
+    let (mut wal, mut ops) = (wal(2), Vec::new());
+    for _ in 0..FRAME_BYTES / ENTRY {
+        append(&mut wal, ENTRY, &mut ops).expect("room");
+        wal.turn(0, &mut ops);
+        assert!(ops.is_empty(), "{ops:?}");
+    }
+    append(&mut wal, ENTRY, &mut ops).expect("room");
+    assert_eq!(ops.len(), 2, "slot header and frame: {ops:?}");
 }
 
 #[test]
