@@ -29,6 +29,21 @@ fn limit_open_files(broker: &Broker, more: usize) {
     prlimit(pid, Resource::Nofile, limit).expect("a lower limit");
 }
 
+/// The connections that it has, one that was closed at the other end and not yet here among them.
+fn connections(broker: &Broker) -> usize {
+    let directory = format!("/proc/{}", broker.pid());
+    let open = fs::read_dir(format!("{directory}/fd")).expect("a process of ours");
+    let links = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+    let sockets: Vec<String> = links.map(|link| link.display().to_string()).collect();
+    let table = fs::read_to_string(format!("{directory}/net/tcp")).expect("its sockets");
+    let is_connection = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        const LISTENS: &str = "0A";
+        fields[3] != LISTENS && sockets.contains(&format!("socket:[{}]", fields[9]))
+    };
+    table.lines().skip(1).filter(is_connection).count()
+}
+
 #[test]
 fn more_partitions_are_written_to_than_files_may_be_open() {
     const PARTITIONS: u32 = 40;
@@ -73,6 +88,10 @@ fn who_follows_goes_on_when_there_is_a_file_again() {
     drop(peer);
     assert_eq!(broker.stop(), 0);
     broker.restart();
+    // Its end would make room for another file.
+    wait::for_it("the connection that saw it ready to be closed", || {
+        connections(&broker) == 0
+    });
     // For a connection, and nothing else.
     limit_open_files(&broker, 1);
     let mut consumer = broker.cli().start(&["consume", "cold", "--follow"]);
