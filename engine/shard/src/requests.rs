@@ -261,9 +261,7 @@ impl Shard {
         if session.is_closing {
             return Taken::Yes;
         }
-        // The bounds are for answers, which a peer that is gone does not hear.
-        let is_full = session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit;
-        if is_full && !session.is_gone {
+        if session.out.len() > MAX_OUT_BYTES || session.in_flight >= limit {
             return Taken::No;
         }
         if session.requests.0 != self.turn {

@@ -89,7 +89,8 @@ pub struct Inventory {
 /// Batches smaller than this are copied once more, packed, so that they do not keep the mostly
 /// empty blocks of single small writes in memory.
 pub const SMALL_BATCH_BYTES: usize = 2048;
-/// A batch that readers wait for, who see it once it is durable, is written to the log at this age at the latest.
+/// A batch whose readers see it once it is durable is written to the log no later than this after it and the first
+/// of them came.
 pub const READERS_WAIT_NS: u64 = 10_000_000;
 /// A partition with this much waiting is written out.
 pub const WRITE_OUT_BYTES: usize = 256 << 10;
